@@ -1,0 +1,1 @@
+"""Initial weights that keep the signal alive."""

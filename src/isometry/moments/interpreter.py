@@ -1,0 +1,331 @@
+"""The dispatch mode that carries moments along a model's own forward code and autograd's own backward.
+
+Every ATen operation is first run as it is on its carrier (meta or real tensors), then its rule makes the records of its outputs from
+those of its inputs. Records are found by what a tensor aliases: storage, offset, shape and stride; so the tensors that
+autograd saved, which come back as other Python objects, are found again. A write in place replaces the record, drops
+those of other views of the storage, and is passed on to the tensor that a view was taken from.
+
+Operations whose inputs are all known values are run on those values. An operation without a rule gives `Unknown`, which
+spreads to whatever depends on it, and is listed in `Interpreter.unknown`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from isometry.moments import record as rec
+from isometry.moments.concrete import LIMIT, Concrete, moments_of
+from isometry.moments.record import Moments
+from isometry.moments.rules.base import RULES, Context, NoRule, Rule, Shifted, Unknown, Value
+from isometry.moments.rules.pointwise import as_moments, pointwise
+
+Key = tuple[int, int, tuple[int, ...], tuple[int, ...], torch.dtype]
+_LIKE = ("zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided")
+_VIEWS = ("view", "t", "transpose", "permute", "unsqueeze", "squeeze", "detach", "alias", "_unsafe_view", "_reshape_alias")
+
+
+def key_of(tensor: Tensor) -> Key:
+    """Return what a tensor aliases; two tensors with one key hold the same entries."""
+    storage = tensor.untyped_storage()
+    return storage._cdata, tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype
+
+
+@dataclass(frozen=True, eq=False)
+class _View:
+    """How a view was made, so that a write to it reaches its base and a write to the base reaches it."""
+
+    base: Tensor
+    func: Any
+    args: tuple[Any, ...]
+
+
+@dataclass
+class _Storage:
+    """The records of one storage; holding the tensor keeps the storage's address from being used again."""
+
+    keep: Tensor
+    values: dict[Key, Value] = field(default_factory=dict)
+    views: dict[Key, _View] = field(default_factory=dict)
+
+
+class Interpreter(TorchDispatchMode):
+    """Carry records along all operations inside the `with` block.
+
+    Attributes:
+        unknown: How often each (operation, module, reason) had no rule; what merely depends on them is not counted.
+        notes: How often each approximation was used.
+        module: Path of the module now running, for messages; set it from module hooks.
+        count: Operations seen.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unknown: Counter[Unknown] = Counter()
+        self.notes: Counter[str] = Counter()
+        self.module = ""
+        self.count = 0
+        self._storages: dict[int, _Storage] = {}
+
+    # --- records of tensors ---------------------------------------------------------------------------------------
+
+    def value(self, tensor: Tensor) -> Value | None:
+        """Return the record of a tensor, or None where it has none."""
+        key = key_of(tensor)
+        entry = self._storages.get(key[0])
+        if entry is None:
+            return None
+        found = entry.values.get(key)
+        if found is None and key in entry.views:
+            view = entry.views[key]
+            base = self.value(view.base)
+            if base is not None:
+                found = self._evaluate(view.func, (view.base, *view.args[1:]), {}, tensor)[0]
+                if found is not None:
+                    entry.values[key] = found
+        return found
+
+    def moments(self, tensor: Tensor) -> Moments | None:
+        """Return the moments of a tensor, or None where they are unknown."""
+        value = self.value(tensor)
+        try:
+            return None if value is None or isinstance(value, Unknown) else as_moments(value)
+        except NoRule:
+            return None
+
+    def assign(self, tensor: Tensor, value: Value) -> None:
+        """Give a tensor its record."""
+        key = key_of(tensor)
+        entry = self._storages.get(key[0])
+        if entry is None:
+            entry = self._storages[key[0]] = _Storage(tensor.detach() if tensor.requires_grad else tensor)
+        entry.values[key] = value
+
+    def write(self, tensor: Tensor, value: Value) -> None:
+        """Replace a tensor's record after a write in place: other views of its storage follow, its base included."""
+        entry = self._storages.get(key_of(tensor)[0])
+        if entry is None:
+            self.assign(tensor, value)
+            return
+        chain: list[tuple[Tensor, Value]] = [(tensor, value)]
+        current, known = tensor, value
+        while (view := entry.views.get(key_of(current))) is not None:
+            known = self._into_base(view, current, known)
+            current = view.base
+            chain.append((current, known))
+        entry.values.clear()
+        for target, its in chain:
+            self.assign(target, its)
+
+    def _into_base(self, view: _View, part: Tensor, value: Value) -> Value:
+        """Return the base's record after its view was overwritten."""
+        name = view.func._schema.name.split("::")[1]
+        base = self.value(view.base)
+        if isinstance(value, Unknown) or base is None or isinstance(base, Unknown):
+            return value if isinstance(value, Unknown) else Unknown(name, self.module, "a write to a part of an unknown tensor")
+        if name in _VIEWS and part.numel() == view.base.numel():
+            return self._unview(view, part, value)
+        maker = RULES.get(f"{name}_scatter")
+        if maker is None:
+            return self._no_rule(f"{name} (written in place)", "a write through this kind of view")
+        context = Context(f"{name}_scatter", (tuple(view.base.shape),))
+        try:
+            made = maker.fn(context, as_moments(base), as_moments(value), *view.args[1:])
+        except NoRule as reason:
+            return self._no_rule(f"{name}_scatter", str(reason))
+        return made if isinstance(made, Moments) else Unknown(name, self.module, "no record")
+
+    def _unview(self, view: _View, part: Tensor, value: Value) -> Value:
+        name = view.func._schema.name.split("::")[1]
+        m = as_moments(value)
+        if name in ("t", "transpose"):
+            order = list(range(len(m.dims)))
+            i, j = (0, -1) if name == "t" else view.args[1:3]
+            order[i], order[j] = order[j], order[i]
+            return rec.transposed(m, tuple(order))
+        if name == "permute":
+            rank = len(m.dims)
+            return rec.transposed(m, tuple(sorted(range(rank), key=lambda k: view.args[1][k] % rank)))
+        return rec.regrouped(m, tuple(view.base.shape))
+
+    # --- dispatch -------------------------------------------------------------------------------------------------
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        self.count += 1
+        name = func._schema.name.split("::")[1]
+        if name == "_local_scalar_dense":
+            return self._scalar(args[0])
+        out = func(*args, **kwargs)
+        outputs = [t for t in _tensors(out)]
+        if not outputs:
+            return out
+        inplace = func._schema.is_mutable and name.endswith("_") and isinstance(args[0], Tensor)
+        if name in ("detach", "alias", "lift_fresh") and self._same(args[0], outputs[0]):
+            return out
+        values = self._evaluate(func, args, kwargs, out)
+        if inplace:
+            if values[0] is not None:
+                self.write(args[0], values[0])
+            return out
+        for tensor, value in zip(outputs, values, strict=True):
+            if value is not None:
+                self.assign(tensor, value)
+        if args and isinstance(args[0], Tensor):
+            self._remember_view(func, args, outputs)
+        return out
+
+    def _same(self, source: Tensor, result: Tensor) -> bool:
+        return key_of(source) == key_of(result)
+
+    def _remember_view(self, func: Any, args: tuple[Any, ...], outputs: list[Tensor]) -> None:
+        base = args[0]
+        storage = base.untyped_storage()._cdata
+        for tensor in outputs:
+            if tensor.untyped_storage()._cdata == storage:
+                key = key_of(tensor)
+                if key != key_of(base) and len(outputs) == 1:
+                    self._storages[storage].views.setdefault(key, _View(base.detach(), func, tuple(args)))
+
+    def _scalar(self, tensor: Tensor) -> Any:
+        value = self.value(tensor)
+        if isinstance(value, Concrete):
+            return value.tensor.item()
+        if not tensor.is_meta:
+            return tensor.item()
+        m = self.moments(tensor)
+        if m is not None and float(m.variance.max()) <= 1e-12 * max(1.0, float(m.square.max())):
+            return float(m.mean.reshape(-1)[0])
+        raise NoRule("the model reads the value of a tensor that only real tensors have (.item() or a branch on data)")
+
+    # --- evaluating -----------------------------------------------------------------------------------------------
+
+    def _evaluate(self, func: Any, args: Any, kwargs: dict[str, Any], out: Any) -> list[Value | None]:
+        """Return the records of an operation's outputs."""
+        name = func._schema.name.split("::")[1]
+        outputs = list(_tensors(out))
+        inputs = [self.value(t) if t.numel() or True else None for t in _tensors((args, kwargs))]
+        if name in _LIKE or not inputs:
+            made = self._factory(func, args, kwargs, outputs)
+            if made is not None:
+                return made
+        known = [v for v in inputs if v is not None]
+        if inputs and len(known) == len(inputs) and all(isinstance(v, Concrete) for v in known):
+            made = self._on_values(func, args, kwargs, outputs)
+            if made is not None:
+                return made
+        for value in known:
+            if isinstance(value, Unknown):
+                return [value] * len(outputs)
+        return self._by_rule(func, name, args, kwargs, outputs)
+
+    def _factory(self, func: Any, args: Any, kwargs: dict[str, Any], outputs: list[Tensor]) -> list[Value | None] | None:
+        """Make tensors that depend on no values: run on the CPU; constant ones as one number, expanded."""
+        (out,) = outputs
+        name = func._schema.name.split("::")[1]
+        fill = {"zeros": 0.0, "ones": 1.0, "zeros_like": 0.0, "ones_like": 1.0, "new_zeros": 0.0, "new_ones": 1.0}.get(name)
+        if name in ("full", "new_full", "full_like"):
+            fill = args[2] if name == "new_full" else args[1]
+        if name.startswith(("empty", "new_empty")):
+            fill = 0.0  # nobody reads it before it is written
+        if fill is not None:
+            return [Concrete(torch.full((), fill).to(out.dtype).expand(out.shape))]
+        if name in RULES or out.numel() > LIMIT or name in ("rand", "randn", "randint", "randperm"):
+            return None
+        return [Concrete(func(*args, **{**kwargs, "device": "cpu"}))]
+
+    def _on_values(self, func: Any, args: Any, kwargs: dict[str, Any], outputs: list[Tensor]) -> list[Value | None] | None:
+        """Run an operation on known values, where they are small enough to hold."""
+        name = func._schema.name.split("::")[1]
+        if max(t.numel() for t in outputs) > LIMIT and not func.is_view:
+            return None
+        if name.endswith("_") and func._schema.is_mutable:
+            found = _functional(func)
+            if found is None:
+                return None
+            func = found
+        if name in ("bernoulli", "bernoulli_", "normal_", "uniform_"):
+            return None
+        real = _mapped((args, kwargs), lambda t: self._real(t))
+        if "device" in real[1]:
+            real[1]["device"] = "cpu"
+        result = func(*real[0], **real[1])
+        return [Concrete(t) for t in _tensors(result)]
+
+    def _real(self, tensor: Tensor) -> Tensor:
+        value = self.value(tensor)
+        assert isinstance(value, Concrete)
+        return value.tensor
+
+    def _by_rule(self, func: Any, name: str, args: Any, kwargs: dict[str, Any], outputs: list[Tensor]) -> list[Value | None]:
+        found = RULES.get(name) or (RULES.get(name[:-1]) if name.endswith("_") else None)
+        context = Context(name if found is None or name in found.ops else name[:-1], tuple(tuple(t.shape) for t in outputs))
+        try:
+            raw = found.raw if found else ()
+            ready = [self._argument(a, k in raw) for k, a in enumerate(args)]
+            named = {k: self._argument(v, False) for k, v in kwargs.items()}
+            if found is None and torch.Tag.pointwise in func.tags:
+                if name.endswith("_"):
+                    context.op = name[:-1]
+                    func = _functional(func) or func
+                result = pointwise(context, func, tuple(ready), named)
+            elif found is None:
+                raise NoRule("no rule")
+            else:
+                result = found.fn(context, *ready, **named)
+        except NoRule as reason:
+            return [self._no_rule(name, str(reason))] * len(outputs)
+        self.notes.update(context.notes)
+        results = list(result) if isinstance(result, tuple | list) else [result]
+        return results[: len(outputs)] + [None] * (len(outputs) - len(results))
+
+    def _argument(self, x: Any, raw: bool) -> Any:
+        if isinstance(x, Tensor):
+            value = self.value(x)
+            if value is None:
+                raise NoRule(f"an input of shape {tuple(x.shape)} that nothing is known about")
+            return value if raw else as_moments(value)
+        if isinstance(x, list | tuple) and any(isinstance(y, Tensor) for y in x):
+            return [self._argument(y, raw) for y in x]
+        return x
+
+    def _no_rule(self, name: str, reason: str) -> Unknown:
+        made = Unknown(name, self.module, reason)
+        self.unknown[made] += 1
+        return made
+
+
+def _functional(func: Any) -> Any:
+    """Return the twin of an in-place operation that writes nothing."""
+    packet = getattr(torch.ops.aten, func._schema.name.split("::")[1][:-1], None)
+    return getattr(packet, func._overloadname, None) if packet is not None else None
+
+
+def _tensors(tree: Any) -> Iterator[Tensor]:
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, list | tuple):
+        for item in tree:
+            yield from _tensors(item)
+    elif isinstance(tree, dict):
+        for item in tree.values():
+            yield from _tensors(item)
+
+
+def _mapped(tree: Any, fn: Callable[[Tensor], Any]) -> Any:
+    if isinstance(tree, Tensor):
+        return fn(tree)
+    if isinstance(tree, list | tuple):
+        return type(tree)(_mapped(x, fn) for x in tree)
+    if isinstance(tree, dict):
+        return {k: _mapped(v, fn) for k, v in tree.items()}
+    return tree
+
+
+__all__ = ["Interpreter", "Rule", "Shifted", "key_of", "moments_of"]

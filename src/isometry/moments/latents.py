@@ -1,0 +1,125 @@
+"""Functions of one standard normal variable, held as their values at fixed quadrature nodes.
+
+A *latent* is a field of jointly Gaussian variables z ~ N(0, 1), correlated by pair class. A tensor that is a pointwise
+function f of a latent is held by f's values at `NODES`, so that any pointwise operation is executed on those values and
+needs no table. Expectations are sums with `WEIGHTS`: composite Gauss–Legendre panels over ±8 with edges on multiples of 1/4,
+on which kinks at 0, ±1, ±3 fall (a global Gauss–Hermite rule converges too slowly at kinks).
+
+The joint moment of two such functions follows from their Hermite coefficients (Mehler): with f = Σ a_k h_k, g = Σ b_k h_k in
+orthonormal polynomials, E[f(z) g(z′)] = Σ_k a_k b_k ρ^k. Exact up to the truncation at `ORDER`, whose rest is carried as a
+term ρ^ORDER, so that ρ = 1 gives E[f g] itself.
+
+Reference: Daniely, Frostig, Singer 2016 (dual activations).
+"""
+
+from __future__ import annotations
+
+from itertools import count
+
+import numpy as np
+
+from isometry.moments.axes import Array
+
+ORDER = 40
+_ids = count(1)
+
+
+def fresh() -> int:
+    """Return the identity of a new latent."""
+    return next(_ids)
+
+
+def _quadrature() -> tuple[Array, Array]:
+    inner, weights = np.polynomial.legendre.leggauss(6)
+    edges = np.arange(-8.0, 8.0, 0.25)
+    nodes = (edges[:, None] + 0.125 * (inner + 1.0)).ravel()
+    mass = (np.zeros(len(edges))[:, None] + 0.125 * weights).ravel() * np.exp(-0.5 * nodes**2) / np.sqrt(2 * np.pi)
+    return nodes, mass / mass.sum()
+
+
+def _hermite(nodes: Array) -> Array:
+    """Return the orthonormal Hermite polynomials h_0 … h_{ORDER−1} at the nodes, one column each."""
+    columns = [np.ones_like(nodes), nodes]
+    for k in range(1, ORDER - 1):
+        columns.append((nodes * columns[k] - np.sqrt(k) * columns[k - 1]) / np.sqrt(k + 1))
+    return np.stack(columns, axis=1)
+
+
+NODES, WEIGHTS = _quadrature()
+_POLYNOMIALS = _hermite(NODES) * WEIGHTS[:, None]
+
+
+def mean(values: Array) -> Array:
+    """Return E[f(z)] for values f(`NODES`) along the last axis."""
+    return np.asarray(values @ WEIGHTS)
+
+
+def coefficients(values: Array) -> Array:
+    """Return the Hermite coefficients a_0 … a_{ORDER−1} of values f(`NODES`), along the last axis."""
+    return np.asarray(values @ _POLYNOMIALS)
+
+
+def dual(f: Array, g: Array, rho: Array) -> Array:
+    """Return E[f(z) g(z′)] for corr(z, z′) = rho.
+
+    Args:
+        f: Values at the nodes, shape (..., nodes).
+        g: Likewise; its leading shape broadcasts with f's and with rho's.
+        rho: Correlations.
+
+    Returns:
+        The joint moments, in the broadcast shape.
+    """
+    a, b = coefficients(f), coefficients(g)
+    total = (f * g) @ WEIGHTS
+    products = a * b
+    rest = total - products.sum(-1)
+    scale = np.maximum(np.abs(total), 1e-300)
+    if np.all(np.abs(products[..., 2:]).sum(-1) + np.abs(rest) <= 1e-12 * scale):
+        return np.asarray(products[..., 0] + products[..., 1] * rho)  # affine: the usual case by far
+    result = rest * np.ones_like(rho)
+    for k in range(ORDER - 1, -1, -1):
+        result = result * rho + products[..., k]
+    return np.asarray(result)
+
+
+def quantiles(values: Array, probabilities: Array) -> Array:
+    """Return a monotone f with f(z) distributed as a discrete variable, as values at the nodes.
+
+    Args:
+        values: The variable's values, shape (n,).
+        probabilities: Their probabilities, shape (n,).
+
+    Returns:
+        The variable's mean over each node's share of probability, so that the mean is exact.
+    """
+    order = np.argsort(values)
+    edges = np.concatenate([[0.0], np.cumsum(probabilities[order])])
+    edges /= edges[-1]
+    integral = np.concatenate([[0.0], np.cumsum(values[order] * np.diff(edges))])
+    cuts = np.concatenate([[0.0], np.cumsum(WEIGHTS)])
+    cuts[-1] = 1.0
+    shares = np.diff(np.interp(cuts, edges, integral)) / WEIGHTS
+    inner = np.flatnonzero(WEIGHTS > 1e-11)  # beyond, differences of sums near 1 have no digits left
+    shares[: inner[0]], shares[inner[-1] + 1 :] = shares[inner[0]], shares[inner[-1]]
+    return np.asarray(shares)
+
+
+def correlation_for(values: Array, centred: Array) -> Array:
+    """Return the latent correlation ρ at which cov(f(z), f(z′)) equals `centred`, by inverting Σ_{k≥1} a_k² ρ^k.
+
+    Args:
+        values: f at the nodes, shape (nodes,).
+        centred: Wanted covariances, any shape.
+
+    Returns:
+        Correlations in [−1, 1].
+    """
+    a = coefficients(values)
+    variance = float((values * values) @ WEIGHTS - a[0] ** 2)
+    if variance <= 0.0:
+        return np.zeros_like(centred)
+    grid = np.concatenate([-np.linspace(1, 0.001, 200), [0.0], np.linspace(0.001, 1, 200)])
+    reached = dual(values, values, grid) - a[0] ** 2
+    reached = np.maximum.accumulate(reached)
+    return np.asarray(np.interp(centred, reached, grid))

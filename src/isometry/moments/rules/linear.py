@@ -1,0 +1,64 @@
+"""Matrix products of every kind."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from isometry.moments import record as rec
+from isometry.moments.contract import contract, shares_latents
+from isometry.moments.record import Moments
+from isometry.moments.rules.base import Context, rule
+
+
+def _product(ctx: Context, spec: str, a: Moments, b: Moments) -> Moments:
+    if shares_latents(a, b):
+        ctx.note(f"{ctx.op} takes two tensors that depend on one another as independent")
+    return contract(spec, a, b)
+
+
+@rule("mm", accuracy="asymptotic")
+def mm(ctx: Context, a: Moments, b: Moments) -> Moments:
+    """Matrix product. Assumes independent inputs; second moments exact, normal in the wide limit."""
+    return _product(ctx, "mk,kn->mn", a, b)
+
+
+@rule("bmm", accuracy="asymptotic")
+def bmm(ctx: Context, a: Moments, b: Moments) -> Moments:
+    """Batched matrix product; as `mm`."""
+    return _product(ctx, "bmk,bkn->bmn", a, b)
+
+
+@rule("mv", accuracy="asymptotic")
+def mv(ctx: Context, a: Moments, b: Moments) -> Moments:
+    """Matrix times vector; as `mm`."""
+    return _product(ctx, "mk,k->m", a, b)
+
+
+@rule("dot", "vdot", accuracy="asymptotic")
+def dot(ctx: Context, a: Moments, b: Moments) -> Moments:
+    """Inner product; as `mm`."""
+    return _product(ctx, "k,k->", a, b)
+
+
+def plus(a: Moments, b: Moments) -> Moments:
+    """Return a + b with broadcasting."""
+    return rec.add(*rec.aligned(a, b))
+
+
+def with_shape(m: Moments, shape: tuple[int, ...]) -> Moments:
+    """Return the record broadcast to a shape."""
+    m = replace(m, dims=((),) * (len(shape) - len(m.dims)) + m.dims)
+    return rec.broadcast(m, tuple(own or plain for own, plain in zip(m.dims, rec.plain_dims(shape), strict=True)))
+
+
+@rule("addmm", accuracy="asymptotic")
+def addmm(ctx: Context, bias: Moments, a: Moments, b: Moments, *, beta: float = 1, alpha: float = 1) -> Moments:
+    """Matrix product plus bias; as `mm`."""
+    return plus(rec.scale(_product(ctx, "mk,kn->mn", a, b), alpha), rec.scale(bias, beta))
+
+
+@rule("baddbmm", accuracy="asymptotic")
+def baddbmm(ctx: Context, bias: Moments, a: Moments, b: Moments, *, beta: float = 1, alpha: float = 1) -> Moments:
+    """Batched matrix product plus bias; as `mm`."""
+    product = rec.scale(_product(ctx, "bmk,bkn->bmn", a, b), alpha)
+    return product if beta == 0 else plus(product, rec.scale(bias, beta))

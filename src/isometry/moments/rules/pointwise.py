@@ -1,0 +1,205 @@
+"""Pointwise operations, executed on node values: no table of activations, any function works.
+
+Sums and products have rules of their own. Every other operation that PyTorch tags as pointwise is run, in float64, on the
+quadrature nodes of the one latent that its inputs depend on; operations named `*_backward` are linear in the gradient, their
+first argument, and are run with a gradient of 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from isometry.moments import latents
+from isometry.moments import record as rec
+from isometry.moments.axes import Array
+from isometry.moments.concrete import Concrete
+from isometry.moments.record import Moments, Term
+from isometry.moments.rules.base import Context, NoRule, Shifted, rule
+from isometry.moments.rules.linear import plus
+
+Operand = Moments | Concrete | Shifted | float | int
+
+
+def as_moments(x: Any, rank: int = 0) -> Moments:
+    """Return an operand as a record."""
+    if isinstance(x, Moments):
+        return x
+    if isinstance(x, Concrete):
+        return x.moments
+    if isinstance(x, Shifted):
+        shift = x.shift.tensor
+        if not bool(torch.isfinite(shift).all()):
+            raise NoRule("a masked tensor (with infinite entries) is used by something else than a softmax")
+        return plus(x.random, x.shift.moments)
+    return rec.constant((), float(x))
+
+
+def _is_known(x: Operand) -> bool:
+    return isinstance(x, Concrete) and x.tensor.numel() > 1 and x.tensor.is_floating_point()
+
+
+@rule("add", accuracy="exact", raw=(0, 1))
+def add(ctx: Context, a: Operand, b: Operand, *, alpha: float = 1) -> Moments | Shifted:
+    """Sum. Exact; a known tensor that varies is kept beside the random one, for a softmax to use."""
+    if alpha == 1 and isinstance(a, Moments | Shifted) and _is_known(b) and isinstance(b, Concrete):
+        return shifted(a, b.tensor)
+    if alpha == 1 and isinstance(b, Moments | Shifted) and _is_known(a) and isinstance(a, Concrete):
+        return shifted(b, a.tensor)
+    return plus(as_moments(a), rec.scale(as_moments(b), alpha))
+
+
+def shifted(x: Moments | Shifted, shift: Tensor) -> Moments | Shifted:
+    """Return x plus a known tensor, kept apart where it varies."""
+    random, known = (x.random, x.shift.tensor + shift) if isinstance(x, Shifted) else (x, shift)
+    if known.min() == known.max():
+        return plus(random, rec.constant(known.shape, float(known.min())))
+    return Shifted(random, Concrete(known))
+
+
+@rule("sub", accuracy="exact")
+def sub(ctx: Context, a: Any, b: Any, *, alpha: float = 1) -> Moments:
+    """Difference. Exact."""
+    return plus(as_moments(a), rec.scale(as_moments(b), -alpha))
+
+
+@rule("rsub", accuracy="exact")
+def rsub(ctx: Context, a: Any, b: Any, alpha: float = 1) -> Moments:
+    """Reversed difference. Exact."""
+    return plus(as_moments(b), rec.scale(as_moments(a), -alpha))
+
+
+@rule("neg", accuracy="exact")
+def neg(ctx: Context, a: Moments) -> Moments:
+    """Sign change. Exact."""
+    return rec.scale(a, -1.0)
+
+
+@rule("mul", accuracy="exact", raw=(0, 1))
+def mul(ctx: Context, a: Any, b: Any) -> Moments | Shifted:
+    """Product: node by node where both depend on one latent, else of independents."""
+    if isinstance(a, Shifted) and _number(b) is not None:
+        return Shifted(rec.scale(a.random, _number(b) or 0.0), Concrete(a.shift.tensor * (_number(b) or 0.0)))
+    return times(as_moments(a), as_moments(b))
+
+
+def _number(x: Any) -> float | None:
+    if isinstance(x, int | float):
+        return float(x)
+    return float(x.tensor) if isinstance(x, Concrete) and x.tensor.numel() == 1 else None
+
+
+def times(a: Moments, b: Moments) -> Moments:
+    """Return a · b with broadcasting."""
+    for x, y in ((a, b), (b, a)):
+        if len(y.terms) == 1 and not y.terms[0].factors and y.mean.size == 1 and not any(y.dims):
+            scaled = rec.scale(x, float(y.mean.reshape(())))
+            return replace(scaled, dims=((),) * (len(y.dims) - len(x.dims)) + scaled.dims)
+    return rec.multiply(*rec.aligned(a, b))
+
+
+@rule("div", accuracy="exact")
+def div(ctx: Context, a: Any, b: Any, *, rounding_mode: str | None = None) -> Moments:
+    """Quotient: the product with the reciprocal's node values."""
+    if rounding_mode is not None:
+        raise NoRule("a division that rounds")
+    return times(as_moments(a), powered(as_moments(b), -1.0))
+
+
+def powered(m: Moments, exponent: float) -> Moments:
+    """Return m ** exponent; a single product of factors is raised factor by factor."""
+    def raised(values: Array) -> Array:
+        if float(exponent).is_integer():
+            return np.asarray(values ** int(exponent) if exponent >= 0 else 1.0 / values ** int(-exponent))
+        return np.asarray(values**exponent)
+
+    if len(m.terms) == 1 and len(m.terms[0].factors) > 1 and float(exponent).is_integer():
+        term = m.terms[0]
+        factors = tuple(rec.changed(f, raised(f.values), m.axes) for f in term.factors)
+        return rec.assemble(m.dims, (Term(raised(term.coef), factors),))
+    return rec.apply(m, raised)
+
+
+@rule("pow", accuracy="exact")
+def pow_(ctx: Context, a: Any, b: Any) -> Moments:
+    """Power. Exact for a constant exponent."""
+    if isinstance(b, int | float):
+        return powered(as_moments(a), float(b))
+    return joint(ctx, torch.ops.aten.pow.Tensor_Tensor, [a, b], {})
+
+
+@rule("where", accuracy="exact", raw=(0, 1, 2))
+def where(ctx: Context, condition: Any, a: Any, b: Any) -> Moments | Shifted:
+    """Choice: condition · a + (1 − condition) · b; a known condition with a huge negative number becomes a shift."""
+    if isinstance(condition, Concrete):
+        for mask, x, fill in ((condition.tensor, a, b), (~condition.tensor, b, a)):
+            number = _number(fill)
+            if isinstance(x, Moments | Shifted) and number is not None and number <= -1e3:
+                return shifted(x, torch.zeros(mask.shape).masked_fill_(~mask, number))
+    return _choice(as_moments(condition), as_moments(a), as_moments(b))
+
+
+def _choice(condition: Moments, a: Moments, b: Moments) -> Moments:
+    return plus(times(condition, a), times(plus(rec.constant((), 1.0), rec.scale(condition, -1.0)), b))
+
+
+@rule("masked_fill", accuracy="exact", raw=(0, 1))
+def masked_fill(ctx: Context, x: Any, mask: Any, value: Any) -> Moments | Shifted:
+    """Choice between a tensor and a number; see `where`."""
+    number = float(value.mean.reshape(-1)[0]) if isinstance(value, Moments) else float(value)
+    if isinstance(mask, Concrete) and isinstance(x, Moments | Shifted) and number <= -1e3:
+        return shifted(x, torch.zeros(mask.tensor.shape).masked_fill_(mask.tensor, number))
+    return _choice(as_moments(mask), rec.constant((), number), as_moments(x))
+
+
+# --- every other pointwise operation --------------------------------------------------------------------------------
+
+
+def pointwise(ctx: Context, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Moments:
+    """Run an operation tagged pointwise on node values. Exact for functions of one latent."""
+    if ctx.op.endswith("_backward"):
+        rest = [1.0, *args[1:]]
+        gradient = as_moments(args[0])
+        return times(gradient, joint(ctx, func, rest, kwargs, gradient_first=True))
+    return joint(ctx, func, list(args), kwargs)
+
+
+def joint(ctx: Context, func: Callable[..., Any], args: list[Any], kwargs: dict[str, Any], *, gradient_first: bool = False) -> Moments:
+    """Run func on the node values of the one latent that its tensor arguments depend on."""
+    at = [k for k, x in enumerate(args) if isinstance(x, Moments)]
+    tensors = _all_aligned([rec.collapse(args[k]) for k in at])
+    keys = {f.key for m in tensors for t in m.terms for f in t.factors}
+    if len(keys) > 1:
+        raise NoRule("a nonlinear function of several independent tensors")
+    nodes: list[Any] = list(args)
+    for k, m in zip(at, tensors, strict=True):
+        factor = rec.absorbed(m.terms[0], m.axes)
+        values = m.terms[0].coef[..., None] if factor is None else factor.values
+        nodes[k] = torch.from_numpy(np.ascontiguousarray(np.broadcast_to(values, np.broadcast_shapes(values.shape, (len(latents.NODES),)))))
+    reference = tensors[0]
+    if gradient_first:
+        shape = np.broadcast_shapes(*[tuple(nodes[k].shape) for k in at])
+        nodes[0] = torch.ones(shape, dtype=torch.float64)
+    nodes = [n.expand(_common(nodes, at)) if k in at else n for k, n in enumerate(nodes)]
+    result = func(*nodes, **kwargs).to(torch.float64).numpy()
+    factor = next((rec.absorbed(m.terms[0], m.axes) for m in tensors if m.terms[0].factors), None)
+    if factor is None:
+        return rec.assemble(reference.dims, (Term(result[..., 0]),))
+    ones = np.ones([1] * len(reference.axes))
+    return rec.assemble(reference.dims, (Term(ones, (rec.changed(factor, result, reference.axes),)),))
+
+
+def _common(nodes: list[Any], at: list[int]) -> tuple[int, ...]:
+    return np.broadcast_shapes(*[tuple(nodes[k].shape) for k in at])
+
+
+def _all_aligned(tensors: list[Moments]) -> list[Moments]:
+    for _ in range(2 if len(tensors) > 2 else 1):
+        for k in range(1, len(tensors)):
+            tensors[k - 1], tensors[k] = rec.aligned(tensors[k - 1], tensors[k])
+    return tensors

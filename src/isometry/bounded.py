@@ -61,7 +61,7 @@ class BoundedNormal(Elementwise):
         return self.mean + self.std * mu, self.std * sigma
 
     def draw_(self, out: Tensor, generator: torch.Generator) -> None:
-        """Fill `out` by the inverse of the distribution function, in float64, in the tail where it is small."""
+        """Fill `out` by the inverse of the distribution function, in float64, in the smaller tail."""
         mu, sigma = self.parent
         edges = torch.tensor([(self.low - mu) / sigma, (self.high - mu) / sigma], dtype=torch.float64)
         flip = float(edges.sum()) > 0

@@ -149,7 +149,7 @@ def fans(
     declared = {"in_axis": in_axis, "out_axis": out_axis, "batch_axis": batch_axis}
     explicit = {key: axis for key, axis in declared.items() if axis is not None}
     if explicit:
-        return _of_layout(layout_of_axes(tensor.shape, what=what, **explicit))
+        return fans_of_layout(layout_of_axes(tensor.shape, what=what, **explicit))
     found = known_fans(owner, leaf, bag_size=bag_size)
     if found is None:
         raise InvalidValueError(
@@ -185,7 +185,9 @@ def fans_of_tensor(tensor: Tensor, *, in_axis: Axis = 1, out_axis: Axis = 0, bat
     """
     if not isinstance(tensor, Tensor):
         raise InvalidTypeError(f"a tensor is needed, got {type(tensor).__name__}")
-    return _of_layout(layout_of_axes(tensor.shape, in_axis=in_axis, out_axis=out_axis, batch_axis=batch_axis))
+    return fans_of_layout(
+        layout_of_axes(tensor.shape, in_axis=in_axis, out_axis=out_axis, batch_axis=batch_axis)
+    )
 
 
 def known_fans(module: nn.Module, name: str, *, bag_size: float = 1.0) -> Fans | None:
@@ -210,7 +212,7 @@ def known_fans(module: nn.Module, name: str, *, bag_size: float = 1.0) -> Fans |
         if isinstance(module, kinds):
             return rule(module, name)
     if is_transposed_linear(module) and name == "weight":
-        return _of_layout(layout_of_axes(_shape(module, name), in_axis=0, out_axis=1))
+        return fans_of_layout(layout_of_axes(_shape(module, name), in_axis=0, out_axis=1))
     return None
 
 
@@ -229,7 +231,7 @@ def is_transposed_linear(module: nn.Module) -> bool:
 
 
 def _linear(module: nn.Module, name: str) -> Fans | None:
-    return _of_layout(layout_of_axes(_shape(module, name))) if name == "weight" else None
+    return fans_of_layout(layout_of_axes(_shape(module, name))) if name == "weight" else None
 
 
 def _bilinear(module: nn.Module, name: str) -> Fans | None:
@@ -248,7 +250,7 @@ def _conv(module: nn.Module, name: str) -> Fans | None:
     assert isinstance(module, _Conv)
     layout = grouped(_shape(module, name), module.groups)
     strides = math.prod(module.stride)
-    plain = _of_layout(layout)
+    plain = fans_of_layout(layout)
     return Fans(forward=plain.forward, backward=plain.backward / strides, layout=layout)
 
 
@@ -261,7 +263,7 @@ def _conv_transposed(module: nn.Module, name: str) -> Fans | None:
     split = (module.groups, inputs // module.groups, *rest)
     layout = Layout(split, batch=(0,), inp=(1,), out=(2,), taps=tuple(range(3, len(split))))
     strides = math.prod(module.stride)
-    plain = _of_layout(layout)
+    plain = fans_of_layout(layout)
     return Fans(forward=plain.forward / strides, backward=plain.backward, layout=layout)
 
 
@@ -294,7 +296,7 @@ def _recurrent(module: nn.Module, name: str) -> Fans | None:
         return None
     shape = _shape(module, name)
     gates = 1 if name.startswith("weight_hr") else gate_count(module)
-    return _of_layout(grouped(shape, gates))
+    return fans_of_layout(grouped(shape, gates))
 
 
 def gate_count(module: nn.Module) -> int:
@@ -311,9 +313,9 @@ def gate_count(module: nn.Module) -> int:
 
 def _attention(module: nn.Module, name: str) -> Fans | None:
     if name == "in_proj_weight":
-        return _of_layout(grouped(_shape(module, name), 3))
+        return fans_of_layout(grouped(_shape(module, name), 3))
     if name in ("q_proj_weight", "k_proj_weight", "v_proj_weight"):
-        return _of_layout(layout_of_axes(_shape(module, name)))
+        return fans_of_layout(layout_of_axes(_shape(module, name)))
     return None
 
 
@@ -339,7 +341,13 @@ _RULES: Sequence[tuple[tuple[type[nn.Module], ...], Callable[[nn.Module, str], F
 )
 
 
-def _of_layout(layout: Layout) -> Fans:
+def fans_of_layout(layout: Layout) -> Fans:
+    """The fans of a layer of stride 1 with this layout: I·k and O·k.
+
+    Example:
+        >>> fans_of_layout(layout_of_axes((4, 3, 5))).forward
+        15.0
+    """
     taps = math.prod(layout.taps_shape)
     return Fans(forward=float(layout.inputs * taps), backward=float(layout.outputs * taps), layout=layout)
 

@@ -3,15 +3,20 @@
 Shape legend: B blocks, O outputs, I inputs, K taps, as in `isometry.layout`.
 """
 
+import difflib
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from isometry.errors import InvalidTypeError, InvalidValueError
 from isometry.layout import Layout, grouped
-from isometry.sampling import Distribution, Elementwise, Whole, haar
+from isometry.sampling import Distribution, Elementwise, Normal, TruncatedNormal, Uniform, Whole, haar
+
+Kind = Literal["normal", "uniform", "truncated_normal", "orthogonal"]
+KINDS = ("normal", "uniform", "truncated_normal", "orthogonal")
 
 
 @dataclass(frozen=True)
@@ -271,6 +276,40 @@ class Fixed(Whole):
                 f"values of shape {tuple(self.values.shape)} do not fit shape {tuple(shape)}"
             )
         return self.values.detach().to("cpu")
+
+
+def of_kind(kind: Kind, std: float, *, layout: Layout | None = None, precise: bool = False) -> Distribution:
+    """The distribution of a kind whose values have mean square std², exactly.
+
+    Args:
+        kind: "normal", "uniform", "truncated_normal" (cut at two parent deviations) or "orthogonal".
+        std: Root mean square of the values drawn.
+        layout: For "orthogonal", the parameter as blocks.
+        precise: For "orthogonal", work in float64.
+
+    Returns:
+        The distribution.
+
+    Raises:
+        InvalidValueError: An unknown kind (with the nearest suggestion) or a bad std.
+
+    Example:
+        >>> of_kind("normal", 0.02)
+        Normal(std=0.02, mean=0.0)
+    """
+    check_scale("std", std)
+    match kind:
+        case "normal":
+            return Normal(std)
+        case "uniform":
+            return Uniform(-math.sqrt(3) * std, math.sqrt(3) * std)
+        case "truncated_normal":
+            return TruncatedNormal(std)
+        case "orthogonal":
+            return Orthogonal(std, layout, precise)
+    near = difflib.get_close_matches(str(kind), KINDS, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise InvalidValueError(f"unknown distribution {kind!r}: {hint}expected one of {', '.join(KINDS)}")
 
 
 def draw_any(distribution: Distribution, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

@@ -93,9 +93,9 @@ class Signal:
 class Profile(Sequence[Signal]):
     """The signals of a model, call by call, as `measure`, `predict` and `watch` return them.
 
-    A sequence of `Signal` rows in the order in which the calls began. `profile["layers.3"]` is the first call
-    of that module, `profile["layers.3", 1]` its second, `profile[0]` the first row. `print(profile)` shows a
-    table.
+    A sequence of `Signal` rows in the order in which the calls began. `profile["layers.3"]` is the first
+    call of that module, `profile["layers.3", 1]` its second, `profile[0]` the first row. `print(profile)`
+    shows a table.
 
     Attributes:
         signals: The module calls.
@@ -190,14 +190,14 @@ class Profile(Sequence[Signal]):
             raise InvalidValueError(f"depth must be 0 or more, got {depth}")
         rows = self.parameters if parameters else self.leaves() if leaves else self.signals
         shown = [row for row in rows if depth is None or _depth(row.name) <= depth]
-        flat = leaves or parameters
         columns = [column for column in _COLUMNS if any(_known(row, column) for row in shown)]
         headings = [Column("Parameter" if parameters else "Module", "left")]
         headings += [Column("Shape" if parameters else "Output", "left")]
         headings += [Column(column.heading) for column in columns]
+        labels = [row.name for row in shown] if parameters else _labels(shown, tree=not leaves)
         cells = [
-            [_title(row, flat=flat), _shape(row.shape)] + [_cell(row, column) for column in columns]
-            for row in shown
+            [label, _shape(row.shape), *(_cell(row, column) for column in columns)]
+            for label, row in zip(labels, shown, strict=True)
         ]
         footer = list(self.notes)
         if len(shown) < len(rows):
@@ -323,7 +323,7 @@ class Profile(Sequence[Signal]):
         return cls.from_json(read_text(path))
 
 
-# --- the table ----------------------------------------------------------------------------------------------
+# --- the table ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -378,19 +378,24 @@ def _depth(name: str) -> int:
     return name.count(".") + 1 if name else 0
 
 
-def _title(row: Signal, *, flat: bool) -> str:
-    call = f" #{row.call}" if row.call else ""
-    if not row.name:
-        return row.kind + call
-    label = row.name if flat else "  " * (_depth(row.name) - 1) + row.name.rpartition(".")[2]
-    return f"{label}{call}" + (f" ({row.kind})" if row.kind else "")
+def _labels(rows: Sequence[Signal], *, tree: bool) -> list[str]:
+    """Names of the rows; in a tree each is indented below its nearest parent and says only what is new."""
+    names = {row.name for row in rows}
+    labels = []
+    for row in rows:
+        above = [parent for parent in _parents(row.name) if parent and parent in names] if tree else []
+        label = row.name.removeprefix(above[0] + ".") if above else row.name
+        kind = f" ({row.kind})" if row.kind and row.name else row.kind
+        call = f" #{row.call}" if row.call else ""
+        labels.append("  " * len(above) + label + call + kind)
+    return labels
 
 
 def _shape(shape: tuple[int, ...]) -> str:
     return "×".join(map(str, shape)) or "–"
 
 
-# --- JSON ---------------------------------------------------------------------------------------------------
+# --- JSON -----------------------------------------------------------------------------------------
 
 
 def _signal_to_data(row: Signal) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -109,7 +110,7 @@ class Table:
         for index, row in enumerate(self.rows):
             if len(row) != len(self.columns):
                 raise InvalidValueError(
-                    f"row {index} of the table has {len(row)} cells, but there are {len(self.columns)} columns"
+                    f"row {index} of the table has {len(row)} cells in place of {len(self.columns)}"
                 )
 
     @property
@@ -138,7 +139,8 @@ class Table:
         lines += [rule, line([column.heading for column in columns]), rule]
         lines += [line(row) for row in self.rows]
         lines.append(rule)
-        lines += self.footer
+        for remark in self.footer:
+            lines += textwrap.wrap(remark, max(len(rule), 80))
         return "\n".join(lines)
 
     def __rich__(self) -> RichTable:

@@ -7,19 +7,16 @@ activation's input (forward, fan_in) or hands the gradient back with the second 
 
 import math
 import warnings
-from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
 
 from isometry import pointwise
-from isometry.activations import Activation, resolve
+from isometry.activations import Activation, ActivationLike, resolve
 from isometry.errors import InvalidTypeError, InvalidValueError, IsometryWarning
 from isometry.response import Response, respond
 
 Direction = Literal["forward", "backward", "balanced"]
-ActivationLike = str | nn.Module | type[nn.Module] | Callable[..., Tensor]
 
 
 def forward_gain(response: Response) -> float:

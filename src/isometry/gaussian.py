@@ -38,6 +38,7 @@ _NARROW = WIDTH / SPLIT**6  # panels this narrow stand in the tower above a brea
 _APART = 1e-2  # breaks closer than this share one edge; the second is refined in the ordinary way
 _DUAL_RANGE = 9.0
 _DUAL_ORDER = 6
+_MEETING = 12
 # The ends are probed this close to the edge, relative to half a panel: a break hidden between an edge
 # and its probe weighs 1e-10 at most. Not on the edge itself, where a jump may take either value.
 _MARGIN = 1e-9
@@ -293,8 +294,9 @@ def breakpoints(f: Rows, fitted: Nodes) -> Tensor:
     inner = edges[1:-1]
     # Off-centre, or the odd and even parts of a kink would cancel at a probe in the middle.
     error, largest, _ = _judge(f, inner - 0.83 * reach, inner + reach)
+    scale = fitted.expect(_evaluate(f, fitted.z).abs())[:, None]
     off_grid = (inner / WIDTH - (inner / WIDTH).round()).abs() > 1e-12
-    return inner[(error > TOLERANCE * largest).any(0) | off_grid]
+    return inner[(error > TOLERANCE * largest.maximum(scale)).any(0) | off_grid]
 
 
 def _panel_points(edges: Tensor) -> tuple[Tensor, Tensor]:
@@ -340,8 +342,10 @@ def dual(f: Rows, correlation: float, *, breaks: Iterable[float] = ()) -> Tensor
     count = round(2 * _DUAL_RANGE / WIDTH)
     base = torch.linspace(-_DUAL_RANGE, _DUAL_RANGE, count + 1, dtype=torch.float64, device="cpu")
 
-    # Where a break of one factor meets a break of the other, the inner integral has one as well.
-    meetings = (first[:, None] - second).flatten() / max(2 * beta, 1e-9)
+    # Where a break of one factor meets a break of the other, the inner integral has a weak one as well.
+    # Many breaks are the finer panels of a steep but smooth function, and need none of this.
+    some = len(first) if len(first) <= _MEETING else 0
+    meetings = (first[:some, None] - second[:some]).flatten() / max(2 * beta, 1e-9)
     outer = torch.cat([base, meetings.clamp(-_DUAL_RANGE, _DUAL_RANGE)]).sort().values
     v, v_weight = _panel_points(outer)
     shift = beta * v[:, None]

@@ -77,6 +77,40 @@ class Response:
             found |= (above - below).abs() > 1e-3 * math.sqrt(self.second_moment)
         return tuple((self.mean + self.std * edges[found]).tolist())
 
+    @functools.cached_property
+    def _breaks(self) -> tuple[float, ...]:
+        rows = _rows(self.activation, self.mean, self.std, slopes=self.slope is not None)
+        return tuple(gaussian.breakpoints(rows, self.nodes).tolist())
+
+    def _require_one_function(self) -> None:
+        if len(self.activation.mixture) > 1:
+            raise InvalidValueError(
+                f"{self.activation.name} has no correlation map: it is random or differs between channels; "
+                "put the module in eval mode, or pass the deterministic form"
+            )
+
+    def dual(self, correlation: float) -> float:
+        """E[φ(x₁)·φ(x₂)] for two inputs whose z have the given correlation."""
+        self._require_one_function()
+        name, fn = self.activation.name, self.activation.fn
+
+        def value(z: Tensor) -> Tensor:
+            return pointwise.values(fn, self.mean + self.std * z, name)
+
+        return float(gaussian.dual(value, correlation, breaks=self._breaks))
+
+    def slope_dual(self, correlation: float) -> float:
+        """E[φ′(x₁)·φ′(x₂)], the derivative of the dual by the covariance of the inputs."""
+        self._require_one_function()
+        if self.slope is None:
+            raise InvalidValueError(self.slope_error)
+        name, fn = self.activation.name, self.activation.fn
+
+        def slope(z: Tensor) -> Tensor:
+            return pointwise.values_and_slopes(fn, self.mean + self.std * z, name)[1]
+
+        return float(gaussian.dual(slope, correlation, breaks=self._breaks))
+
     def require_output(self) -> None:
         """Refuse an activation that is zero for practically every input."""
         if self.second_moment <= _NOTHING * (self.mean**2 + self.std**2):

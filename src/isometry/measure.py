@@ -1,0 +1,305 @@
+"""Run a model on data and measure what happens to the signal, forward and backward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from isometry.errors import InvalidTypeError, InvalidValueError, ModelError
+from isometry.hooks import Recorder, fetch, has_values, is_compiled, named_modules, tensors_in
+from isometry.inputs import Batch, batches, check_finite, map_tensors
+from isometry.names import canonical_name, unwrap
+from isometry.profile import Profile, Signal, Stats
+from isometry.restore import preserved
+from isometry.statistics import Pool, reduce_entries
+
+Loss = Callable[..., Tensor]
+
+
+def measure(
+    model: nn.Module,
+    inputs: object,
+    *,
+    loss: Loss | None = None,
+    backward: bool = True,
+    limit: int = 8,
+) -> Profile:
+    """Run a model on data and return the statistics of every module call, forward and backward.
+
+    For the output x of every call: mean, std, RMS √E[x²], extremes, share of zeros, share saturated,
+    kurtosis E[(x − mean)⁴]/std⁴ and the mean cosine between two samples (dimension 0; 1 in modules that are
+    not `batch_first`). For the gradient g at that output: mean, std, RMS, extremes, zeros. The same for
+    parameters and their gradients. All sums are float64; several batches are pooled, gradients as one draw
+    per batch. A call whose output is no single tensor is described by its first one with values and a
+    dimension.
+
+    Without a `loss` every output of the model is given an i.i.d. N(0, 1) gradient (from a generator of its
+    own, always the same), so that a backward RMS reads "per unit of output gradient"; a model that returns
+    only a scalar is taken to return its loss. With a `loss` the gradients are those of the loss.
+
+    The model runs in the mode (train or eval) it is in. Afterwards parameters, gradients, buffers, mode,
+    hooks and random states are as before, bit for bit, also after an error. Inputs are copied and moved to
+    the model's device. Functional calls (`F.relu`, `x + y`) belong to the module that makes them and have
+    no row.
+
+    Args:
+        model: The model; wrappers (DDP, `torch.compile`) are looked through, compiled code runs eagerly.
+        inputs: A tensor, a tuple, a dict, a DataLoader or other iterable of batches, or a spec such as
+            `"32x1024"`; see `isometry.inputs.batches`.
+        loss: `loss(output)`, or `loss(output, target)` where the batches of a loader bring a target.
+        backward: Whether to run backward.
+        limit: At most so many batches of a loader.
+
+    Returns:
+        The profile, `source="measured"`.
+
+    Raises:
+        InvalidTypeError: `model`, `inputs` or what `loss` returned has a type that cannot be used.
+        InvalidValueError: The inputs hold nan or infinities, or there is no batch.
+        ModelError: The model has no parameters or no values, or failed; the message names the module.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+        >>> profile = measure(model, torch.randn(32, 8))
+        >>> profile["1"].forward.zeros > 0.1, profile["2"].shape
+        (True, (32, 3))
+        >>> 0.8 < profile["2"].backward.rms < 1.2  # 96 draws of the N(0, 1) gradient it is given
+        True
+    """
+    module = checked_model(model)
+    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+        raise InvalidValueError(f"limit must be a whole number of 1 or more, got {limit!r}")
+    gradients: dict[str, Pool] = {}
+    with ExitStack() as stack:
+        stack.enter_context(preserved(module))
+        stack.enter_context(_loader_state(inputs))
+        stack.enter_context(_eager(module))
+        stack.enter_context(torch.inference_mode(mode=False))
+        stack.enter_context(torch.set_grad_enabled(backward))
+        recorder = stack.enter_context(Recorder(module, backward=backward))
+        count = 0
+        for count, batch in enumerate(batches(inputs, limit=limit), start=1):  # noqa: B007
+            check_finite(batch)
+            output = _forward(module, _private(batch, module), recorder)
+            if backward:
+                _backward(module, output, batch, loss, gradients)
+            del output
+        if count == 0:
+            raise InvalidValueError("inputs gave no batch: there is nothing to measure")
+        return Profile(
+            signals=recorder.signals(),
+            parameters=_parameters(module, gradients),
+            source="measured",
+            notes=_notes(module, recorder, gradients),
+        )
+
+
+def checked_model(model: object) -> nn.Module:
+    """Return the user's module inside all wrappers, or say why it cannot be measured.
+
+    Args:
+        model: What the user gave.
+
+    Returns:
+        The module.
+
+    Raises:
+        InvalidTypeError: It is no module.
+        ModelError: It has no parameters, or parameters without values, or is scripted.
+    """
+    if not isinstance(model, nn.Module):
+        raise InvalidTypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    module = unwrap(model)
+    if isinstance(module, torch.jit.ScriptModule):
+        raise ModelError(
+            "a scripted model runs its submodules without hooks: give the model it was made from"
+        )
+    parameters = dict(module.named_parameters())
+    if not parameters:
+        raise ModelError(
+            f"{type(module).__name__} has no parameters: there is nothing to initialise or measure"
+        )
+    for name, parameter in parameters.items():
+        if nn.parameter.is_lazy(parameter):
+            raise ModelError(
+                f"parameter {name!r} has no shape yet: run the model once on data, then try again"
+            )
+        if parameter.is_meta:
+            raise ModelError(
+                f"parameter {name!r} is on the meta device and has no values: build the model on a "
+                "real device, or call model.to_empty(device=...) and initialise it"
+            )
+    return module
+
+
+# --- the surroundings of a run --------------------------------------------------------------------
+
+
+@contextmanager
+def _eager(module: nn.Module) -> Iterator[None]:
+    """Run every submodule through its own forward: no compiled code, no fused attention path."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # in eval mode it passes the submodules by
+    try:
+        if is_compiled(module):  # asked first, because the import of the compiler takes a second
+            with torch.compiler.set_stance("force_eager"):
+                yield
+        else:
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+@contextmanager
+def _loader_state(inputs: object) -> Iterator[None]:
+    """Give a DataLoader's own generators their state back, so that its next epoch is unchanged."""
+    generators: list[torch.Generator] = []
+    if isinstance(inputs, DataLoader):
+        owners = (inputs, inputs.sampler, inputs.batch_sampler)
+        found = [getattr(owner, "generator", None) for owner in owners]
+        generators = [generator for generator in found if isinstance(generator, torch.Generator)]
+    states = [generator.get_state() for generator in generators]
+    try:
+        yield
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
+
+
+def _private(batch: Batch, module: nn.Module) -> Batch:
+    """Copy the inputs, which an in-place activation could overwrite, to where the model is."""
+    device = next(module.parameters()).device
+
+    def copy(tensor: Tensor, where: str) -> Tensor:
+        own = tensor.detach().to(device, copy=True)
+        return own.requires_grad_(tensor.requires_grad)
+
+    return Batch(args=map_tensors(batch.args, copy), kwargs=map_tensors(dict(batch.kwargs), copy))
+
+
+# --- forward and backward -------------------------------------------------------------------------
+
+
+def _forward(module: nn.Module, batch: Batch, recorder: Recorder) -> Any:
+    try:
+        return module(*batch.args, **batch.kwargs)
+    except Exception as error:
+        path = recorder.running
+        where = (
+            f"in module {path!r} ({type(named_modules(module)[path]).__name__})" if path else "in its forward"
+        )
+        raise ModelError(f"the model failed {where}: {type(error).__name__}: {error}") from error
+
+
+def _backward(
+    module: nn.Module, output: Any, batch: Batch, loss: Loss | None, gradients: dict[str, Pool]
+) -> None:
+    """Run one backward pass without touching any `.grad`, and pool the gradients of the parameters."""
+    named = [(canonical_name(name), p) for name, p in module.named_parameters() if p.requires_grad]
+    if not named:
+        return
+    ends, seeds = _seeded(output) if loss is None else ([_loss(output, batch, loss)], None)
+    if not ends:
+        return
+    try:
+        found = torch.autograd.grad(ends, [p for _, p in named], seeds, allow_unused=True)
+    except RuntimeError as error:
+        if "use_reentrant" in str(error):
+            raise ModelError(
+                "the model uses reentrant activation checkpointing, which only works with .backward(): "
+                "pass use_reentrant=False to torch.utils.checkpoint, or measure with backward=False"
+            ) from error
+        raise ModelError(f"the backward pass failed: {error}") from error
+    pieces = [(name, reduce_entries(g)) for (name, _), g in zip(named, found, strict=True) if g is not None]
+    numbers = fetch([piece for _, piece in pieces])
+    for name, piece in pieces:
+        gradients.setdefault(name, Pool()).add(numbers[id(piece)])
+
+
+def _seeded(output: Any) -> tuple[list[Tensor], list[Tensor] | None]:
+    """The outputs that get a gradient, and i.i.d. unit normal gradients for them."""
+    ends = [tensor for tensor in tensors_in(output) if has_values(tensor) and tensor.requires_grad]
+    if all(tensor.dim() == 0 for tensor in ends):
+        return ends, None
+    ends = list({id(tensor): tensor for tensor in ends if tensor.dim() > 0}.values())
+    generator = torch.Generator().manual_seed(0)
+    seeds = []
+    for tensor in ends:
+        dtype = torch.complex64 if tensor.is_complex() else torch.float32
+        draw = torch.randn(tensor.shape, generator=generator, dtype=dtype)
+        seeds.append(draw.to(device=tensor.device, dtype=tensor.dtype))
+    return ends, seeds
+
+
+def _loss(output: Any, batch: Batch, loss: Loss) -> Tensor:
+    if not callable(loss):
+        raise InvalidTypeError(f"loss must be a callable, got {type(loss).__name__}")
+    device = next((tensor.device for tensor in tensors_in(output)), torch.device("cpu"))
+    call = "loss(output)" if batch.target is None else "loss(output, target)"
+    target = () if batch.target is None else (map_tensors(batch.target, lambda t, _: t.to(device), "target"),)
+    try:
+        value = loss(output, *target)
+    except Exception as error:
+        raise ModelError(f"{call} failed: {type(error).__name__}: {error}") from error
+    if not isinstance(value, Tensor):
+        raise InvalidTypeError(f"{call} must return a tensor, got {type(value).__name__}")
+    if value.numel() != 1 or not value.requires_grad:
+        raise InvalidValueError(
+            f"{call} must return one number that depends on the parameters, got a tensor of shape "
+            f"{tuple(value.shape)}" + ("" if value.requires_grad else " that needs no gradient")
+        )
+    return value
+
+
+# --- the profile ----------------------------------------------------------------------------------
+
+
+def _parameters(module: nn.Module, gradients: dict[str, Pool]) -> tuple[Signal, ...]:
+    rows = []
+    kinds = {name: type(owner).__name__ for name, owner in named_modules(module).items()}
+    named = [(canonical_name(name), parameter) for name, parameter in module.named_parameters()]
+    pieces = {name: reduce_entries(parameter) for name, parameter in named if has_values(parameter)}
+    numbers = fetch(list(pieces.values()))
+    for name, parameter in named:
+        values: Stats | None = None
+        if name in pieces:
+            pool = Pool()
+            pool.add(numbers[id(pieces[name])])
+            values = pool.stats()
+        rows.append(
+            Signal(
+                name=name,
+                kind=kinds.get(name.rpartition(".")[0], ""),
+                shape=tuple(parameter.shape),
+                forward=values,
+                backward=gradients[name].stats() if name in gradients else None,
+            )
+        )
+    return tuple(rows)
+
+
+def _notes(module: nn.Module, recorder: Recorder, gradients: dict[str, Pool]) -> tuple[str, ...]:
+    """What the reader could miss: modules that never ran, because nobody called them."""
+    called = {name for name, _ in recorder.records}
+    silent = [
+        name
+        for name, part in named_modules(module).items()
+        if name not in called and next(part.parameters(recurse=False), None) is not None
+    ]
+    used = [name for name in silent if any(key.rpartition(".")[0] == name for key in gradients)]
+    unused = [name for name in silent if name not in used]
+    notes = []
+    if used:
+        notes.append(f"Not called, their weights are used by another module directly: {_few(used)}.")
+    if unused:
+        notes.append(f"Never ran: {_few(unused)}.")
+    return tuple(notes)
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

@@ -1,0 +1,141 @@
+"""Put a model and every random state back as they were, whatever happened in between."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from isometry.errors import IsometryWarning
+from isometry.names import canonical_name
+
+
+@contextmanager
+def preserved(model: nn.Module) -> Iterator[None]:
+    """Run a block that may change a model's buffers, attributes and mode, then put the model back.
+
+    Inside the block every buffer and every tensor attribute is a copy, so the originals keep their bits,
+    their identity and their version. Afterwards attributes, mode, `requires_grad`, `.grad` and the random
+    states of Python, NumPy, the CPU and the accelerators are as before. Parameters are not copied (that
+    would double a model's memory): a forward pass that overwrites its own parameters is reported.
+
+    *Assumes* that the model keeps its state in parameters, buffers and attributes; what it appends to a
+    list or writes into an object of its own stays.
+
+    Args:
+        model: The model.
+
+    Yields:
+        Nothing.
+
+    Example:
+        >>> norm = nn.BatchNorm1d(3)
+        >>> with preserved(norm):
+        ...     _ = norm(torch.randn(8, 3))
+        >>> norm.running_mean.tolist(), norm.num_batches_tracked.item()
+        ([0.0, 0.0, 0.0], 0)
+    """
+    modules = list(model.modules())
+    tables = [table for module in modules for table in (module._parameters, module._buffers, module._modules)]
+    contents = [dict(table) for table in tables]
+    attributes = [dict(module.__dict__) for module in modules]
+    parameters = [(name, parameter, parameter.grad) for name, parameter in model.named_parameters()]
+    flags = [parameter.requires_grad for _, parameter, _ in parameters]
+    versions = [_version(parameter) for _, parameter, _ in parameters]
+    restore_random_state = random_state()
+    _swap_in_copies(modules)
+    try:
+        yield
+    finally:
+        for module, before in zip(modules, attributes, strict=True):
+            _restore(module.__dict__, before)
+        for table, content in zip(tables, contents, strict=True):
+            _restore(table, content)
+        for (_, parameter, gradient), flag in zip(parameters, flags, strict=True):
+            if parameter.grad is not gradient:
+                parameter.grad = gradient
+            if parameter.requires_grad is not flag:
+                parameter.requires_grad_(flag)
+        restore_random_state()
+    for (name, parameter, _), version in zip(parameters, versions, strict=True):
+        if _version(parameter) != version:
+            warnings.warn(
+                f"the model's own forward pass overwrote its parameter {canonical_name(name)!r} in place; "
+                "isometry does not copy parameters, so that change stays",
+                IsometryWarning,
+                stacklevel=4,
+            )
+
+
+def _swap_in_copies(modules: list[nn.Module]) -> None:
+    copies: dict[int, Tensor] = {}
+
+    def copy(tensor: Tensor) -> Tensor:
+        # One tensor that two modules share stays shared.
+        if id(tensor) not in copies:
+            copies[id(tensor)] = tensor.detach().clone()
+        return copies[id(tensor)]
+
+    for module in modules:
+        for table in (module._buffers, module.__dict__):
+            for key, value in list(table.items()):
+                if (
+                    isinstance(value, Tensor)
+                    and not isinstance(value, nn.Parameter)
+                    and not value.requires_grad
+                ):
+                    table[key] = copy(value)
+
+
+def _restore(table: dict[str, Any], before: dict[str, Any]) -> None:
+    if list(table) == list(before):
+        for key, value in before.items():
+            if table[key] is not value:
+                table[key] = value
+        return
+    table.clear()
+    table.update(before)
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def random_state() -> Callable[[], None]:
+    """Take down the random states of Python, NumPy, the CPU and every accelerator in use.
+
+    Returns:
+        A function that restores them.
+
+    Example:
+        >>> restore = random_state()
+        >>> first = torch.rand(3)
+        >>> restore()
+        >>> bool((torch.rand(3) == first).all())
+        True
+    """
+    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    # An accelerator nobody has used yet is left asleep.
+    devices: list[tuple[Any, list[Tensor]]] = [
+        (device, device.get_rng_state_all())
+        for device in (torch.cuda, torch.xpu)
+        if device.is_available() and device.is_initialized()
+    ]
+    mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
+
+    def restore() -> None:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_rng_state(cpu)
+        for device, states in devices:
+            device.set_rng_state_all(states)
+        if mps is not None:
+            torch.mps.set_rng_state(mps)
+
+    return restore

@@ -1,0 +1,178 @@
+"""Strict JSON for records of numbers: nan and infinities as strings, a versioned schema, errors that help."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from isometry.errors import InvalidValueError, NotFoundError
+
+_T = TypeVar("_T")
+
+_NONFINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+
+
+def number_to_data(value: float | None) -> float | str | None:
+    """Write a number for strict JSON, which knows neither nan nor infinity.
+
+    Args:
+        value: The number or None.
+
+    Returns:
+        The number itself, or "nan", "inf", "-inf".
+
+    Example:
+        >>> number_to_data(0.5), number_to_data(float("-inf")), number_to_data(None)
+        (0.5, '-inf', None)
+    """
+    return value if value is None or math.isfinite(value) else str(float(value))
+
+
+def number_from_data(value: object, what: str) -> float | None:
+    """Read a number that `number_to_data` wrote.
+
+    Args:
+        value: The parsed JSON value.
+        what: Its name in the error message.
+
+    Returns:
+        The number or None.
+
+    Raises:
+        InvalidValueError: The value is no number.
+
+    Example:
+        >>> number_from_data("inf", "rms")
+        inf
+    """
+    if value is None:
+        return None
+    if isinstance(value, str) and value in _NONFINITE:
+        return _NONFINITE[value]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InvalidValueError(f'{what} must be a number, "nan", "inf", "-inf" or null, got {value!r}')
+    return float(value)
+
+
+def expect(value: object, kind: type[_T], what: str) -> _T:
+    """Return a parsed value if it has the expected type.
+
+    Args:
+        value: The parsed JSON value.
+        kind: The type it must have.
+        what: Its name in the error message.
+
+    Returns:
+        The value itself.
+
+    Raises:
+        InvalidValueError: It has another type.
+
+    Example:
+        >>> expect([1, 2], list, "shape")
+        [1, 2]
+    """
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise InvalidValueError(f"{what} must be of type {kind.__name__}, got {value!r:.80}")
+    return value
+
+
+def refuse_unknown(table: Mapping[str, Any], known: Iterable[str], what: str) -> None:
+    """Refuse a JSON object with entries that nobody would read.
+
+    Args:
+        table: The parsed object.
+        known: The names it may have.
+        what: Its name in the error message.
+
+    Raises:
+        InvalidValueError: There are others.
+    """
+    unknown = sorted(set(table) - set(known))
+    if unknown:
+        raise InvalidValueError(f"{what} has entries this version does not know: {', '.join(unknown)}")
+
+
+def check_schema(table: Mapping[str, Any], schema: str, version: int) -> None:
+    """Refuse a JSON object that is of another kind or of a version this package does not know.
+
+    Args:
+        table: The parsed object.
+        schema: The name its "schema" must have.
+        version: The newest version that can be read.
+
+    Raises:
+        InvalidValueError: Name or version do not fit.
+    """
+    if table.get("schema") != schema:
+        raise InvalidValueError(f'expected an object with "schema": "{schema}", got {table.get("schema")!r}')
+    found = table.get("version")
+    if isinstance(found, bool) or not isinstance(found, int) or not 1 <= found <= version:
+        raise InvalidValueError(
+            f"this package reads versions 1 to {version} of {schema}, the file has version {found!r}"
+        )
+
+
+def parse(text: str) -> dict[str, Any]:
+    """Parse JSON text that must hold an object.
+
+    Args:
+        text: The text.
+
+    Returns:
+        The object.
+
+    Raises:
+        InvalidValueError: The text is no JSON or no object.
+
+    Example:
+        >>> parse('{"version": 1}')
+        {'version': 1}
+    """
+    try:
+        data = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InvalidValueError(f"this is no JSON: {error}") from error
+    return expect(data, dict, "the JSON text")
+
+
+def dump(data: Mapping[str, Any]) -> str:
+    """Write an object as strict JSON, one list item to a line where it is short.
+
+    Args:
+        data: The object; nan and infinities already went through `number_to_data`.
+
+    Returns:
+        The text.
+    """
+    return json.dumps(data, allow_nan=False, indent=1, ensure_ascii=False)
+
+
+def read_text(path: str | Path) -> str:
+    """Read a text file, with an error that helps when there is none.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its text.
+
+    Raises:
+        NotFoundError: There is no such file.
+        InvalidValueError: It is no text file.
+    """
+    file = Path(path)
+    if not file.is_file():
+        neighbours = [entry.name for entry in file.parent.iterdir()] if file.parent.is_dir() else []
+        near = difflib.get_close_matches(file.name, neighbours, n=1)
+        raise NotFoundError(
+            f"there is no file {str(file)!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+        )
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidValueError(f"{str(file)!r} is no text file") from error

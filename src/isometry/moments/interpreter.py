@@ -24,7 +24,7 @@ from isometry.moments import record as rec
 from isometry.moments.concrete import LIMIT, Concrete, moments_of
 from isometry.moments.record import Moments
 from isometry.moments.rules.base import RULES, Context, NoRule, Rule, Shifted, Unknown, Value
-from isometry.moments.rules.pointwise import as_moments, pointwise
+from isometry.moments.rules.pointwise import UNTAGGED, as_moments, pointwise
 
 Key = tuple[int, int, tuple[int, ...], tuple[int, ...], torch.dtype]
 _LIKE = ("zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided")
@@ -270,7 +270,7 @@ class Interpreter(TorchDispatchMode):
             raw = found.raw if found else ()
             ready = [self._argument(a, k in raw) for k, a in enumerate(args)]
             named = {k: self._argument(v, False) for k, v in kwargs.items()}
-            if found is None and torch.Tag.pointwise in func.tags:
+            if found is None and (torch.Tag.pointwise in func.tags or name.rstrip("_") in UNTAGGED):
                 if name.endswith("_"):
                     context.op = name[:-1]
                     func = _functional(func) or func

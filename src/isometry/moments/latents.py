@@ -17,7 +17,9 @@ from __future__ import annotations
 from itertools import count
 
 import numpy as np
+import torch
 
+from isometry import gaussian
 from isometry.moments.axes import Array
 
 ORDER = 40
@@ -29,24 +31,10 @@ def fresh() -> int:
     return next(_ids)
 
 
-def _quadrature() -> tuple[Array, Array]:
-    inner, weights = np.polynomial.legendre.leggauss(6)
-    edges = np.arange(-8.0, 8.0, 0.25)
-    nodes = (edges[:, None] + 0.125 * (inner + 1.0)).ravel()
-    mass = (np.zeros(len(edges))[:, None] + 0.125 * weights).ravel() * np.exp(-0.5 * nodes**2) / np.sqrt(2 * np.pi)
-    return nodes, mass / mass.sum()
-
-
-def _hermite(nodes: Array) -> Array:
-    """Return the orthonormal Hermite polynomials h_0 … h_{ORDER−1} at the nodes, one column each."""
-    columns = [np.ones_like(nodes), nodes]
-    for k in range(1, ORDER - 1):
-        columns.append((nodes * columns[k] - np.sqrt(k) * columns[k - 1]) / np.sqrt(k + 1))
-    return np.stack(columns, axis=1)
-
-
-NODES, WEIGHTS = _quadrature()
-_POLYNOMIALS = _hermite(NODES) * WEIGHTS[:, None]
+_RULE = gaussian.nodes(torch.linspace(-8.0, 8.0, 65, dtype=torch.float64), order=6)
+NODES: Array = _RULE.z.numpy()
+WEIGHTS: Array = (_RULE.weight / _RULE.weight.sum()).numpy()
+_POLYNOMIALS: Array = gaussian.hermite_basis(_RULE.z, ORDER).numpy().T * WEIGHTS[:, None]
 
 
 def mean(values: Array) -> Array:

@@ -23,6 +23,14 @@ from isometry.moments.record import Moments, Term
 from isometry.moments.rules.base import Context, NoRule, Shifted, rule
 from isometry.moments.rules.linear import plus
 
+# Operations that act entry by entry and that PyTorch does not tag so.
+UNTAGGED = frozenset(
+    "hardswish hardswish_backward hardsigmoid hardsigmoid_backward hardtanh hardtanh_backward elu elu_backward celu selu mish "
+    "mish_backward softplus softplus_backward softshrink softshrink_backward hardshrink hardshrink_backward leaky_relu "
+    "leaky_relu_backward relu6 threshold threshold_backward log_sigmoid_backward gelu gelu_backward silu silu_backward "
+    "tanh_backward sigmoid_backward logit_backward".split()
+)
+
 Operand = Moments | Concrete | Shifted | float | int
 
 

@@ -25,6 +25,12 @@ def same(ctx: Context, m: Moments, *_: Any, **__: Any) -> Moments:
     return m
 
 
+@rule("copy_", "copy", accuracy="exact")
+def copy(ctx: Context, m: Moments, source: Moments, *_: Any) -> Moments:
+    """The source, broadcast."""
+    return with_shape(source, ctx.shape)
+
+
 @rule("t", accuracy="exact")
 def t(ctx: Context, m: Moments) -> Moments:
     """Transpose of a matrix."""

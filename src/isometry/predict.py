@@ -15,8 +15,10 @@ import isometry.moments.rules  # noqa: F401  (registers the rules)
 from isometry.errors import ModelError
 from isometry.hooks import has_values, main_tensor, named_modules, tensors_in
 from isometry.inputs import batches, map_tensors
+from isometry.moments import algebra as alg
 from isometry.moments import latents
 from isometry.moments import record as rec
+from isometry.moments import regrouping as reg
 from isometry.moments.concrete import LIMIT, Concrete, moments_of
 from isometry.moments.interpreter import Interpreter
 from isometry.moments.record import Moments
@@ -29,8 +31,10 @@ Loss = Callable[..., Tensor]
 def predict(model: nn.Module, inputs: object, *, loss: Loss | None = None, backward: bool = True) -> Profile:
     """Return the expected statistics of every module call, forward and backward, without running on numbers.
 
-    The model's own forward code and autograd's own backward run on meta tensors, and the second moments of every tensor are
-    carried along. Each number is an expectation over random weights and inputs; a parameter with values contributes their mean
+    The model's own forward code and autograd's own backward run on meta tensors, and the second moments of
+    every tensor are
+    carried along. Each number is an expectation over random weights and inputs; a parameter with values
+    contributes their mean
     and spread.
 
     Without a `loss` every output is given an i.i.d. unit gradient, as `measure` does.
@@ -42,7 +46,8 @@ def predict(model: nn.Module, inputs: object, *, loss: Loss | None = None, backw
         backward: Whether to run backward.
 
     Returns:
-        The profile, `source="predicted"`. What an operation without a rule made unknown is None; the notes name it.
+        The profile, `source="predicted"`. What an operation without a rule made unknown is None; the notes
+        name it.
 
     Raises:
         ModelError: The model failed on meta tensors; the message names the module.
@@ -66,7 +71,9 @@ def predict(model: nn.Module, inputs: object, *, loss: Loss | None = None, backw
             try:
                 output = twin(*args, **kwargs)
             except Exception as error:
-                raise ModelError(f"the model failed in {interpreter.module!r}: {type(error).__name__}: {error}") from error
+                raise ModelError(
+                    f"the model failed in {interpreter.module!r}: {type(error).__name__}: {error}"
+                ) from error
             if backward:
                 _run_backward(twin, output, loss, interpreter)
     finally:
@@ -86,7 +93,7 @@ def _on_meta(model: nn.Module, interpreter: Interpreter) -> nn.Module:
         twin = nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad)
         memo[id(p)] = twin
         interpreter.assign(twin, _of_parameter(name, p))
-    owned = [b for b in model.buffers()]
+    owned = list(model.buffers())
     owned += [v for m in model.modules() for v in vars(m).values() if isinstance(v, Tensor)]
     for b in owned:
         if id(b) not in memo:
@@ -96,11 +103,13 @@ def _on_meta(model: nn.Module, interpreter: Interpreter) -> nn.Module:
 
 def _of_parameter(name: str, p: Tensor) -> Moments:
     if p.is_meta:
-        raise ModelError(f"parameter {name!r} is on meta and has no values; give predict the function that builds the model")
+        raise ModelError(
+            f"parameter {name!r} is on meta and has no values; give predict the function that builds the model"
+        )
     values = p.detach().to(torch.float64)
     mean = float(values.mean())
     std = float((values - mean).square().mean().sqrt())
-    return rec.normal(p.shape, mean, std if std > 1e-12 * abs(mean) else 0.0)
+    return alg.normal(p.shape, mean, std if std > 1e-12 * abs(mean) else 0.0)
 
 
 def _carried(tensor: Tensor, interpreter: Interpreter) -> Tensor:
@@ -113,7 +122,7 @@ def _carried(tensor: Tensor, interpreter: Interpreter) -> Tensor:
 
 def _run_backward(twin: nn.Module, output: Any, loss: Loss | None, interpreter: Interpreter) -> None:
     if loss is not None:
-        loss(output).backward()
+        torch.autograd.backward(loss(output))
         return
     ends = [t for t in tensors_in(output) if has_values(t) and t.requires_grad]
     if not ends:
@@ -124,7 +133,7 @@ def _run_backward(twin: nn.Module, output: Any, loss: Loss | None, interpreter: 
     ends = list({id(t): t for t in ends if t.dim() > 0}.values())
     seeds = [torch.empty_like(t) for t in ends]
     for seed in seeds:
-        interpreter.assign(seed, rec.normal(seed.shape))
+        interpreter.assign(seed, alg.normal(seed.shape))
     torch.autograd.backward(ends, seeds)
 
 
@@ -138,7 +147,14 @@ class _Row:
     backward: Stats | None = None
 
     def signal(self) -> Signal:
-        return Signal(name=self.name, call=self.call, kind=self.kind, shape=self.shape, forward=self.forward, backward=self.backward)
+        return Signal(
+            name=self.name,
+            call=self.call,
+            kind=self.kind,
+            shape=self.shape,
+            forward=self.forward,
+            backward=self.backward,
+        )
 
 
 @dataclass
@@ -172,7 +188,7 @@ class _Recorder:
         row.shape = tuple(tensor.shape)
         row.forward = self._stats(tensor)
         if tensor.requires_grad:
-            tensor.register_hook(lambda g: self._gradient(row, g))
+            tensor.register_hook(lambda g: self._gradient(row, g))  # type: ignore[no-untyped-call]
 
     def _gradient(self, row: _Row, g: Tensor) -> None:
         if row.backward is None:
@@ -189,9 +205,15 @@ def stats_of(m: Moments) -> Stats:
     square = rec.average(m.square, m.axes)
     cosine = None
     if len(m.dims) > 1 and m.dims[0] and square > 0:
-        s = rec.single_axis(m, 0)
+        s = reg.single_axis(m, 0)
         cosine = rec.average_differ(s.table, s.axes, 0) / square
-    return Stats(mean=mean, std=float(np.sqrt(max(square - mean**2, 0.0))), rms=float(np.sqrt(max(square, 0.0))), zeros=_zeros(m), cosine=cosine)
+    return Stats(
+        mean=mean,
+        std=float(np.sqrt(max(square - mean**2, 0.0))),
+        rms=float(np.sqrt(max(square, 0.0))),
+        zeros=_zeros(m),
+        cosine=cosine,
+    )
 
 
 def _zeros(m: Moments) -> float:
@@ -202,7 +224,18 @@ def _zeros(m: Moments) -> float:
         for f in term.factors:
             present = present * (1.0 - latents.mean((f.values == 0).astype(float)))
         share = share * (1.0 - present)
-    return float(min(max(rec.average(np.asarray(share).reshape([1] * (len(m.axes) - np.ndim(share)) + list(np.shape(share))), m.axes), 0.0), 1.0))
+    return float(
+        min(
+            max(
+                rec.average(
+                    np.asarray(share).reshape([1] * (len(m.axes) - np.ndim(share)) + list(np.shape(share))),
+                    m.axes,
+                ),
+                0.0,
+            ),
+            1.0,
+        )
+    )
 
 
 def _parameters(twin: nn.Module, interpreter: Interpreter) -> tuple[Signal, ...]:
@@ -211,14 +244,21 @@ def _parameters(twin: nn.Module, interpreter: Interpreter) -> tuple[Signal, ...]
     for name, p in twin.named_parameters():
         gradient = None if p.grad is None else interpreter.moments(p.grad)
         own = interpreter.moments(p)
-        rows.append(Signal(name=canonical_name(name), kind=owners.get(id(p), ""), shape=tuple(p.shape),
-                           forward=None if own is None else stats_of(own),
-                           backward=None if gradient is None else stats_of(gradient)))
+        rows.append(
+            Signal(
+                name=canonical_name(name),
+                kind=owners.get(id(p), ""),
+                shape=tuple(p.shape),
+                forward=None if own is None else stats_of(own),
+                backward=None if gradient is None else stats_of(gradient),
+            )
+        )
     return tuple(rows)
 
 
 def _notes(interpreter: Interpreter) -> tuple[str, ...]:
-    lines = [f"unknown: {u.op} in {u.module or 'the model'} ({u.reason}), {n}×" for u, n in interpreter.unknown.items()]
+    lines = [
+        f"unknown: {u.op} in {u.module or 'the model'} ({u.reason}), {n}×"
+        for u, n in interpreter.unknown.items()
+    ]
     return (*lines, *(f"{text}, {n}×" for text, n in interpreter.notes.items()))
-
-

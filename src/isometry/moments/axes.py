@@ -1,8 +1,11 @@
 """Axes cut into blocks, the pair classes they give, and the maps that regrouping them needs.
 
-An *axis* is a tuple of block sizes: `(197,)` is an axis of 197 alike entries, `(1, 196)` a class token and 196
-patches. Entries of one block are exchangeable. Two entries of an axis with B blocks are in one of B + B² *pair
-classes*: `same` entry, of block b (class b), or two `differ`ent entries, the first of block b and the second of
+An *axis* is a tuple of block sizes: `(197,)` is an axis of 197 alike entries, `(1, 196)` a class token and
+196
+patches. Entries of one block are exchangeable. Two entries of an axis with B blocks are in one of B + B²
+*pair
+classes*: `same` entry, of block b (class b), or two `differ`ent entries, the first of block b and the second
+of
 block c (class B + B·b + c). One block gives the two classes "same" and "differ".
 
 Two kinds of NumPy array are indexed by axes, one array dimension per axis, in the order of the axes:
@@ -12,12 +15,14 @@ Two kinds of NumPy array are indexed by axes, one array dimension per axis, in t
 
 Along any axis either may have length 1, which means "the same for every class or block": a broadcast axis.
 
-A regrouping of axes (`split`, `fuse`, `recut`, `take`, `pick`) is a pair of linear maps, one for each kind of array.
+A regrouping of axes (`split`, `fuse`, `recut`, `take`, `pick`) is a pair of linear maps, one for each kind of
+array.
 A tensor dim is a tuple of axes in row-major order, so that `view` and `permute` only regroup and reorder.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -72,7 +77,8 @@ def same_classes(axis: Axis) -> Array:
 class AxisMap:
     """How the arrays along `taken` neighbouring axes become arrays along the axes `given`.
 
-    `pairs` and `blocks` are index arrays (a gather) or matrices (averages, rows sum to 1) over the classes and blocks of
+    `pairs` and `blocks` are index arrays (a gather) or matrices (averages, rows sum to 1) over the classes
+    and blocks of
     the taken axes, flattened in row-major order.
     """
 
@@ -83,26 +89,35 @@ class AxisMap:
 
     def on_pairs(self, array: Array, position: int) -> Array:
         """Apply the map to a pair array whose taken axes begin at `position`."""
-        return self._apply(array, position, self.pairs, [len(a) * (len(a) + 1) for a in self.taken], [
-            len(a) * (len(a) + 1) for a in self.given])
+        return self._apply(
+            array,
+            position,
+            self.pairs,
+            [len(a) * (len(a) + 1) for a in self.taken],
+            [len(a) * (len(a) + 1) for a in self.given],
+        )
 
     def on_blocks(self, array: Array, position: int) -> Array:
         """Apply the map to a block array whose taken axes begin at `position`."""
-        return self._apply(array, position, self.blocks, [len(a) for a in self.taken], [len(a) for a in self.given])
+        return self._apply(
+            array, position, self.blocks, [len(a) for a in self.taken], [len(a) for a in self.given]
+        )
 
-    def _apply(self, array: Array, position: int, how: Index | Array, old: list[int], new: list[int]) -> Array:
+    def _apply(
+        self, array: Array, position: int, how: Index | Array, old: list[int], new: list[int]
+    ) -> Array:
         stop = position + len(old)
         before, taken, after = array.shape[:position], array.shape[position:stop], array.shape[stop:]
         if all(n == 1 for n in taken):  # constant here: it stays constant, whatever the axes become
-            return array.reshape(*before, *[1] * len(new), *after)
+            return array.reshape((*before, *[1] * len(new), *after))
         if taken != tuple(old):
             array = np.broadcast_to(array, (*before, *old, *after))
-        flat = array.reshape(*before, prod(old), *after)
+        flat = array.reshape((*before, prod(old), *after))
         if how.dtype.kind == "i":
             result = np.take(flat, how.astype(np.intp), axis=position)
         else:
             result = np.moveaxis(np.tensordot(how, flat, axes=(1, position)), 0, position)
-        return result.reshape(*before, *new, *after)
+        return result.reshape((*before, *new, *after))
 
 
 def _averages(counts: Array, member: Index, groups: int) -> Array:
@@ -113,7 +128,7 @@ def _averages(counts: Array, member: Index, groups: int) -> Array:
     plain[member, np.arange(len(counts))] = 1.0
     empty = matrix.sum(1) == 0
     matrix[empty] = plain[empty]
-    return matrix / np.maximum(matrix.sum(1, keepdims=True), 1.0)
+    return np.asarray(matrix / np.maximum(matrix.sum(1, keepdims=True), 1.0))
 
 
 def _blocks_of(coarse: Axis, fine: Axis) -> Index:
@@ -197,8 +212,12 @@ def fuse(outer: Axis, inner: Axis) -> AxisMap:
 def take(axis: Axis, start: int, stop: int, step: int = 1) -> AxisMap:
     """Map an axis to its slice [start:stop:step]; `recut` it at the slice's edges first to keep blocks exact."""
     edges = np.cumsum((0, *axis))
-    counts = np.array([len(range(start, stop, step)[_first(start, step, lo):_first(start, step, hi)])
-                       for lo, hi in zip(edges[:-1], edges[1:], strict=True)])
+    counts = np.array(
+        [
+            len(range(start, stop, step)[_first(start, step, lo) : _first(start, step, hi)])
+            for lo, hi in itertools.pairwise(edges)
+        ]
+    )
     kept = np.flatnonzero(counts).astype(np.intp)
     given = tuple(int(counts[k]) for k in kept)
     left, right = sides(given)
@@ -235,8 +254,10 @@ Moves = tuple[Move, ...]
 def regroup(axes: tuple[Axis, ...], target: tuple[int, ...]) -> tuple[Moves, tuple[tuple[Axis, ...], ...]]:
     """Return the moves that make axes fit the sizes `target`, and the axes that each target entry then has.
 
-    The product of the sizes is the same. Axes finer than a target are kept as they are, so that no information is
-    lost; axes that straddle targets and do not divide are fused first, which averages over the pairs that differ.
+    The product of the sizes is the same. Axes finer than a target are kept as they are, so that no
+    information is
+    lost; axes that straddle targets and do not divide are fused first, which averages over the pairs that
+    differ.
     """
     sizes = [size(axis) for axis in axes]
     moves: list[Move] = []
@@ -251,7 +272,7 @@ def regroup(axes: tuple[Axis, ...], target: tuple[int, ...]) -> tuple[Moves, tup
                 current[position : position + 2] = fuse(current[position], current[position + 1]).given
             piece = [size(current[position])]
         wanted = sorted(_strides(piece) | _strides(goal), reverse=True)
-        final = [a // b for a, b in zip(wanted[:-1], wanted[1:], strict=True)]
+        final = [a // b for a, b in itertools.pairwise(wanted)]
         position = _cut(current, position, final, moves)
         groups += _grouped(current[position - len(final) : position], goal)
     return tuple(moves), tuple(groups)
@@ -287,7 +308,7 @@ def _strides(sizes: Sequence[int]) -> set[int]:
 
 def _chain(strides: set[int]) -> bool:
     ordered = sorted(strides)
-    return all(b % a == 0 for a, b in zip(ordered[:-1], ordered[1:], strict=True))
+    return all(b % a == 0 for a, b in itertools.pairwise(ordered))
 
 
 def _segments(a: list[int], b: list[int]) -> list[tuple[tuple[int, int], tuple[int, int]]]:

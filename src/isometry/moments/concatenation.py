@@ -7,22 +7,24 @@ from itertools import product
 
 import numpy as np
 
-from isometry.moments import axes as ax
+from isometry.moments import algebra as alg
 from isometry.moments import latents
 from isometry.moments import record as rec
+from isometry.moments import regrouping as reg
 from isometry.moments.axes import Array, Axis
-from isometry.moments.record import Factor, Moments
+from isometry.moments.record import Factor, Moments, Run
 
 
 def concatenate(parts: Sequence[Moments], dim: int) -> Moments:
     """Return the parts side by side along a dim.
 
-    Exact second moments, also between parts that are slices of one tensor. The result is a function of a new latent, block by
+    Exact second moments, also between parts that are slices of one tensor. The result is a function of a new
+    latent, block by
     block, so that it is taken as independent of its parts in later pointwise operations.
     """
     if len(parts) == 1:
         return parts[0]
-    ready = _aligned([rec.collapse(rec.single_axis(p, dim)) for p in parts], dim)
+    ready = _aligned([alg.collapse(reg.single_axis(p, dim)) for p in parts], dim)
     position = ready[0].positions(dim).start
     blocks = [p.axes[position] for p in ready]
     axis: Axis = tuple(n for b in blocks for n in b)
@@ -31,9 +33,9 @@ def concatenate(parts: Sequence[Moments], dim: int) -> Moments:
     table = _table(ready, blocks, position, axes)
     mean = _side_by_side([p.mean for p in ready], blocks, position)
     values = [_values(p) for p in ready]
-    if all(rec.affine(v) for v in values):
-        return rec.gaussian(dims, table, mean)
-    return rec.with_marginal(dims, table, mean, _side_by_side(values, blocks, position))
+    if all(alg.affine(v) for v in values):
+        return alg.gaussian(dims, table, mean)
+    return alg.with_marginal(dims, table, mean, _side_by_side(values, blocks, position))
 
 
 def _aligned(parts: list[Moments], dim: int) -> list[Moments]:
@@ -42,12 +44,12 @@ def _aligned(parts: list[Moments], dim: int) -> list[Moments]:
         for k in range(1, len(parts)):
             for d in range(len(parts[0].dims)):
                 if d != dim:
-                    parts[k - 1], parts[k] = rec.match_dims(parts[k - 1], d, parts[k], d)
-    return [rec.broadcast(p, (*p.dims[:dim], p.dims[dim] or ((1,),), *p.dims[dim + 1 :])) for p in parts]
+                    parts[k - 1], parts[k] = reg.match_dims(parts[k - 1], d, parts[k], d)
+    return [reg.broadcast(p, (*p.dims[:dim], p.dims[dim] or ((1,),), *p.dims[dim + 1 :])) for p in parts]
 
 
 def _values(m: Moments) -> Array:
-    factor = rec.absorbed(m.terms[0], m.axes)
+    factor = alg.absorbed(m.terms[0], m.axes)
     if factor is not None:
         return factor.values
     coef = m.terms[0].coef
@@ -58,7 +60,8 @@ def _side_by_side(arrays: Sequence[Array], blocks: Sequence[Axis], position: int
     """Concatenate block arrays along the joined axis, broadcasting the others."""
     rest = np.broadcast_shapes(*[(*a.shape[:position], 1, *a.shape[position + 1 :]) for a in arrays])
     full = [
-        np.broadcast_to(a, (*rest[:position], len(b), *rest[position + 1 :])) for a, b in zip(arrays, blocks, strict=True)
+        np.broadcast_to(a, (*rest[:position], len(b), *rest[position + 1 :]))
+        for a, b in zip(arrays, blocks, strict=True)
     ]
     return np.concatenate(full, axis=position)
 
@@ -70,7 +73,11 @@ def _table(parts: Sequence[Moments], blocks: Sequence[Axis], position: int, axes
     for (i, a), (j, b) in product(enumerate(parts), enumerate(parts)):
         for k, m in product(range(len(blocks[i])), range(len(blocks[j]))):
             place = count + int(starts[i] + k) * count + int(starts[j] + m)
-            pieces[place] = _at(a.table, position, len(blocks[i]) * (1 + k) + m) if i == j else _between(a, k, b, m, position)
+            pieces[place] = (
+                _at(a.table, position, len(blocks[i]) * (1 + k) + m)
+                if i == j
+                else _between(a, k, b, m, position)
+            )
         for k in range(len(blocks[i])):
             pieces[int(starts[i]) + k] = _at(a.table, position, k)
     rest = np.broadcast_shapes(*[p.shape for p in pieces.values()])
@@ -78,13 +85,13 @@ def _table(parts: Sequence[Moments], blocks: Sequence[Axis], position: int, axes
 
 
 def _at(array: Array, position: int, index: int) -> Array:
-    return array.take(index if array.shape[position] > 1 else 0, axis=position)
+    return np.asarray(array.take(index if array.shape[position] > 1 else 0, axis=position))
 
 
 def _between(a: Moments, k: int, b: Moments, m: int, position: int) -> Array:
     """Return E[x y] for an entry x of block k of a and an entry y of block m of b, over the other axes' pair classes."""
     rest = (*a.axes[:position], *a.axes[position + 1 :])
-    f, g = (rec.absorbed(p.terms[0], p.axes) for p in (a, b))
+    f, g = (alg.absorbed(p.terms[0], p.axes) for p in (a, b))
     if f is not None and g is not None and _related(f, g, position):
         differ = len(a.axes[position]) * (1 + k) + k
         rho = _at(f.rho, position, differ)
@@ -99,4 +106,4 @@ def _related(f: Factor, g: Factor, position: int) -> bool:
         return False
     ours, theirs = f.labels[position], g.labels[position]
     others = all(p == q for k, (p, q) in enumerate(zip(f.labels, g.labels, strict=True)) if k != position)
-    return others and ours is not None and theirs is not None and ours[:2] == theirs[:2]
+    return others and isinstance(ours, Run) and isinstance(theirs, Run) and ours[:2] == theirs[:2]

@@ -1,7 +1,9 @@
 """Real values that ride along: integers, masks, positions, rotary tables, small buffers.
 
-A `Concrete` holds the true values of a tensor on the CPU. Operations whose inputs are all concrete are run on them, so that
-data-dependent Python gets true answers. Where a concrete tensor meets a random one, its exact table of second moments is
+A `Concrete` holds the true values of a tensor on the CPU. Operations whose inputs are all concrete are run on
+them, so that
+data-dependent Python gets true answers. Where a concrete tensor meets a random one, its exact table of second
+moments is
 taken over its entries.
 """
 
@@ -14,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from isometry.moments import algebra as alg
 from isometry.moments import latents
-from isometry.moments import record as rec
 from isometry.moments.axes import Array
 from isometry.moments.record import Moments
 
@@ -45,24 +47,25 @@ def moments_of(tensor: Tensor) -> Moments:
         if n > 1 and step == 0:
             squeezed = squeezed.narrow(d, 0, 1)
     values = squeezed.to(torch.float64).numpy()
-    dims = rec.plain_dims(shape)
+    dims = alg.plain_dims(shape)
     kept = [d for d, n in enumerate(shape) if n != 1]
     array = values.reshape([values.shape[d] for d in kept])
     if array.size == 0 or float(array.min()) == float(array.max()):
-        return rec.constant(shape, float(array.flat[0]) if array.size else 0.0)
+        return alg.constant(shape, float(array.flat[0]) if array.size else 0.0)
     table = pair_means(array)
     mean = np.full([1] * len(kept), float(array.mean()))
     flat = np.sort(array.ravel())
     if flat.size > 4096:
         flat = flat[np.linspace(0, flat.size - 1, 4096).astype(int)]
     form = latents.quantiles(flat, np.full(flat.size, 1.0 / flat.size))
-    return rec.with_marginal(dims, table, mean, form.reshape([1] * len(kept) + [-1]))
+    return alg.with_marginal(dims, table, mean, form.reshape([1] * len(kept) + [-1]))
 
 
 def pair_means(array: Array) -> Array:
     """Return the mean of x·x′ over the entry pairs of every pair class, one block per axis.
 
-    With S_U = Σ (Σ over the axes U)², the pairs that differ on an axis are those of S with it less those without.
+    With S_U = Σ (Σ over the axes U)², the pairs that differ on an axis are those of S with it less those
+    without.
     """
     sums: Array = _subset_squares(array, 0)
     for position, n in enumerate(array.shape):
@@ -102,5 +105,3 @@ def equal_share(ids: Tensor) -> Array:
         same, any_ = sums.take(0, axis=position), sums.take(1, axis=position)
         sums = np.stack([same / n, (any_ - same) / (n * (n - 1))], axis=position)
     return sums
-
-

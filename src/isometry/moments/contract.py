@@ -4,8 +4,10 @@ For y = Σ_k a·b with a and b independent,
 
     E[y y′] = Σ_s m(s) · E[a a′](s) · E[b b′](s)
 
-where s runs over the pair classes of the contracted axes and m(s) counts the ordered pairs in s. A random weight matrix is zero
-but at the all-same class, so that everything about fans follows from this sum. A sum or mean over axes is a contraction
+where s runs over the pair classes of the contracted axes and m(s) counts the ordered pairs in s. A random
+weight matrix is zero
+but at the all-same class, so that everything about fans follows from this sum. A sum or mean over axes is a
+contraction
 with ones. Exact for the moments; that y is normal is asymptotic in the number of summands.
 """
 
@@ -16,9 +18,11 @@ from math import prod
 
 import numpy as np
 
+from isometry.moments import algebra as alg
 from isometry.moments import axes as ax
 from isometry.moments import latents
 from isometry.moments import record as rec
+from isometry.moments import regrouping as reg
 from isometry.moments.axes import Array, Axis
 from isometry.moments.record import Dims, Moments
 
@@ -26,7 +30,8 @@ from isometry.moments.record import Dims, Moments
 def contract(spec: str, a: Moments, b: Moments) -> Moments:
     """Return the record of an einsum of two independent tensors, one letter per dim ("bmk,bkn->bmn").
 
-    A letter of both inputs that is missing in the output is summed over. Exact second moments; the result is taken as
+    A letter of both inputs that is missing in the output is summed over. Exact second moments; the result is
+    taken as
     normal.
     """
     inputs, out = spec.split("->")
@@ -47,14 +52,17 @@ def contract(spec: str, a: Moments, b: Moments) -> Moments:
     mean = _matmul(a.mean, pos_a, b.mean, pos_b, block_weights, [len(x) for x in summed])
     dims_of = {x: a.dims[in_a.index(x)] for x in in_a} | {x: b.dims[in_b.index(x)] for x in letters_b}
     order = [*letters_c, *letters_a, *letters_b]
-    made = rec.gaussian(tuple(dims_of[x] for x in order), table, mean)
-    return rec.transposed(made, tuple(order.index(x) for x in out))
+    made = alg.gaussian(tuple(dims_of[x] for x in order), table, mean)
+    return reg.transposed(made, tuple(order.index(x) for x in out))
 
 
 def shares_latents(a: Moments, b: Moments) -> bool:
     """Return whether both records depend on one latent, so that `contract` would take dependent tensors as independent."""
-    ours = {f.latent for t in a.terms for f in t.factors}
-    return any(f.latent in ours for t in b.terms for f in t.factors)
+
+    def variables(m: Moments) -> set[tuple[object, frozenset[object]]]:
+        return {(f.latent, frozenset(f.labels) - {None}) for t in m.terms for f in t.factors}
+
+    return not variables(a).isdisjoint(variables(b))
 
 
 def total(m: Moments, dims: tuple[int, ...]) -> Moments:
@@ -73,13 +81,13 @@ def total(m: Moments, dims: tuple[int, ...]) -> Moments:
         mean = _sum_axis(mean, p, np.asarray(m.axes[p], dtype=np.float64))
     if _positive(m):
         return positive(kept, table, mean)
-    return rec.gaussian(kept, table, mean)
+    return alg.gaussian(kept, table, mean)
 
 
 def average(m: Moments, dims: tuple[int, ...]) -> Moments:
     """Return the mean over dims, which disappear; see `total`."""
     count = prod(ax.size(a) for d in dims for a in m.dims[d])
-    return rec.scale(total(m, dims), 1.0 / count)
+    return alg.scale(total(m, dims), 1.0 / count)
 
 
 def positive(dims: Dims, table: Array, mean: Array) -> Moments:
@@ -88,9 +96,9 @@ def positive(dims: Dims, table: Array, mean: Array) -> Moments:
     square = rec.diagonal(table, axes)
     spread = np.sqrt(np.log(np.maximum(square / np.maximum(mean**2, 1e-300), 1.0)))
     if float(spread.max()) < 1e-6:
-        return rec.assemble(dims, (rec.Term(mean),))
+        return alg.assemble(dims, (rec.Term(mean),))
     values = mean[..., None] * np.exp(spread[..., None] * latents.NODES - 0.5 * spread[..., None] ** 2)
-    return rec.with_marginal(dims, table, mean, values)
+    return alg.with_marginal(dims, table, mean, values)
 
 
 def _positive(m: Moments) -> bool:
@@ -102,7 +110,7 @@ def _positive(m: Moments) -> bool:
 
 def _sum_axis(array: Array, position: int, weights: Array) -> Array:
     if array.shape[position] == 1:
-        return array.take(0, axis=position) * float(weights.sum())
+        return np.asarray(array.take(0, axis=position) * float(weights.sum()))
     return np.asarray(np.tensordot(array, weights, axes=(position, 0)))
 
 
@@ -110,7 +118,7 @@ def _outer_all(vectors: list[Array]) -> Array:
     result: Array = np.ones(1)
     for vector in vectors:
         result = np.multiply.outer(result, vector).ravel()
-    return result
+    return np.asarray(result)
 
 
 def _meet(a: Moments, in_a: str, b: Moments, in_b: str) -> tuple[Moments, Moments]:
@@ -119,7 +127,7 @@ def _meet(a: Moments, in_a: str, b: Moments, in_b: str) -> tuple[Moments, Moment
         if x not in in_b:
             continue
         i, j = in_a.index(x), in_b.index(x)
-        a, b = rec.match_dims(a, i, b, j)
+        a, b = reg.match_dims(a, i, b, j)
         a = _spread(a, i, b.dims[j])
         b = _spread(b, j, a.dims[i])
     return a, b
@@ -128,10 +136,12 @@ def _meet(a: Moments, in_a: str, b: Moments, in_b: str) -> tuple[Moments, Moment
 def _spread(m: Moments, dim: int, axes: tuple[Axis, ...]) -> Moments:
     if m.dims[dim] or not axes:
         return m
-    return rec.broadcast(m, (*m.dims[:dim], axes, *m.dims[dim + 1 :]))
+    return reg.broadcast(m, (*m.dims[:dim], axes, *m.dims[dim + 1 :]))
 
 
-def _matmul(a: Array, pos_a: list[list[int]], b: Array, pos_b: list[list[int]], weights: Array, full: list[int]) -> Array:
+def _matmul(
+    a: Array, pos_a: list[list[int]], b: Array, pos_b: list[list[int]], weights: Array, full: list[int]
+) -> Array:
     """Return Σ_s weights(s) a[c, i, s] b[c, j, s] as an array over (c, i, j); dims of length 1 are broadcast."""
     a = a.transpose([*pos_a[0], *pos_a[1], *pos_a[2]])
     b = b.transpose([*pos_b[0], *pos_b[1], *pos_b[2]])
@@ -141,18 +151,19 @@ def _matmul(a: Array, pos_a: list[list[int]], b: Array, pos_b: list[list[int]], 
     a = np.broadcast_to(a, (*common, *own_a, *full)).reshape(prod(common), prod(own_a), prod(full))
     b = np.broadcast_to(b, (*common, *own_b, *full)).reshape(prod(common), prod(own_b), prod(full))
     product = (a * weights) @ b.transpose(0, 2, 1)
-    return np.asarray(product.reshape(*common, *own_a, *own_b))
+    return np.asarray(product.reshape((*common, *own_a, *own_b)))
 
 
 def _outer_product(a: Moments, in_a: str, b: Moments, in_b: str, out: str) -> Moments:
     """Nothing is summed (a contracted dim of size 1): the product itself, whose factors stay known."""
+
     def laid(m: Moments, letters: str) -> Moments:
         kept = [x for x in out if x in letters]
         gone = tuple(k for k, x in enumerate(letters) if x not in out)
         m = replace(m, dims=tuple(d for k, d in enumerate(m.dims) if k not in gone))
         left = [x for x in letters if x in out]
-        m = rec.transposed(m, tuple(left.index(x) for x in kept))
+        m = reg.transposed(m, tuple(left.index(x) for x in kept))
         dims = {x: m.dims[k] for k, x in enumerate(kept)}
         return replace(m, dims=tuple(dims.get(x, ()) for x in out))
 
-    return rec.multiply(*rec.aligned(laid(a, in_a), laid(b, in_b)))
+    return alg.multiply(*reg.aligned(laid(a, in_a), laid(b, in_b)))

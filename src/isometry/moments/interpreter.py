@@ -1,11 +1,15 @@
 """The dispatch mode that carries moments along a model's own forward code and autograd's own backward.
 
-Every ATen operation is first run as it is on its carrier (meta or real tensors), then its rule makes the records of its outputs from
-those of its inputs. Records are found by what a tensor aliases: storage, offset, shape and stride; so the tensors that
-autograd saved, which come back as other Python objects, are found again. A write in place replaces the record, drops
+Every ATen operation is first run as it is on its carrier (meta or real tensors), then its rule makes the
+records of its outputs from
+those of its inputs. Records are found by what a tensor aliases: storage, offset, shape and stride; so the
+tensors that
+autograd saved, which come back as other Python objects, are found again. A write in place replaces the
+record, drops
 those of other views of the storage, and is passed on to the tensor that a view was taken from.
 
-Operations whose inputs are all known values are run on those values. An operation without a rule gives `Unknown`, which
+Operations whose inputs are all known values are run on those values. An operation without a rule gives
+`Unknown`, which
 spreads to whatever depends on it, and is listed in `Interpreter.unknown`.
 """
 
@@ -18,23 +22,44 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from isometry.moments import record as rec
+from isometry.moments import regrouping as reg
 from isometry.moments.concrete import LIMIT, Concrete, moments_of
 from isometry.moments.record import Moments
 from isometry.moments.rules.base import RULES, Context, NoRule, Rule, Shifted, Unknown, Value
 from isometry.moments.rules.pointwise import UNTAGGED, as_moments, pointwise
 
 Key = tuple[int, int, tuple[int, ...], tuple[int, ...], torch.dtype]
-_LIKE = ("zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided")
-_VIEWS = ("view", "t", "transpose", "permute", "unsqueeze", "squeeze", "detach", "alias", "_unsafe_view", "_reshape_alias")
+_LIKE = (
+    "zeros_like",
+    "ones_like",
+    "full_like",
+    "empty_like",
+    "new_zeros",
+    "new_ones",
+    "new_full",
+    "new_empty",
+    "new_empty_strided",
+)
+_VIEWS = (
+    "view",
+    "t",
+    "transpose",
+    "permute",
+    "unsqueeze",
+    "squeeze",
+    "detach",
+    "alias",
+    "_unsafe_view",
+    "_reshape_alias",
+)
 
 
 def key_of(tensor: Tensor) -> Key:
     """Return what a tensor aliases; two tensors with one key hold the same entries."""
     storage = tensor.untyped_storage()
-    return storage._cdata, tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype
+    return storage._cdata, int(tensor.storage_offset()), tuple(tensor.shape), tensor.stride(), tensor.dtype
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,22 +80,25 @@ class _Storage:
     views: dict[Key, _View] = field(default_factory=dict)
 
 
-class Interpreter(TorchDispatchMode):
+class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Carry records along all operations inside the `with` block.
 
     Attributes:
-        unknown: How often each (operation, module, reason) had no rule; what merely depends on them is not counted.
+        unknown: How often each (operation, module, reason) had no rule; what merely depends on them is not
+        counted.
         notes: How often each approximation was used.
         module: Path of the module now running, for messages; set it from module hooks.
         count: Operations seen.
+        used: How often each rule was used, by its operation's name.
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.unknown: Counter[Unknown] = Counter()
         self.notes: Counter[str] = Counter()
         self.module = ""
         self.count = 0
+        self.used: Counter[str] = Counter()
         self._storages: dict[int, _Storage] = {}
 
     # --- records of tensors ---------------------------------------------------------------------------------------
@@ -93,11 +121,12 @@ class Interpreter(TorchDispatchMode):
 
     def moments(self, tensor: Tensor) -> Moments | None:
         """Return the moments of a tensor, or None where they are unknown."""
-        value = self.value(tensor)
-        try:
-            return None if value is None or isinstance(value, Unknown) else as_moments(value)
-        except NoRule:
-            return None
+        with _disable_current_modes():  # the caller may be a hook, inside the mode
+            value = self.value(tensor)
+            try:
+                return None if value is None or isinstance(value, Unknown) else as_moments(value)
+            except NoRule:
+                return None
 
     def assign(self, tensor: Tensor, value: Value) -> None:
         """Give a tensor its record."""
@@ -128,7 +157,11 @@ class Interpreter(TorchDispatchMode):
         name = view.func._schema.name.split("::")[1]
         base = self.value(view.base)
         if isinstance(value, Unknown) or base is None or isinstance(base, Unknown):
-            return value if isinstance(value, Unknown) else Unknown(name, self.module, "a write to a part of an unknown tensor")
+            return (
+                value
+                if isinstance(value, Unknown)
+                else Unknown(name, self.module, "a write to a part of an unknown tensor")
+            )
         if name in _VIEWS and part.numel() == view.base.numel():
             return self._unview(view, part, value)
         maker = RULES.get(f"{name}_scatter")
@@ -148,11 +181,11 @@ class Interpreter(TorchDispatchMode):
             order = list(range(len(m.dims)))
             i, j = (0, -1) if name == "t" else view.args[1:3]
             order[i], order[j] = order[j], order[i]
-            return rec.transposed(m, tuple(order))
+            return reg.transposed(m, tuple(order))
         if name == "permute":
             rank = len(m.dims)
-            return rec.transposed(m, tuple(sorted(range(rank), key=lambda k: view.args[1][k] % rank)))
-        return rec.regrouped(m, tuple(view.base.shape))
+            return reg.transposed(m, tuple(sorted(range(rank), key=lambda k: view.args[1][k] % rank)))
+        return reg.regrouped(m, tuple(view.base.shape))
 
     # --- dispatch -------------------------------------------------------------------------------------------------
 
@@ -163,7 +196,7 @@ class Interpreter(TorchDispatchMode):
         if name == "_local_scalar_dense":
             return self._scalar(args[0])
         out = func(*args, **kwargs)
-        outputs = [t for t in _tensors(out)]
+        outputs = list(_tensors(out))
         if not outputs:
             return out
         inplace = func._schema.is_mutable and name.endswith("_") and isinstance(args[0], Tensor)
@@ -202,7 +235,9 @@ class Interpreter(TorchDispatchMode):
         m = self.moments(tensor)
         if m is not None and float(m.variance.max()) <= 1e-12 * max(1.0, float(m.square.max())):
             return float(m.mean.reshape(-1)[0])
-        raise NoRule("the model reads the value of a tensor that only real tensors have (.item() or a branch on data)")
+        raise NoRule(
+            "the model reads the value of a tensor that only real tensors have (.item() or a branch on data)"
+        )
 
     # --- evaluating -----------------------------------------------------------------------------------------------
 
@@ -225,11 +260,20 @@ class Interpreter(TorchDispatchMode):
                 return [value] * len(outputs)
         return self._by_rule(func, name, args, kwargs, outputs)
 
-    def _factory(self, func: Any, args: Any, kwargs: dict[str, Any], outputs: list[Tensor]) -> list[Value | None] | None:
+    def _factory(
+        self, func: Any, args: Any, kwargs: dict[str, Any], outputs: list[Tensor]
+    ) -> list[Value | None] | None:
         """Make tensors that depend on no values: run on the CPU; constant ones as one number, expanded."""
         (out,) = outputs
         name = func._schema.name.split("::")[1]
-        fill = {"zeros": 0.0, "ones": 1.0, "zeros_like": 0.0, "ones_like": 1.0, "new_zeros": 0.0, "new_ones": 1.0}.get(name)
+        fill = {
+            "zeros": 0.0,
+            "ones": 1.0,
+            "zeros_like": 0.0,
+            "ones_like": 1.0,
+            "new_zeros": 0.0,
+            "new_ones": 1.0,
+        }.get(name)
         if name in ("full", "new_full", "full_like"):
             fill = args[2] if name == "new_full" else args[1]
         if name.startswith(("empty", "new_empty")):
@@ -240,7 +284,9 @@ class Interpreter(TorchDispatchMode):
             return None
         return [Concrete(func(*args, **{**kwargs, "device": "cpu"}))]
 
-    def _on_values(self, func: Any, args: Any, kwargs: dict[str, Any], outputs: list[Tensor]) -> list[Value | None] | None:
+    def _on_values(
+        self, func: Any, args: Any, kwargs: dict[str, Any], outputs: list[Tensor]
+    ) -> list[Value | None] | None:
         """Run an operation on known values, where they are small enough to hold."""
         name = func._schema.name.split("::")[1]
         if max(t.numel() for t in outputs) > LIMIT and not func.is_view:
@@ -263,9 +309,13 @@ class Interpreter(TorchDispatchMode):
         assert isinstance(value, Concrete)
         return value.tensor
 
-    def _by_rule(self, func: Any, name: str, args: Any, kwargs: dict[str, Any], outputs: list[Tensor]) -> list[Value | None]:
+    def _by_rule(
+        self, func: Any, name: str, args: Any, kwargs: dict[str, Any], outputs: list[Tensor]
+    ) -> list[Value | None]:
         found = RULES.get(name) or (RULES.get(name[:-1]) if name.endswith("_") else None)
-        context = Context(name if found is None or name in found.ops else name[:-1], tuple(tuple(t.shape) for t in outputs))
+        context = Context(
+            name if found is None or name in found.ops else name[:-1], tuple(tuple(t.shape) for t in outputs)
+        )
         try:
             raw = found.raw if found else ()
             ready = [self._argument(a, k in raw) for k, a in enumerate(args)]
@@ -282,12 +332,16 @@ class Interpreter(TorchDispatchMode):
         except NoRule as reason:
             return [self._no_rule(name, str(reason))] * len(outputs)
         self.notes.update(context.notes)
+        if found is not None:
+            self.used[context.op] += 1
         results = list(result) if isinstance(result, tuple | list) else [result]
         return results[: len(outputs)] + [None] * (len(outputs) - len(results))
 
     def _argument(self, x: Any, raw: bool) -> Any:
         if isinstance(x, Tensor):
             value = self.value(x)
+            if value is None and x.numel() == 0:
+                value = Concrete(torch.empty(x.shape, dtype=x.dtype))
             if value is None:
                 raise NoRule(f"an input of shape {tuple(x.shape)} that nothing is known about")
             return value if raw else as_moments(value)

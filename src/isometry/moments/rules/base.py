@@ -5,11 +5,16 @@
         '''Matrix product. Assumes independent inputs; exact second moments, normal in the wide limit.'''
         return contract("mk,kn->mn", a, b)
 
-A rule gets the operation's own arguments, tensors replaced by `Moments` (real values by their exact moments; optional
-tensors may be None), and returns a `Moments`, a `Concrete`, or a tuple of them where the operation has several outputs (None for
-an output that nobody reads). Arguments listed in `raw` come as they are: `Concrete`, `Shifted` or `Moments`. A case that a
-rule cannot treat raises `NoRule` with the reason; the result is then unknown, by name. A rule is for the operation,
-never for a model; its docstring says what it assumes, and `accuracy` whether it is exact, asymptotic or approximate.
+A rule gets the operation's own arguments, tensors replaced by `Moments` (real values by their exact moments;
+optional
+tensors may be None), and returns a `Moments`, a `Concrete`, or a tuple of them where the operation has
+several outputs (None for
+an output that nobody reads). Arguments listed in `raw` come as they are: `Concrete`, `Shifted` or `Moments`.
+A case that a
+rule cannot treat raises `NoRule` with the reason; the result is then unknown, by name. A rule is for the
+operation,
+never for a model; its docstring says what it assumes, and `accuracy` whether it is exact, asymptotic or
+approximate.
 """
 
 from __future__ import annotations
@@ -79,7 +84,9 @@ class Rule:
 RULES: dict[str, Rule] = {}
 
 
-def rule(*ops: str, accuracy: Accuracy, raw: tuple[int, ...] = ()) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def rule(
+    *ops: str, accuracy: Accuracy, raw: tuple[int, ...] = ()
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a function as the rule of the named operations (ATen overload packets, in-place twins included).
 
     Args:

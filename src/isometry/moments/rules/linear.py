@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from isometry.moments import record as rec
+from isometry.moments import algebra as alg
+from isometry.moments import regrouping as reg
 from isometry.moments.contract import contract, shares_latents
 from isometry.moments.record import Moments
 from isometry.moments.rules.base import Context, rule
@@ -42,23 +43,29 @@ def dot(ctx: Context, a: Moments, b: Moments) -> Moments:
 
 def plus(a: Moments, b: Moments) -> Moments:
     """Return a + b with broadcasting."""
-    return rec.add(*rec.aligned(a, b))
+    return alg.add(*reg.aligned(a, b))
 
 
 def with_shape(m: Moments, shape: tuple[int, ...]) -> Moments:
     """Return the record broadcast to a shape."""
     m = replace(m, dims=((),) * (len(shape) - len(m.dims)) + m.dims)
-    return rec.broadcast(m, tuple(own or plain for own, plain in zip(m.dims, rec.plain_dims(shape), strict=True)))
+    return reg.broadcast(
+        m, tuple(own or plain for own, plain in zip(m.dims, alg.plain_dims(shape), strict=True))
+    )
 
 
 @rule("addmm", accuracy="asymptotic")
-def addmm(ctx: Context, bias: Moments, a: Moments, b: Moments, *, beta: float = 1, alpha: float = 1) -> Moments:
+def addmm(
+    ctx: Context, bias: Moments, a: Moments, b: Moments, *, beta: float = 1, alpha: float = 1
+) -> Moments:
     """Matrix product plus bias; as `mm`."""
-    return plus(rec.scale(_product(ctx, "mk,kn->mn", a, b), alpha), rec.scale(bias, beta))
+    return plus(alg.scale(_product(ctx, "mk,kn->mn", a, b), alpha), alg.scale(bias, beta))
 
 
 @rule("baddbmm", accuracy="asymptotic")
-def baddbmm(ctx: Context, bias: Moments, a: Moments, b: Moments, *, beta: float = 1, alpha: float = 1) -> Moments:
+def baddbmm(
+    ctx: Context, bias: Moments, a: Moments, b: Moments, *, beta: float = 1, alpha: float = 1
+) -> Moments:
     """Batched matrix product plus bias; as `mm`."""
-    product = rec.scale(_product(ctx, "bmk,bkn->bmn", a, b), alpha)
-    return product if beta == 0 else plus(product, rec.scale(bias, beta))
+    product = alg.scale(_product(ctx, "bmk,bkn->bmn", a, b), alpha)
+    return product if beta == 0 else plus(product, alg.scale(bias, beta))

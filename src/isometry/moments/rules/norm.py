@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from isometry.moments import algebra as alg
 from isometry.moments import axes as ax
 from isometry.moments import contract as con
 from isometry.moments import record as rec
+from isometry.moments import regrouping as reg
 from isometry.moments.axes import Array
 from isometry.moments.record import Moments, Term
 from isometry.moments.rules.base import Context, rule
@@ -20,7 +22,7 @@ from isometry.moments.rules.pointwise import times
 def one_block(m: Moments, dims: tuple[int, ...]) -> Moments:
     """Return the record with the axes of these dims in one block each (what varies between blocks is averaged)."""
     for p in (p for d in dims for p in m.positions(d)):
-        m = rec.recut_axis(m, p, (ax.size(m.axes[p]),))
+        m = reg.recut_axis(m, p, (ax.size(m.axes[p]),))
     return m
 
 
@@ -36,11 +38,13 @@ def mean_over(table: Array, m: Moments, dims: tuple[int, ...]) -> Array:
 def normalise(m: Moments, dims: tuple[int, ...], eps: float) -> tuple[Moments, Array]:
     """Return (x − mean)/σ over the axes of dims, and σ as a block array.
 
-    The table is centred by its mean over those axes, exactly for exchangeable entries, and divided by the variance that is left.
-    Asymptotic: the sample's own variance is taken as its expectation, as many entries are averaged. The result is a
+    The table is centred by its mean over those axes, exactly for exchangeable entries, and divided by the
+    variance that is left.
+    Asymptotic: the sample's own variance is taken as its expectation, as many entries are averaged. The
+    result is a
     function of the same latent where centring takes away a constant only.
     """
-    m = rec.collapse(one_block(m, dims))
+    m = alg.collapse(one_block(m, dims))
     centre = mean_over(m.table, m, dims)
     table = m.table - centre
     variance = np.maximum(rec.diagonal(table, m.axes), 0.0)
@@ -48,29 +52,31 @@ def normalise(m: Moments, dims: tuple[int, ...], eps: float) -> tuple[Moments, A
     table = table / rec.outer(sigma, sigma, m.axes)
     mean = np.zeros([1] * len(m.axes))
     shared = rec.diagonal(centre, m.axes) - m.mean**2
-    factor = rec.absorbed(m.terms[0], m.axes)
+    factor = alg.absorbed(m.terms[0], m.axes)
     if factor is None:
-        return rec.assemble(m.dims, (Term(mean),)), sigma
+        return alg.assemble(m.dims, (Term(mean),)), sigma
     values = (factor.values - factor.mean[..., None]) / sigma[..., None]
     if float(np.max(shared / np.maximum(variance, 1e-300))) < 0.02:
         own = replace(factor, values=values, table=table)
         return Moments(m.dims, (Term(np.ones([1] * len(m.axes)), (own,)),), table, mean), sigma
-    return rec.with_marginal(m.dims, table, mean, values), sigma
+    return alg.with_marginal(m.dims, table, mean, values), sigma
 
 
 def normalise_backward(g: Moments, x: Moments, dims: tuple[int, ...], eps: float) -> tuple[Moments, Moments]:
     """Return the gradient at x of (x − mean)/σ, and x̂.
 
-    dx = (g − mean g − x̂·mean(g x̂))/σ is a projection: the second moments of what it removes are subtracted. The last
-    mean uses the joint moments of g and x̂, which may share latents. Asymptotic in the number of entries averaged.
+    dx = (g − mean g − x̂·mean(g x̂))/σ is a projection: the second moments of what it removes are subtracted.
+    The last
+    mean uses the joint moments of g and x̂, which may share latents. Asymptotic in the number of entries
+    averaged.
     """
     unit, sigma = normalise(x, dims, eps)
-    g, unit = rec.aligned(one_block(g, dims), unit)
-    product = rec.multiply(g, unit)
+    g, unit = reg.aligned(one_block(g, dims), unit)
+    product = alg.multiply(g, unit)
     table = g.table - mean_over(g.table, g, dims) - unit.table * mean_over(product.table, g, dims)
     inverse = 1.0 / sigma
     table = table * rec.outer(inverse, inverse, g.axes)
-    return rec.gaussian(g.dims, table, np.zeros([1] * len(g.axes))), unit
+    return alg.gaussian(g.dims, table, np.zeros([1] * len(g.axes))), unit
 
 
 def _trailing(rank: int, normalized: Any) -> tuple[int, ...]:
@@ -78,21 +84,31 @@ def _trailing(rank: int, normalized: Any) -> tuple[int, ...]:
 
 
 @rule("native_layer_norm", accuracy="asymptotic")
-def layer_norm(ctx: Context, x: Moments, normalized: Any, w: Moments | None, b: Moments | None, eps: float) -> tuple[Any, ...]:
+def layer_norm(
+    ctx: Context, x: Moments, normalized: Any, w: Moments | None, b: Moments | None, eps: float
+) -> tuple[Any, ...]:
     """Layer normalisation; asymptotic in the width."""
     dims = _trailing(len(x.dims), normalized)
     unit, sigma = normalise(x, dims, eps)
     out = unit if w is None else times(unit, w)
     out = out if b is None else plus(out, b)
     small = tuple(d for k, d in enumerate(unit.dims) if k not in dims)
-    stats = rec.constant(tuple(int(np.prod([ax.size(a) for a in d])) for d in small), 1.0)
+    stats = alg.constant(tuple(int(np.prod([ax.size(a) for a in d])) for d in small), 1.0)
     stats = replace(stats, dims=stats.dims + ((),) * len(dims))
-    return out, rec.scale(stats, 0.0), rec.scale(stats, float(np.mean(1.0 / sigma)))
+    return out, alg.scale(stats, 0.0), alg.scale(stats, float(np.mean(1.0 / sigma)))
 
 
 @rule("native_layer_norm_backward", accuracy="asymptotic")
 def layer_norm_backward(
-    ctx: Context, g: Moments, x: Moments, normalized: Any, mean: Any, rstd: Any, w: Moments | None, b: Any, mask: Any
+    ctx: Context,
+    g: Moments,
+    x: Moments,
+    normalized: Any,
+    mean: Any,
+    rstd: Any,
+    w: Moments | None,
+    b: Any,
+    mask: Any,
 ) -> tuple[Any, ...]:
     """Gradients of layer normalisation. Assumes that x holds what the forward pass normalised; eps is taken as negligible."""
     dims = _trailing(len(x.dims), normalized)

@@ -1,7 +1,9 @@
 """Pointwise operations, executed on node values: no table of activations, any function works.
 
-Sums and products have rules of their own. Every other operation that PyTorch tags as pointwise is run, in float64, on the
-quadrature nodes of the one latent that its inputs depend on; operations named `*_backward` are linear in the gradient, their
+Sums and products have rules of their own. Every other operation that PyTorch tags as pointwise is run, in
+float64, on the
+quadrature nodes of the one latent that its inputs depend on; operations named `*_backward` are linear in the
+gradient, their
 first argument, and are run with a gradient of 1.
 """
 
@@ -15,8 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from isometry.moments import algebra as alg
 from isometry.moments import latents
-from isometry.moments import record as rec
+from isometry.moments import regrouping as reg
 from isometry.moments.axes import Array
 from isometry.moments.concrete import Concrete
 from isometry.moments.record import Moments, Term
@@ -25,10 +28,39 @@ from isometry.moments.rules.linear import plus
 
 # Operations that act entry by entry and that PyTorch does not tag so.
 UNTAGGED = frozenset(
-    "hardswish hardswish_backward hardsigmoid hardsigmoid_backward hardtanh hardtanh_backward elu elu_backward celu selu mish "
-    "mish_backward softplus softplus_backward softshrink softshrink_backward hardshrink hardshrink_backward leaky_relu "
-    "leaky_relu_backward relu6 threshold threshold_backward log_sigmoid_backward gelu gelu_backward silu silu_backward "
-    "tanh_backward sigmoid_backward logit_backward".split()
+    [
+        "hardswish",
+        "hardswish_backward",
+        "hardsigmoid",
+        "hardsigmoid_backward",
+        "hardtanh",
+        "hardtanh_backward",
+        "elu",
+        "elu_backward",
+        "celu",
+        "selu",
+        "mish",
+        "mish_backward",
+        "softplus",
+        "softplus_backward",
+        "softshrink",
+        "softshrink_backward",
+        "hardshrink",
+        "hardshrink_backward",
+        "leaky_relu",
+        "leaky_relu_backward",
+        "relu6",
+        "threshold",
+        "threshold_backward",
+        "log_sigmoid_backward",
+        "gelu",
+        "gelu_backward",
+        "silu",
+        "silu_backward",
+        "tanh_backward",
+        "sigmoid_backward",
+        "logit_backward",
+    ]
 )
 
 Operand = Moments | Concrete | Shifted | float | int
@@ -45,7 +77,7 @@ def as_moments(x: Any, rank: int = 0) -> Moments:
         if not bool(torch.isfinite(shift).all()):
             raise NoRule("a masked tensor (with infinite entries) is used by something else than a softmax")
         return plus(x.random, x.shift.moments)
-    return rec.constant((), float(x))
+    return alg.constant((), float(x))
 
 
 def _is_known(x: Operand) -> bool:
@@ -59,40 +91,40 @@ def add(ctx: Context, a: Operand, b: Operand, *, alpha: float = 1) -> Moments | 
         return shifted(a, b.tensor)
     if alpha == 1 and isinstance(b, Moments | Shifted) and _is_known(a) and isinstance(a, Concrete):
         return shifted(b, a.tensor)
-    return plus(as_moments(a), rec.scale(as_moments(b), alpha))
+    return plus(as_moments(a), alg.scale(as_moments(b), alpha))
 
 
 def shifted(x: Moments | Shifted, shift: Tensor) -> Moments | Shifted:
     """Return x plus a known tensor, kept apart where it varies."""
     random, known = (x.random, x.shift.tensor + shift) if isinstance(x, Shifted) else (x, shift)
     if known.min() == known.max():
-        return plus(random, rec.constant(known.shape, float(known.min())))
+        return plus(random, alg.constant(known.shape, float(known.min())))
     return Shifted(random, Concrete(known))
 
 
 @rule("sub", accuracy="exact")
 def sub(ctx: Context, a: Any, b: Any, *, alpha: float = 1) -> Moments:
     """Difference. Exact."""
-    return plus(as_moments(a), rec.scale(as_moments(b), -alpha))
+    return plus(as_moments(a), alg.scale(as_moments(b), -alpha))
 
 
 @rule("rsub", accuracy="exact")
 def rsub(ctx: Context, a: Any, b: Any, alpha: float = 1) -> Moments:
     """Reversed difference. Exact."""
-    return plus(as_moments(b), rec.scale(as_moments(a), -alpha))
+    return plus(as_moments(b), alg.scale(as_moments(a), -alpha))
 
 
 @rule("neg", accuracy="exact")
 def neg(ctx: Context, a: Moments) -> Moments:
     """Sign change. Exact."""
-    return rec.scale(a, -1.0)
+    return alg.scale(a, -1.0)
 
 
 @rule("mul", accuracy="exact", raw=(0, 1))
 def mul(ctx: Context, a: Any, b: Any) -> Moments | Shifted:
     """Product: node by node where both depend on one latent, else of independents."""
     if isinstance(a, Shifted) and _number(b) is not None:
-        return Shifted(rec.scale(a.random, _number(b) or 0.0), Concrete(a.shift.tensor * (_number(b) or 0.0)))
+        return Shifted(alg.scale(a.random, _number(b) or 0.0), Concrete(a.shift.tensor * (_number(b) or 0.0)))
     return times(as_moments(a), as_moments(b))
 
 
@@ -106,9 +138,9 @@ def times(a: Moments, b: Moments) -> Moments:
     """Return a · b with broadcasting."""
     for x, y in ((a, b), (b, a)):
         if len(y.terms) == 1 and not y.terms[0].factors and y.mean.size == 1 and not any(y.dims):
-            scaled = rec.scale(x, float(y.mean.reshape(())))
+            scaled = alg.scale(x, float(y.mean.reshape(())))
             return replace(scaled, dims=((),) * (len(y.dims) - len(x.dims)) + scaled.dims)
-    return rec.multiply(*rec.aligned(a, b))
+    return alg.multiply(*reg.aligned(a, b))
 
 
 @rule("div", accuracy="exact")
@@ -121,6 +153,7 @@ def div(ctx: Context, a: Any, b: Any, *, rounding_mode: str | None = None) -> Mo
 
 def powered(m: Moments, exponent: float) -> Moments:
     """Return m ** exponent; a single product of factors is raised factor by factor."""
+
     def raised(values: Array) -> Array:
         if float(exponent).is_integer():
             return np.asarray(values ** int(exponent) if exponent >= 0 else 1.0 / values ** int(-exponent))
@@ -128,9 +161,9 @@ def powered(m: Moments, exponent: float) -> Moments:
 
     if len(m.terms) == 1 and len(m.terms[0].factors) > 1 and float(exponent).is_integer():
         term = m.terms[0]
-        factors = tuple(rec.changed(f, raised(f.values), m.axes) for f in term.factors)
-        return rec.assemble(m.dims, (Term(raised(term.coef), factors),))
-    return rec.apply(m, raised)
+        factors = tuple(alg.changed(f, raised(f.values), m.axes) for f in term.factors)
+        return alg.assemble(m.dims, (Term(raised(term.coef), factors),))
+    return alg.apply(m, raised)
 
 
 @rule("pow", accuracy="exact")
@@ -153,7 +186,7 @@ def where(ctx: Context, condition: Any, a: Any, b: Any) -> Moments | Shifted:
 
 
 def _choice(condition: Moments, a: Moments, b: Moments) -> Moments:
-    return plus(times(condition, a), times(plus(rec.constant((), 1.0), rec.scale(condition, -1.0)), b))
+    return plus(times(condition, a), times(plus(alg.constant((), 1.0), alg.scale(condition, -1.0)), b))
 
 
 @rule("masked_fill", accuracy="exact", raw=(0, 1))
@@ -162,13 +195,15 @@ def masked_fill(ctx: Context, x: Any, mask: Any, value: Any) -> Moments | Shifte
     number = float(value.mean.reshape(-1)[0]) if isinstance(value, Moments) else float(value)
     if isinstance(mask, Concrete) and isinstance(x, Moments | Shifted) and number <= -1e3:
         return shifted(x, torch.zeros(mask.tensor.shape).masked_fill_(mask.tensor, number))
-    return _choice(as_moments(mask), rec.constant((), number), as_moments(x))
+    return _choice(as_moments(mask), alg.constant((), number), as_moments(x))
 
 
 # --- every other pointwise operation --------------------------------------------------------------------------------
 
 
-def pointwise(ctx: Context, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Moments:
+def pointwise(
+    ctx: Context, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Moments:
     """Run an operation tagged pointwise on node values. Exact for functions of one latent."""
     if ctx.op.endswith("_backward"):
         rest = [1.0, *args[1:]]
@@ -177,29 +212,38 @@ def pointwise(ctx: Context, func: Callable[..., Any], args: tuple[Any, ...], kwa
     return joint(ctx, func, list(args), kwargs)
 
 
-def joint(ctx: Context, func: Callable[..., Any], args: list[Any], kwargs: dict[str, Any], *, gradient_first: bool = False) -> Moments:
+def joint(
+    ctx: Context,
+    func: Callable[..., Any],
+    args: list[Any],
+    kwargs: dict[str, Any],
+    *,
+    gradient_first: bool = False,
+) -> Moments:
     """Run func on the node values of the one latent that its tensor arguments depend on."""
     at = [k for k, x in enumerate(args) if isinstance(x, Moments)]
-    tensors = _all_aligned([rec.collapse(args[k]) for k in at])
+    tensors = _all_aligned([alg.collapse(args[k]) for k in at])
     keys = {f.key for m in tensors for t in m.terms for f in t.factors}
     if len(keys) > 1:
         raise NoRule("a nonlinear function of several independent tensors")
     nodes: list[Any] = list(args)
     for k, m in zip(at, tensors, strict=True):
-        factor = rec.absorbed(m.terms[0], m.axes)
+        factor = alg.absorbed(m.terms[0], m.axes)
         values = m.terms[0].coef[..., None] if factor is None else factor.values
-        nodes[k] = torch.from_numpy(np.ascontiguousarray(np.broadcast_to(values, np.broadcast_shapes(values.shape, (len(latents.NODES),)))))
+        nodes[k] = torch.from_numpy(
+            np.array(np.broadcast_to(values, np.broadcast_shapes(values.shape, (len(latents.NODES),))))
+        )
     reference = tensors[0]
     if gradient_first:
         shape = np.broadcast_shapes(*[tuple(nodes[k].shape) for k in at])
         nodes[0] = torch.ones(shape, dtype=torch.float64)
     nodes = [n.expand(_common(nodes, at)) if k in at else n for k, n in enumerate(nodes)]
     result = func(*nodes, **kwargs).to(torch.float64).numpy()
-    factor = next((rec.absorbed(m.terms[0], m.axes) for m in tensors if m.terms[0].factors), None)
+    factor = next((alg.absorbed(m.terms[0], m.axes) for m in tensors if m.terms[0].factors), None)
     if factor is None:
-        return rec.assemble(reference.dims, (Term(result[..., 0]),))
+        return alg.assemble(reference.dims, (Term(result[..., 0]),))
     ones = np.ones([1] * len(reference.axes))
-    return rec.assemble(reference.dims, (Term(ones, (rec.changed(factor, result, reference.axes),)),))
+    return alg.assemble(reference.dims, (Term(ones, (alg.changed(factor, result, reference.axes),)),))
 
 
 def _common(nodes: list[Any], at: list[int]) -> tuple[int, ...]:
@@ -209,5 +253,5 @@ def _common(nodes: list[Any], at: list[int]) -> tuple[int, ...]:
 def _all_aligned(tensors: list[Moments]) -> list[Moments]:
     for _ in range(2 if len(tensors) > 2 else 1):
         for k in range(1, len(tensors)):
-            tensors[k - 1], tensors[k] = rec.aligned(tensors[k - 1], tensors[k])
+            tensors[k - 1], tensors[k] = reg.aligned(tensors[k - 1], tensors[k])
     return tensors

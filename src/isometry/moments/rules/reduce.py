@@ -29,14 +29,18 @@ def keep_dims(reduced: Moments, dims: tuple[int, ...], keepdim: bool) -> Moments
 
 
 @rule("sum", accuracy="asymptotic")
-def sum_(ctx: Context, m: Moments, dim: Sequence[int] | None = None, keepdim: bool = False, **_: object) -> Moments:
+def sum_(
+    ctx: Context, m: Moments, dim: Sequence[int] | None = None, keepdim: bool = False, **_: object
+) -> Moments:
     """Sum over dims. Second moments exact; normal (lognormal for positive terms) in the wide limit."""
     dims = _dims(m, dim)
     return keep_dims(con.total(m, dims), dims, keepdim)
 
 
 @rule("mean", accuracy="asymptotic")
-def mean(ctx: Context, m: Moments, dim: Sequence[int] | None = None, keepdim: bool = False, **_: object) -> Moments:
+def mean(
+    ctx: Context, m: Moments, dim: Sequence[int] | None = None, keepdim: bool = False, **_: object
+) -> Moments:
     """Mean over dims; as `sum_`."""
     dims = _dims(m, dim)
     return keep_dims(con.average(m, dims), dims, keepdim)

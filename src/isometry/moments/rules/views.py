@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from isometry.moments import record as rec
+from isometry.moments import algebra as alg
+from isometry.moments import regrouping as reg
 from isometry.moments.concatenation import concatenate
 from isometry.moments.record import Moments
 from isometry.moments.rules.base import Context, rule
@@ -16,7 +17,7 @@ from isometry.moments.rules.linear import with_shape
 @rule("view", "_unsafe_view", "reshape", "_reshape_alias", accuracy="exact")
 def view(ctx: Context, m: Moments, *_: Any) -> Moments:
     """Regroup the axes; axes that straddle the new dims and do not divide are fused (averages over pairs that differ)."""
-    return rec.regrouped(m, ctx.shape)
+    return reg.regrouped(m, ctx.shape)
 
 
 @rule("detach", "alias", "clone", "contiguous", "_to_copy", "to", "lift_fresh", "_conj", accuracy="exact")
@@ -34,7 +35,7 @@ def copy(ctx: Context, m: Moments, source: Moments, *_: Any) -> Moments:
 @rule("t", accuracy="exact")
 def t(ctx: Context, m: Moments) -> Moments:
     """Transpose of a matrix."""
-    return rec.transposed(m, tuple(reversed(range(len(m.dims)))))
+    return reg.transposed(m, tuple(reversed(range(len(m.dims)))))
 
 
 @rule("transpose", accuracy="exact")
@@ -42,13 +43,13 @@ def transpose(ctx: Context, m: Moments, i: int, j: int) -> Moments:
     """Exchange two dims."""
     order = list(range(len(m.dims)))
     order[i], order[j] = order[j], order[i]
-    return rec.transposed(m, tuple(order))
+    return reg.transposed(m, tuple(order))
 
 
 @rule("permute", accuracy="exact")
 def permute(ctx: Context, m: Moments, order: Sequence[int]) -> Moments:
     """Reorder dims."""
-    return rec.transposed(m, tuple(d % len(m.dims) for d in order))
+    return reg.transposed(m, tuple(d % len(m.dims) for d in order))
 
 
 @rule("unsqueeze", accuracy="exact")
@@ -73,20 +74,22 @@ def expand(ctx: Context, m: Moments, *_: Any, **__: Any) -> Moments:
 
 
 @rule("slice", accuracy="exact")
-def slice_(ctx: Context, m: Moments, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1) -> Moments:
+def slice_(
+    ctx: Context, m: Moments, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
+) -> Moments:
     """A slice along a dim."""
     dim %= len(m.dims)
     begin, stop, step = slice(start, end, step).indices(m.shape[dim])
     if (begin, stop, step) == (0, m.shape[dim], 1):
         return m
-    return rec.sliced(m, dim, begin, stop, step)
+    return reg.sliced(m, dim, begin, stop, step)
 
 
 @rule("select", accuracy="exact")
 def select(ctx: Context, m: Moments, dim: int, index: int) -> Moments:
     """One entry along a dim."""
     dim %= len(m.dims)
-    return rec.selected(m, dim, index % m.shape[dim])
+    return reg.selected(m, dim, index % m.shape[dim])
 
 
 @rule("split", "split_with_sizes", "unsafe_split", "chunk", "unsafe_split_with_sizes", accuracy="exact")
@@ -96,7 +99,7 @@ def split(ctx: Context, m: Moments, size: Any, dim: int = 0) -> tuple[Moments, .
     parts, start = [], 0
     for shape in ctx.shapes:
         whole = shape[dim] == m.shape[dim]
-        parts.append(m if whole else rec.sliced(m, dim, start, start + shape[dim], 1))
+        parts.append(m if whole else reg.sliced(m, dim, start, start + shape[dim], 1))
         start += shape[dim]
     return tuple(parts)
 
@@ -105,7 +108,7 @@ def split(ctx: Context, m: Moments, size: Any, dim: int = 0) -> tuple[Moments, .
 def unbind(ctx: Context, m: Moments, dim: int = 0) -> tuple[Moments, ...]:
     """All entries along a dim."""
     dim %= len(m.dims)
-    return tuple(rec.selected(m, dim, k) for k in range(m.shape[dim]))
+    return tuple(reg.selected(m, dim, k) for k in range(m.shape[dim]))
 
 
 @rule("cat", accuracy="exact")
@@ -123,12 +126,18 @@ def stack(ctx: Context, parts: Sequence[Moments], dim: int = 0) -> Moments:
 
 
 @rule("slice_backward", accuracy="exact")
-def slice_backward(ctx: Context, g: Moments, sizes: Sequence[int], dim: int, start: int, end: int, step: int) -> Moments:
+def slice_backward(
+    ctx: Context, g: Moments, sizes: Sequence[int], dim: int, start: int, end: int, step: int
+) -> Moments:
     """The gradient in its place, zeros around it."""
     dim %= len(sizes)
     begin, stop, step = slice(start, end, step).indices(sizes[dim])
     if step != 1:
-        return rec.scale(rec.normal(sizes), 0.0) if not len(range(begin, stop, step)) else _interleaved(g, sizes, dim, step)
+        return (
+            alg.scale(alg.normal(sizes), 0.0)
+            if not len(range(begin, stop, step))
+            else _interleaved(g, sizes, dim, step)
+        )
     return placed(g, tuple(sizes), dim, begin)
 
 
@@ -136,7 +145,7 @@ def _interleaved(g: Moments, sizes: Sequence[int], dim: int, step: int) -> Momen
     """Put a gradient on every step-th entry: zeros along a new inner axis, where the entry is the first (order is not kept)."""
     shape = (*sizes[:dim], sizes[dim] // step, step, *sizes[dim + 1 :])
     inner = unsqueeze(Context("unsqueeze", (shape,)), g, dim + 1)
-    return rec.regrouped(placed(inner, shape, dim + 1, 0), tuple(sizes))
+    return reg.regrouped(placed(inner, shape, dim + 1, 0), tuple(sizes))
 
 
 @rule("select_backward", accuracy="exact")
@@ -151,7 +160,7 @@ def placed(g: Moments, sizes: tuple[int, ...], dim: int, start: int) -> Moments:
     length = g.shape[dim]
     parts = [g]
     if start:
-        parts.insert(0, rec.constant((*sizes[:dim], start, *sizes[dim + 1 :]), 0.0))
+        parts.insert(0, alg.constant((*sizes[:dim], start, *sizes[dim + 1 :]), 0.0))
     if sizes[dim] - start - length:
-        parts.append(rec.constant((*sizes[:dim], sizes[dim] - start - length, *sizes[dim + 1 :]), 0.0))
+        parts.append(alg.constant((*sizes[:dim], sizes[dim] - start - length, *sizes[dim + 1 :]), 0.0))
     return concatenate(parts, dim)

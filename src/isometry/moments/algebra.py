@@ -1,0 +1,366 @@
+"""The algebra of records: how they are made, added, multiplied and passed through functions.
+
+Two records that meet must have the same axes and blocks; `regrouping.aligned` brings them there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+import numpy as np
+
+from isometry.moments import latents
+from isometry.moments.axes import Array, Axis
+from isometry.moments.record import (
+    Dims,
+    Factor,
+    Label,
+    Moments,
+    Run,
+    Term,
+    diagonal,
+    first,
+    mirror,
+    outer,
+    second,
+)
+
+MAX_TERMS = 6  # a sum of more products becomes a function of one new latent
+
+# --- building -------------------------------------------------------------------------------------------------------
+
+
+def plain_dims(shape: Iterable[int]) -> Dims:
+    """Return the dims of a tensor all of whose entries are alike: one axis of one block per dim."""
+    return tuple(((n,),) if n != 1 else () for n in shape)
+
+
+def constant(shape: Iterable[int], value: float) -> Moments:
+    """Return the record of a tensor filled with one number."""
+    dims = plain_dims(shape)
+    ones = [1] * sum(len(d) for d in dims)
+    return Moments(dims, (Term(np.full(ones, value)),), np.full(ones, value * value), np.full(ones, value))
+
+
+def independent(shape: Iterable[int], values: Array) -> Moments:
+    """Return the record of independent, identically distributed entries; `values` is the quantile function at the nodes."""
+    dims = plain_dims(shape)
+    count = sum(len(d) for d in dims)
+    rho = np.zeros([2] * count)
+    rho[(0,) * count] = 1.0
+    return from_values(dims, rho, values.reshape([1] * count + [-1]))
+
+
+def normal(shape: Iterable[int], mean: float = 0.0, std: float = 1.0) -> Moments:
+    """Return the record of independent normal entries."""
+    return constant(shape, mean) if std == 0.0 else independent(shape, mean + std * latents.NODES)
+
+
+def from_values(dims: Dims, rho: Array, values: Array) -> Moments:
+    """Return f(z) of a new latent with correlations `rho`."""
+    axes = tuple(a for d in dims for a in d)
+    return assemble(dims, (Term(np.ones([1] * len(axes)), (new_factor(axes, rho, values),)),))
+
+
+def new_factor(axes: tuple[Axis, ...], rho: Array, values: Array, table: Array | None = None) -> Factor:
+    """Return f(z) of a new latent; along axes where neither rho nor values vary it is constant."""
+    labels: tuple[Label, ...] = tuple(Run(k, 1, 0) if n > 1 else None for k, n in enumerate(rho.shape))
+    made = Factor(latents.fresh(), labels, rho, values, rho)
+    return replace(made, table=_dual(made, made, axes) if table is None else table)
+
+
+def gaussian(dims: Dims, table: Array, mean: Array) -> Moments:
+    """Return the record of jointly normal entries with these second moments: a new latent.
+
+    Where the variance vanishes the entries are constants. Exact for normal entries, asymptotic for sums of
+    many.
+    """
+    axes = tuple(a for d in dims for a in d)
+    square = diagonal(table, axes)
+    variance = square - mean**2
+    variance = np.where(variance > 1e-12 * np.abs(square), variance, 0.0)
+    if not variance.any():
+        return assemble(dims, (Term(mean),))
+    std = np.sqrt(variance)
+    scale = outer(std, std, axes)
+    centred = table - outer(mean, mean, axes)
+    rho = np.clip(
+        np.divide(
+            centred, scale, out=np.zeros(np.broadcast_shapes(centred.shape, scale.shape)), where=scale > 0
+        ),
+        -1.0,
+        1.0,
+    )
+    values = mean[..., None] + std[..., None] * latents.NODES
+    factor = new_factor(axes, rho, values, table)
+    return Moments(dims, (Term(np.ones([1] * len(axes)), (factor,)),), table, mean)
+
+
+def assemble(dims: Dims, terms: tuple[Term, ...]) -> Moments:
+    """Return the record of a sum of terms: its table and mean follow from theirs."""
+    axes = tuple(a for d in dims for a in d)
+    terms = _merge(terms, axes)
+    table: Array = np.zeros([1] * len(axes))
+    mean: Array = np.zeros([1] * len(axes))
+    for position, term in enumerate(terms):
+        mean = mean + _term_mean(term)
+        own = outer(term.coef, term.coef, axes)
+        for factor in term.factors:
+            own = own * factor.table
+        table = table + own
+        for other in terms[:position]:
+            both = _cross(term, other, axes)
+            if both is not None:
+                table = table + both + mirror(both, axes)
+    return Moments(dims, terms, table, mean)
+
+
+def _term_mean(term: Term) -> Array:
+    mean = term.coef
+    for factor in term.factors:
+        mean = mean * factor.mean
+    return mean
+
+
+def _dual(f: Factor, g: Factor, axes: tuple[Axis, ...]) -> Array:
+    """Return E[f(z) g(z′)] by pair class, for two functions of one variable."""
+    return latents.dual(first(f.values, axes), second(g.values, axes), f.rho)
+
+
+def _cross(a: Term, b: Term, axes: tuple[Axis, ...]) -> Array | None:
+    """Return E[a b′] by pair class, or None where it vanishes."""
+    keys = {factor.key: factor for factor in b.factors}
+    result = outer(a.coef, b.coef, axes)
+    for factor in a.factors:
+        partner = keys.pop(factor.key, None)
+        if partner is not None:
+            result = result * _dual(factor, partner, axes)
+        elif not np.abs(factor.mean).max() > 1e-12 * np.sqrt(np.abs(factor.table).max()):
+            return None
+        else:
+            result = result * first(factor.mean, axes)
+    for factor in keys.values():
+        if not np.abs(factor.mean).max() > 1e-12 * np.sqrt(np.abs(factor.table).max()):
+            return None
+        result = result * second(factor.mean, axes)
+    return result
+
+
+def cross(a: Moments, b: Moments) -> Array:
+    """Return E[a b′] by pair class for two records of the same axes."""
+    total: Array = np.zeros([1] * len(a.axes))
+    for s in a.terms:
+        for t in b.terms:
+            both = _cross(s, t, a.axes)
+            if both is not None:
+                total = total + both
+    return total
+
+
+def _merge(terms: tuple[Term, ...], axes: tuple[Axis, ...]) -> tuple[Term, ...]:
+    """Add terms that agree in all factors but one variable; a constant joins a term of one factor."""
+    result: list[Term] = []
+    for term in terms:
+        if not term.coef.any():
+            continue
+        for k, other in enumerate(result):
+            joined = _join(other, term, axes)
+            if joined is not None:
+                result[k] = joined
+                break
+        else:
+            result.append(term)
+    if not result:
+        return (Term(np.zeros([1] * len(axes))),)
+    return tuple(result)
+
+
+def _join(a: Term, b: Term, axes: tuple[Axis, ...]) -> Term | None:
+    if len(a.factors) < len(b.factors):
+        a, b = b, a
+    if len(a.factors) - len(b.factors) > (1 if not b.factors else 0):
+        return None
+    if not a.factors:
+        return Term(a.coef + b.coef)
+    if not b.factors:
+        constant_ = b.coef[..., None]
+    elif {f.key for f in a.factors} != {f.key for f in b.factors}:
+        return None
+    else:
+        constant_ = None
+    partners = {f.key: f for f in b.factors}
+    unlike = [k for k, f in enumerate(a.factors) if constant_ is not None or not _equal(f, partners[f.key])]
+    if len(unlike) > 1:
+        return None
+    k = unlike[0] if unlike else 0
+    ours = a.coef[..., None] * a.factors[k].values
+    theirs = constant_ if constant_ is not None else b.coef[..., None] * partners[a.factors[k].key].values
+    joined = changed(a.factors[k], ours + theirs, axes)
+    return Term(np.ones([1] * len(axes)), (*a.factors[:k], joined, *a.factors[k + 1 :]))
+
+
+def _equal(f: Factor, g: Factor) -> bool:
+    return f.values is g.values or (f.values.shape == g.values.shape and np.array_equal(f.values, g.values))
+
+
+# --- algebra of aligned records -------------------------------------------------------------------------------------
+
+
+def scale(m: Moments, factor: float | Array) -> Moments:
+    """Return m · factor for a number or a block array."""
+    by = np.asarray(factor, dtype=np.float64)
+    if by.ndim == 0:
+        c = float(by)
+        return Moments(
+            m.dims, tuple(Term(t.coef * c, t.factors) for t in m.terms), m.table * (c * c), m.mean * c
+        )
+    terms = tuple(Term(t.coef * by, t.factors) for t in m.terms)
+    return Moments(m.dims, terms, m.table * outer(by, by, m.axes), m.mean * by)
+
+
+def add(a: Moments, b: Moments) -> Moments:
+    """Return a + b for two aligned records.
+
+    Exact. A sum of functions of different latents becomes one function of a new latent, so that later
+    pointwise
+    operations can be executed on it: normal where all parts are, else with the sum's own quantile function.
+    """
+    both = assemble(a.dims, a.terms + b.terms)
+    single = all(len(t.factors) <= 1 for t in both.terms)
+    if len(both.terms) > 1 and (single or len(both.terms) > MAX_TERMS):
+        return collapse(both)
+    return both
+
+
+def multiply(a: Moments, b: Moments) -> Moments:
+    """Return a · b for two aligned records: node by node where they share a latent, else as a product of independents."""
+    if len(a.terms) * len(b.terms) > MAX_TERMS:
+        a, b = (collapse(a), b) if len(a.terms) > len(b.terms) else (a, collapse(b))
+    products = tuple(_product(s, t, a.axes) for s in a.terms for t in b.terms)
+    return assemble(a.dims, products)
+
+
+def _product(a: Term, b: Term, axes: tuple[Axis, ...]) -> Term:
+    factors = {f.key: f for f in a.factors}
+    for g in b.factors:
+        f = factors.get(g.key)
+        if f is None:
+            factors[g.key] = g
+        else:
+            factors[g.key] = changed(f, f.values * g.values, axes)
+    return Term(a.coef * b.coef, tuple(factors.values()))
+
+
+def absorbed(term: Term, axes: tuple[Axis, ...]) -> Factor | None:
+    """Return a term of one factor as that factor alone, coefficient included; None where it has no or several factors."""
+    if len(term.factors) != 1:
+        return None
+    (factor,) = term.factors
+    if term.coef.size == 1 and float(term.coef.reshape(())) == 1.0:
+        return factor
+    values = term.coef[..., None] * factor.values
+    return replace(factor, values=values, table=factor.table * outer(term.coef, term.coef, axes))
+
+
+def collapse(m: Moments) -> Moments:
+    """Return the record as one function of one new latent, with the same table and mean.
+
+    Exact where all terms are normal; else the marginal is the sum's quantile function (deterministic
+    sampling) and the
+    latent's correlations are those that give the table back. A record that is one factor already is returned
+    as it is.
+    """
+    if len(m.terms) == 1 and len(m.terms[0].factors) <= 1:
+        return m
+    if all(len(t.factors) == 1 and affine(t.factors[0].values) for t in m.terms):
+        return gaussian(m.dims, m.table, m.mean)
+    return with_marginal(m.dims, m.table, m.mean, _sampled(m))
+
+
+def with_marginal(dims: Dims, table: Array, mean: Array, values: Array) -> Moments:
+    """Return f(z) of a new latent with given second moments; `values` give the marginal's form (a block array, nodes last)."""
+    axes = tuple(a for d in dims for a in d)
+    square = diagonal(table, axes)
+    variance = np.maximum(square - mean**2, 0.0)
+    own = latents.mean(values)
+    spread = latents.mean((values - own[..., None]) ** 2)
+    ratio = np.sqrt(
+        np.divide(
+            variance,
+            spread,
+            out=np.zeros(np.broadcast_shapes(variance.shape, spread.shape)),
+            where=spread > 0,
+        )
+    )
+    values = mean[..., None] + (values - own[..., None]) * ratio[..., None]
+    std = np.sqrt(variance)
+    centred = table - outer(mean, mean, axes)
+    rho_out = outer(std, std, axes)
+    wanted = np.divide(
+        centred, rho_out, out=np.zeros(np.broadcast_shapes(centred.shape, rho_out.shape)), where=rho_out > 0
+    )
+    typical = (
+        values.reshape(-1, values.shape[-1])[int(np.argmax(variance))]
+        if values[..., 0].size > 1
+        else values.reshape(-1)
+    )
+    deviation = np.sqrt(max(float(latents.mean((typical - latents.mean(typical)) ** 2)), 1e-300))
+    rho = latents.correlation_for(typical / deviation, np.clip(wanted, -1.0, 1.0))
+    factor = new_factor(axes, rho, values, table)
+    return Moments(dims, (Term(np.ones([1] * len(axes)), (factor,)),), table, mean)
+
+
+def affine(values: Array) -> bool:
+    """Return whether values at the nodes are a linear function of the latent (in every block)."""
+    a = latents.coefficients(values)
+    total = latents.mean(values * values)
+    return bool(np.all(total - a[..., 0] ** 2 - a[..., 1] ** 2 <= 1e-9 * total))
+
+
+def _sampled(m: Moments) -> Array:
+    """Return the quantile function of the record's entries, block by block, from a fixed lattice of latent values."""
+    keys = list(dict.fromkeys(f.key for t in m.terms for f in t.factors))
+    points = _lattice(len(keys))
+    total: Array = np.zeros(1)
+    for term in m.terms:
+        product = term.coef[..., None]
+        for f in term.factors:
+            product = product * _interpolate(f.values, points[keys.index(f.key)])
+        total = total + product
+    flat = total.reshape(-1, total.shape[-1])
+    uniform = np.full(flat.shape[1], 1.0 / flat.shape[1])
+    return np.stack([latents.quantiles(row, uniform) for row in flat]).reshape((*total.shape[:-1], -1))
+
+
+def _interpolate(values: Array, at: Array) -> Array:
+    flat = values.reshape(-1, values.shape[-1])
+    return np.stack([np.interp(at, latents.NODES, row) for row in flat]).reshape((*values.shape[:-1], -1))
+
+
+def _lattice(count: int, points: int = 4001) -> Array:
+    """Return `points` nearly uniform normal points in `count` dimensions (a Kronecker lattice of square roots)."""
+    primes = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37)
+    steps = np.arange(1, points + 1)
+    cumulative = np.concatenate([[0.0], np.cumsum(latents.WEIGHTS)])
+    middle = 0.5 * (cumulative[:-1] + cumulative[1:])
+    uniform = np.stack([np.mod(steps * np.sqrt(primes[k % 12]) * (1 + k // 12), 1.0) for k in range(count)])
+    return np.asarray(np.interp(uniform, middle, latents.NODES))
+
+
+def changed(factor: Factor, values: Array, axes: tuple[Axis, ...]) -> Factor:
+    """Return another function of the same variable."""
+    made = replace(factor, values=values)
+    return replace(made, table=_dual(made, made, axes))
+
+
+def apply(m: Moments, fn: Callable[[Array], Array]) -> Moments:
+    """Return fn of every entry, executed on the node values. Exact for a function of one latent; others collapse first."""
+    m = collapse(m)
+    (term,) = m.terms
+    if not term.factors:
+        return assemble(m.dims, (Term(fn(term.coef)),))
+    factor = absorbed(term, m.axes)
+    assert factor is not None
+    made = changed(factor, fn(factor.values), m.axes)
+    return assemble(m.dims, (Term(np.ones([1] * len(m.axes)), (made,)),))

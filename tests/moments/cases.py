@@ -1,0 +1,119 @@
+"""The simulation cases, by family of rules; a rule without a case fails `test_rules.py`."""
+
+from __future__ import annotations
+
+import torch
+from simulation import Case, Input
+from torch.nn import functional as F
+
+_X = Input((6, 40), shared=0.4)
+_MATRIX = Input((40, 64), std=0.2)
+_IDS = torch.tensor([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
+_MASK = torch.ones(7, 7, dtype=torch.bool).tril()
+
+LINEAR = (
+    Case("mm", lambda x, w: x @ w, (_X, _MATRIX)),
+    Case("addmm", lambda x, w, b: torch.addmm(b, x, w), (_X, _MATRIX, Input((64,)))),
+    Case("bmm", lambda x, w: torch.bmm(x, w), (Input((3, 5, 40)), Input((3, 40, 8)))),
+    Case(
+        "baddbmm",
+        lambda c, x, w: torch.baddbmm(c, x, w),
+        (Input((3, 5, 8)), Input((3, 5, 40)), Input((3, 40, 8))),
+    ),
+    Case("mv", lambda x, w: torch.mv(x, w), (_X, Input((40,))), draws=2000),
+    Case("dot", lambda x, w: torch.dot(x, w), (Input((50,)), Input((50,))), draws=4000),
+)
+
+POINTWISE = (
+    Case("relu", lambda x: F.relu(x), (_X,), draws=1000),
+    Case("gelu by hand", lambda x: 0.5 * x * (1 + torch.tanh(0.8 * (x + 0.0447 * x**3))), (_X,), draws=1000),
+    Case("silu with mean", F.silu, (Input((6, 40), mean=0.5, shared=0.3),), draws=1000),
+    Case("gated", lambda a, b: F.silu(a) * b, (_X, Input((6, 40))), draws=1000),
+    Case(
+        "sum and difference",
+        lambda a, b: (a - 2 * b) * 0.5 - (1 - a),
+        (_X, Input((6, 40), mean=0.3)),
+        draws=1000,
+        wrong="a sum forgets how it depends on its parts",
+    ),
+    Case("where", lambda a, b: torch.where(a > 0.5, a, b), (_X, Input((6, 40))), draws=1000),
+    Case("quotient", lambda a, b: -a / (2 + b.pow(2)), (_X, Input((6, 40))), draws=1000),
+    Case("hardswish", F.hardswish, (_X,), draws=1000),
+    Case(
+        "masked_fill",
+        lambda x: x.masked_fill(torch.zeros(40, dtype=torch.bool, device=x.device), 0.5),
+        (_X,),
+        draws=1000,
+    ),
+)
+
+REDUCE = (
+    Case("sum", lambda x: x.sum(1), (Input((6, 40), shared=0.4),), draws=2000),
+    Case(
+        "mean",
+        lambda x: x.mean(1, keepdim=True) * x.mean((0, 1)),
+        (Input((6, 40), mean=0.5),),
+        draws=2000,
+        tolerance=0.02,
+        wrong="a mean forgets what it is the mean of",
+    ),
+)
+
+VIEWS = (
+    Case("heads", lambda x: x.view(2, 3, 4, 10).transpose(1, 2).reshape(8, 30).permute(1, 0).t(), (_X,)),
+    Case("squeeze", lambda x: x.unsqueeze(1).expand(6, 5, 40).squeeze(), (_X,)),
+    Case("cat", lambda x, y: torch.cat([x, 2 * y], 1), (_X, Input((6, 7), mean=1.0))),
+    Case("stack", lambda x, y: torch.stack([x, 2 * y], 1), (_X, Input((6, 40), mean=1.0))),
+    Case("rotate half", lambda x: torch.cat([-x[:, 20:], x[:, :20]], 1), (_X,)),
+    Case(
+        "split",
+        lambda x: torch.cat([3 * x.split(10, 1)[1], x.chunk(2, 1)[0], torch.split(x, [7, 33], 1)[0]], 1),
+        (_X,),
+    ),
+    Case("select", lambda x: x[:, 3] + x[2, 5], (_X,)),
+    Case("unbind", lambda x: x.view(6, 4, 10).unbind(1)[2], (_X,)),
+    Case("strided slice", lambda x: x[:, ::4], (_X,)),
+    Case("copies", lambda x: x.clone().to(torch.float32).contiguous().detach() + x, (_X,)),
+    Case("written part", lambda x: torch.empty_like(x).copy_(x) * 2, (_X,)),
+)
+
+NORM = (
+    Case(
+        "layer_norm",
+        lambda x, w, b: F.layer_norm(x, (40,), w, b),
+        (Input((6, 40), mean=0.5, shared=0.3), Input((40,), mean=1.0, std=0.1), Input((40,), std=0.1)),
+        tolerance=0.06,
+    ),
+)
+
+INDEX = (Case("embedding", lambda w, ids: F.embedding(ids, w), (Input((12, 30)),), (_IDS,)),)
+
+ATTENTION = (
+    Case("softmax", lambda x: torch.softmax(x, -1), (Input((6, 5, 60), std=0.7),), tolerance=0.03),
+    Case(
+        "causal",
+        lambda x, m: torch.softmax(x.masked_fill(~m, float("-inf")), -1),
+        (Input((6, 7, 7), std=0.3),),
+        (_MASK,),
+        tolerance=0.05,
+        wrong="a known mask is averaged where it meets blocks",
+    ),
+)
+
+LOSS = (
+    Case(
+        "cross entropy",
+        lambda x, t: F.cross_entropy(x, t),
+        (Input((12, 50), std=0.5),),
+        (torch.arange(12) % 5,),
+        tolerance=0.02,
+    ),
+    Case("mse", lambda x, y: F.mse_loss(x, y), (_X, Input((6, 40))), tolerance=0.03),
+)
+
+RANDOM = (
+    Case("dropout", lambda x: F.dropout(x, 0.3), (_X,), draws=1000),
+    Case("noise", lambda x: x + torch.randn_like(x) + torch.rand_like(x), (_X,), draws=1000),
+)
+
+CASES = (*LINEAR, *POINTWISE, *REDUCE, *VIEWS, *NORM, *INDEX, *ATTENTION, *LOSS, *RANDOM)

@@ -11,9 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from isometry.errors import InvalidTypeError, InvalidValueError
+from isometry.errors import InvalidValueError
 from isometry.layout import Layout, grouped
-from isometry.sampling import Distribution, Elementwise, Normal, TruncatedNormal, Uniform, Whole, haar
+from isometry.sampling import Distribution, Normal, TruncatedNormal, Uniform, Whole, fill_, haar
 
 Kind = Literal["normal", "uniform", "truncated_normal", "orthogonal"]
 KINDS = ("normal", "uniform", "truncated_normal", "orthogonal")
@@ -322,11 +322,7 @@ def draw_any(distribution: Distribution, shape: tuple[int, ...], generator: torc
     """
     if isinstance(distribution, Whole):
         return distribution.draw(shape, generator)
-    if not isinstance(distribution, Elementwise):
-        raise InvalidTypeError(f"a Distribution is needed, got {type(distribution).__name__}")
-    out = torch.empty(shape, dtype=torch.float32)
-    distribution.draw_(out, generator)
-    return out
+    return fill_(torch.empty(shape, dtype=torch.float32), distribution, generator=generator)
 
 
 def on_tap(matrices: Tensor, taps: tuple[int, ...], tap: tuple[int, ...] | None = None) -> Tensor:

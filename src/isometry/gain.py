@@ -37,10 +37,11 @@ _T = TypeVar("_T")
 Direction = Literal["forward", "backward", "balanced"]
 
 
-def forward_gain(response: Response) -> float:
-    """√(E[x²]/E[φ²]); the same for a gated unit, whose factor E[b²] = E[x²] cancels."""
+def forward_gain(response: Response, *, gated: bool) -> float:
+    """√(E[x²]/E[φ²]), or √(E[x²]/(E[φ²]·E[b²])) = 1/√E[φ²] for a gated unit, whose b is distributed as x."""
     response.require_output()
-    return math.sqrt((response.mean**2 + response.std**2) / response.second_moment)
+    kept = 1.0 if gated else response.mean**2 + response.std**2
+    return math.sqrt(kept / response.second_moment)
 
 
 def backward_gain(response: Response, *, gated: bool) -> float:
@@ -72,8 +73,9 @@ def gain(
     - balanced: the geometric mean of the two.
 
     A gated unit φ(a)·b, with a and b independent and distributed as x, has E[y²] = E[φ(a)²]·E[b²], hence
-    the forward gain of its φ; backward, both branches carry gradient: 1/√(E[φ′(a)²]·E[b²] + E[φ(a)²]), for
-    two weights that each have their own fan (× √2 when one fused weight counts both halves in its fan).
+    the forward gain √(E[x²]/E[y²]) = 1/√E[φ(a)²], at mean 0 and std 1 that of its φ. Backward, both branches
+    carry gradient: 1/√(E[φ′(a)²]·E[b²] + E[φ(a)²]), for two weights that each have their own fan (× √2
+    when one fused weight counts both halves in its fan).
 
     Numerically exact: kinks and jumps are found and resolved, relative error below 1e-9.
 
@@ -113,13 +115,13 @@ def gain(
     response = respond(resolve(activation, param, **params), mean=mean, std=std)
     is_gated = _is_gated(response.activation, gated)
     if direction == "forward":
-        return forward_gain(response)
+        return forward_gain(response, gated=is_gated)
     if direction not in ("backward", "balanced"):
         raise InvalidValueError(f"direction must be 'forward', 'backward' or 'balanced', got {direction!r}")
     back = backward_gain(response, gated=is_gated)
     if response.jumps:
         warnings.warn(_jump_note(response), IsometryWarning, stacklevel=2)
-    return back if direction == "backward" else math.sqrt(back * forward_gain(response))
+    return back if direction == "backward" else math.sqrt(back * forward_gain(response, gated=is_gated))
 
 
 def _jump_note(response: Response) -> str:
@@ -276,7 +278,7 @@ def describe(
     response = respond(resolve(activation, param, **params), mean=mean, std=std)
     resolved = response.activation
     is_gated = _is_gated(resolved, gated)
-    forward = forward_gain(response)
+    forward = forward_gain(response, gated=is_gated)
     notes: list[str] = []
     backward = _or_none(lambda: backward_gain(response, gated=is_gated), notes)
     if backward is not None and response.jumps:

@@ -174,6 +174,8 @@ def _subdivide(f: Rows, edges: Tensor, *, weighted: bool) -> _Panels:
         left, right = grid[:, :-1].flatten(), grid[:, 1:].flatten()
     kept.append(right[bad])
     rest = (error * mass)[:, bad].sum(-1) / scale[:, 0].clamp_min(_TINY)
+    if not weighted and depth < DEPTH:  # given up among too many panels, which the weighted test will judge
+        rest = torch.zeros_like(rest)
     return _Panels(edges=torch.cat(kept).sort().values, residual=rest)
 
 
@@ -228,13 +230,16 @@ def refine(f: Rows) -> Refined:
     Reference: Piessens et al., QUADPACK, 1983 (adaptive panels); the test by prediction is our own.
     """
     panels = _subdivide(f, _base_edges(), weighted=False)
+    # Beside a pole the first pass never converges, while the second may leave the pole between two edges.
+    residual = panels.residual
     if len(panels.edges) > len(_base_edges()):
         panels = _subdivide(f, _with_breaks(panels.edges), weighted=True)
+        residual = residual.maximum(panels.residual)
     ends = panels.edges[[0, -1]]
     fitted = nodes(panels.edges)
     scale = fitted.expect(_evaluate(f, fitted.z).abs()).clamp_min(_TINY)
     tail = (_evaluate(f, ends).abs() * density(ends)).sum(-1) / scale
-    return Refined(nodes=fitted, residual=panels.residual, tail=tail)
+    return Refined(nodes=fitted, residual=residual, tail=tail)
 
 
 def expectation(f: Callable[[Tensor], Tensor]) -> float:

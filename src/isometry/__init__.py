@@ -1,6 +1,8 @@
 """Initial weights that keep the signal alive."""
 
 from isometry import init
+from isometry.compare import compare
+from isometry.comparison import Comparison
 from isometry.criticality import critical_line, critical_point, fixed_point
 from isometry.fans import Fans, fans, fans_of_tensor
 from isometry.gain import gain
@@ -16,8 +18,10 @@ from isometry.initialisers import (
 )
 from isometry.measure import measure
 from isometry.profile import Profile, Signal, Stats
+from isometry.watch import watch
 
 __all__ = [
+    "Comparison",
     "DeltaOrthogonal",
     "Fans",
     "Kaiming",
@@ -30,6 +34,7 @@ __all__ = [
     "Stats",
     "VarianceScaling",
     "Xavier",
+    "compare",
     "critical_line",
     "critical_point",
     "fans",
@@ -38,4 +43,5 @@ __all__ = [
     "gain",
     "init",
     "measure",
+    "watch",
 ]

@@ -289,7 +289,7 @@ def _frame(ax: Axes, series: Mapping[str, Points], scale: Scale) -> None:
     if scale == "log":
         bottom, top = min(math.log10(low), -1.0), max(math.log10(high), 1.0)
         room = 0.08 * (top - bottom)
-        ax.set_ylim(10 ** max(bottom - room, -307), 10 ** min(top + room, 307))
+        ax.set_ylim(10.0 ** max(bottom - room, -307), 10.0 ** min(top + room, 307))
     else:
         room = 0.08 * (high - low) or 0.1 * abs(high) or 0.1
         ax.set_ylim(low - room, high + room)

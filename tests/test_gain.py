@@ -3,7 +3,9 @@
 import itertools
 import json
 import math
+import runpy
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -288,3 +290,19 @@ def test_descriptions_are_strict_json_and_raise_no_warning(name):
 def test_unknown_names_come_with_the_nearest():
     with pytest.raises(NotFoundError, match="did you mean 'silu'"):
         gain("slu")
+
+
+def test_the_table_in_the_docs_is_current():
+    root = Path(__file__).parents[1]
+    script = runpy.run_path(str(root / "benchmarks" / "gains.py"))
+    page = (root / "docs" / "gains.md").read_text(encoding="utf-8")
+    fresh = script["table"]().splitlines()
+    written = page.split(script["BEGIN"])[1].split(script["END"])[0].strip().splitlines()
+    assert len(written) == len(fresh)
+    for old, new in zip(written, fresh, strict=True):
+        # The last digit may differ between machines.
+        for left, right in zip(old.split("|"), new.split("|"), strict=True):
+            try:
+                assert float(left.strip(" *")) == pytest.approx(float(right.strip(" *")), abs=2e-4, rel=1e-5)
+            except ValueError:
+                assert left == right

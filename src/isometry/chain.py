@@ -12,7 +12,7 @@ from torch import nn
 
 from isometry.errors import InvalidValueError
 from isometry.fans import Fans
-from isometry.mirrored import Mirrored, Part, Rotation, Width
+from isometry.mirrored import Flattened, Mirrored, Part, Rotation, Width
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,8 @@ def mirrored_chain(weights: Sequence[Weight], *, slope: float, gain: float, seed
 
     Layer l gets W_l = Q_l·Q_{l-1}ᵀ restricted to the coordinates that both sides have, so that the product of
     all layers is Q_L·Q_0ᵀ restricted to the narrowest interface: as many singular values one as that has
-    coordinates, the others zero. Exact.
+    coordinates, the others zero. Exact. Where a linear layer reads flattened channels, Q_{l-1} acts on the
+    channels at every position.
 
     *Assumes* that the order given is the order of execution, with one activation between two layers and none
     before the first or after the last.
@@ -67,21 +68,27 @@ def mirrored_chain(weights: Sequence[Weight], *, slope: float, gain: float, seed
     ins = [read.pairs for read in reads]
     outs = [weight.fans.layout.outputs if i == last else _pairs(weight) for i, weight in enumerate(weights)]
     shared = [min(pair) for pair in zip(ins, outs, strict=True)]
-    joined = [i > 0 and ins[i] == outs[i - 1] for i in range(len(weights))]
-    laws = []
+    targets = []
     for i, weight in enumerate(weights):
-        before = shared[i - 1] if joined[i] else 0
-        after = shared[i + 1] if i < last and joined[i + 1] else 0
-        source_name = weights[i - 1].name if joined[i] else f"{weight.name}/inputs"
-        law = Mirrored(
-            gain if i == 0 else gain / slope,
-            _part(i, last),
-            weight.fans.layout,
-            fan_in=reads[i],
-            source=Rotation(_key(seed, source_name), ins[i], max(before, shared[i])),
-            target=Rotation(_key(seed, weight.name), outs[i], max(shared[i], after)),
-        )
-        laws.append(law)
+        joined = i < last and ins[i + 1] == outs[i]
+        cols = max(shared[i], shared[i + 1]) if joined else shared[i]
+        targets.append(Rotation(_key(seed, weight.name), outs[i], cols))
+    laws = []
+    live = ins[0] if ins else 0  # how many coordinates carry the signal
+    for i, weight in enumerate(weights):
+        key = _key(seed, f"{weight.name}/inputs")
+        source: Rotation | Flattened
+        if i == 0:
+            source = Rotation(key, ins[0], shared[0])
+        elif ins[i] == outs[i - 1]:
+            source = targets[i - 1]
+        else:
+            positions = ins[i] // outs[i - 1]
+            source = Flattened(targets[i - 1], positions, live, shared[i], key)
+            live *= positions
+        live = min(live, outs[i])
+        scale, layout = gain if i == 0 else gain / slope, weight.fans.layout
+        laws.append(Mirrored(scale, _part(i, last), layout, None, reads[i], source, targets[i]))
     return laws
 
 

@@ -72,7 +72,7 @@ def test_expectation_follows_steep_and_fast_functions(steepness):
 def test_refined_rows_share_nodes_and_stay_few():
     rows = lambda z: torch.stack([torch.nn.functional.softshrink(z, 0.3), (z - 0.3137).relu()])  # noqa: E731
     fit = gaussian.refine(rows)
-    assert fit.nodes.z.numel() < 1100
+    assert fit.nodes.z.numel() < 1200
     assert torch.all(fit.residual == 0)
     # The breaks themselves are edges.
     for place in (-0.3, 0.3, 0.3137):

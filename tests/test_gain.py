@@ -102,6 +102,8 @@ def test_definition_at_other_means_and_scales():
 def test_impossible_inputs_are_refused(std):
     with pytest.raises(InvalidValueError, match="positive finite std"):
         gain("relu", std=std)
+    with pytest.raises(InvalidTypeError, match="mean must be a number, got '0'"):
+        gain("relu", mean="0")
     with pytest.raises(InvalidValueError, match="direction must be"):
         gain("relu", direction="sideways")
 

@@ -8,6 +8,7 @@ Shapes: k functions (more than one when the activation is random), n nodes.
 
 import functools
 import math
+import numbers
 from dataclasses import dataclass, field
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from isometry import gaussian, pointwise
 from isometry.activations import Activation
-from isometry.errors import InvalidValueError
+from isometry.errors import InvalidTypeError, InvalidValueError
 from isometry.gaussian import Nodes
 
 _CONVERGED = 1e-5  # bound on the error of E|f|, far above what is reached: it tells convergence from none
@@ -220,12 +221,16 @@ def respond(activation: Activation, *, mean: float = 0.0, std: float = 1.0) -> R
     Raises:
         InvalidValueError: E[φ²] is infinite or undefined, a value is nan or infinite, or mean or std are no
             usable numbers.
+        InvalidTypeError: mean or std is no number.
 
     Example:
         >>> from isometry.activations import resolve
         >>> round(respond(resolve("relu2")).second_moment, 12)
         1.5
     """
+    for name, value in (("mean", mean), ("std", std)):
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            raise InvalidTypeError(f"{name} must be a number, got {value!r}")
     if not (math.isfinite(mean) and math.isfinite(std) and std > 0):
         raise InvalidValueError(
             f"expected a finite mean and a positive finite std, got mean={mean}, std={std}"

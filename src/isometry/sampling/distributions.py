@@ -1,4 +1,4 @@
-"""What a parameter is drawn from: independent entries (`Elementwise`) or a joint law over the tensor (`Whole`)."""
+"""What a parameter is drawn from: independent entries (`Elementwise`) or a joint law (`Whole`)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from isometry.sampling import transforms
 from isometry.sampling.transforms import Floats, Ints
 
 _ROOT_TWO = math.sqrt(2)
-# A truncated normal's largest value stays below the cut by this share, more than the transform's error of 4e-7.
+# A truncated normal's largest value stays below the cut by this share, more than the transform's error of
+# 4e-7.
 _MARGIN = 1e-6
 
 
@@ -133,8 +134,8 @@ class Uniform(Elementwise):
 class TruncatedNormal(Elementwise):
     """Normal law cut symmetrically, whose own standard deviation is the one asked for.
 
-    With Z normal of standard deviation σ, the value is mean + Z given |Z| <= cut·σ, and σ is chosen so that the
-    standard deviation of the result is `std`: std² = σ²·(1 - 2c·φ(c)/erf(c/√2)), c = cut (exact).
+    With Z normal of standard deviation σ, the value is mean + Z given |Z| <= cut·σ, and σ is chosen so that
+    the standard deviation of the result is `std`: std² = σ²·(1 - 2c·φ(c)/erf(c/√2)), c = cut (exact).
 
     Args:
         std: Standard deviation of the result.
@@ -179,7 +180,7 @@ class TruncatedNormal(Elementwise):
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """mean ± cut·σ."""
+        """From mean - cut·σ to mean + cut·σ."""
         reach = self.cut * self.parent_std
         return self.mean - reach, self.mean + reach
 

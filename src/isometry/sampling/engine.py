@@ -24,8 +24,8 @@ from isometry.sampling.workers import Task
 # Tiles of fewer words than this go through a transform in groups of about as many as _GROUP.
 _SMALL_BELOW = 2**12
 _GROUP = 2**15
-# ATen runs an elementwise operation on fewer elements than this on the calling thread; a larger one would start a
-# team of threads under every worker.
+# ATen runs an elementwise operation on fewer elements than this on the calling thread; a larger one would
+# start a team of threads under every worker.
 _SERIAL_BELOW = 2**15
 _local = threading.local()
 
@@ -34,7 +34,8 @@ def check(tensor: Tensor, distribution: Distribution, name: str = "the tensor") 
     """Raise unless `distribution` can be written into `tensor`.
 
     Raises:
-        InvalidTypeError: If the tensor holds integers or booleans, or is sparse or quantised, or if it is complex
+        InvalidTypeError: If the tensor holds integers or booleans, or is sparse or quantised, or if it is
+        complex
             and the distribution joint, or if the distribution is none.
         InvalidValueError: If several of its elements share one place in memory.
     """
@@ -48,8 +49,8 @@ def check(tensor: Tensor, distribution: Distribution, name: str = "the tensor") 
         raise InvalidTypeError(f"{name} must be a floating-point or complex tensor, got {tensor.dtype}")
     if tensor.is_complex() and isinstance(distribution, Whole):
         raise InvalidTypeError(
-            f"{name} is complex ({tensor.dtype}), and {type(distribution).__name__} is a law of real tensors: "
-            "use an elementwise one such as Normal"
+            f"{name} is complex ({tensor.dtype}), and {type(distribution).__name__} is a law of real "
+            "tensors: use an elementwise one such as Normal"
         )
     if any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)):
         raise InvalidValueError(
@@ -76,8 +77,8 @@ def draws(shard: Shard, distribution: Distribution, key: bytes) -> Iterator[Draw
         key: Key of the parameter's stream.
 
     Yields:
-        Tiles to draw for an elementwise distribution, otherwise one task that does it all. They are independent
-        of each other and may be done on any threads in any order.
+        Tiles to draw for an elementwise distribution, otherwise one task that does it all. They are
+        independent of each other and may be done on any threads in any order.
     """
     if isinstance(distribution, Whole):
         yield functools.partial(_write_whole, shard, distribution, key)
@@ -96,8 +97,8 @@ def draws(shard: Shard, distribution: Distribution, key: bytes) -> Iterator[Draw
 def tasks(work: Iterable[Draw | Task]) -> Iterator[Task]:
     """Turn draws into tasks: a tile each, or many small tiles of one distribution together.
 
-    A transform costs some 50 calls of NumPy whatever its size, so 10,000 tiny parameters go through it in groups;
-    as it works word by word, the values are those that each would get alone.
+    A transform costs some 50 calls of NumPy whatever its size, so 10,000 tiny parameters go through it in
+    groups; as it works word by word, the values are those that each would get alone.
     """
     waiting: dict[Elementwise, tuple[int, list[Draw]]] = {}
     for item in work:
@@ -146,11 +147,11 @@ def _write(group: list[Draw]) -> None:
         (draw,) = group
         words = _words(draw.tile)
         values = _buffer(draw)[:words]
-        draw.distribution.transform(tile_bits(draw.key, draw.tile.index, words), values)
+        draw.distribution.transform(tile_bits(draw.key, draw.tile.number, words), values)
         _place(draw, values)
         return
     # The transform may pair word i with word i + n/2: first all first halves, then all second halves.
-    parts = [tile_bits(draw.key, draw.tile.index, _words(draw.tile)) for draw in group]
+    parts = [tile_bits(draw.key, draw.tile.number, _words(draw.tile)) for draw in group]
     firsts, seconds = [p[: p.size // 2] for p in parts], [p[p.size // 2 :] for p in parts]
     bits = np.concatenate(firsts + seconds)
     values = np.empty(bits.size, np.float32)
@@ -242,7 +243,8 @@ def _next(value: float, dtype: torch.dtype, *, up: bool) -> float:
     info = torch.finfo(dtype)
     step = max(abs(value) * info.eps, info.smallest_normal * info.eps)
     candidates = torch.tensor(
-        [value + sign * step * k / 8 for k in range(33) for sign in ((1,) if up else (-1,))], dtype=torch.float64
+        [value + sign * step * k / 8 for k in range(33) for sign in ((1,) if up else (-1,))],
+        dtype=torch.float64,
     )
     rounded = candidates.to(dtype).double()
     inside = rounded[rounded >= value] if up else rounded[rounded <= value]

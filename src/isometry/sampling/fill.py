@@ -14,12 +14,13 @@ from isometry.sampling.streams import generator_key, stream_key
 def fill_(tensor: Tensor, distribution: Distribution, *, generator: torch.Generator | None = None) -> Tensor:
     """Fill a tensor in place with draws that a torch generator decides.
 
-    Eight numbers are taken from the generator whatever the tensor's size; they are the key of the values, so the
-    same generator state gives the same values on any number of threads. On a DTensor every process must pass a
-    generator in the same state.
+    Eight numbers are taken from the generator whatever the tensor's size; they are the key of the values, so
+    the same generator state gives the same values on any number of threads. On a DTensor every process must
+    pass a generator in the same state.
 
     Args:
-        tensor: Floating-point or complex tensor of any shape, strides, device and dtype, also a DTensor. Values
+        tensor: Floating-point or complex tensor of any shape, strides, device and dtype, also a DTensor.
+        Values
             are drawn in float32 and rounded (or widened) to its dtype. A meta tensor is left as it is.
         distribution: What to draw.
         generator: Source of the key; torch's global generator when None.

@@ -13,8 +13,8 @@ from isometry.sampling.distributions import Normal
 from isometry.sampling.shards import shard_of
 from isometry.sampling.streams import generator_key
 
-# Reflections applied together, and columns per task: below 64 the products are too thin, above 256 the triangular
-# solves grow.
+# Reflections applied together, and columns per task: below 64 the products are too thin, above 256 the
+# triangular solves grow.
 _BLOCK = 128
 # Small matrices share a task up to about this many elements.
 _GROUP = 2**16
@@ -30,14 +30,14 @@ def haar(
 ) -> Tensor:
     """Draw Haar-distributed semi-orthogonal matrices.
 
-    QQᵀ = I where rows <= cols, QᵀQ = I otherwise; UQV has the law of Q for all orthogonal U and V (exact in the
-    law, and orthonormal up to the rounding of `dtype`).
+    QQᵀ = I where rows <= cols, QᵀQ = I otherwise; UQV has the law of Q for all orthogonal U and V (exact in
+    the law, and orthonormal up to the rounding of `dtype`).
 
-    The QR factorisation of a normal matrix meets, in column i, a vector that is again normal and independent of
-    all before it. So the factorisation need not be run: its reflections are drawn directly, column i from n - i
-    normal numbers, and multiplied in blocks (compact WY form), which is half the work and all of it matrix
-    products. Each product runs on one thread, so that no sum depends on the number of threads, as those of
-    LAPACK's QR do; another kind of processor may differ in the last places.
+    The QR factorisation of a normal matrix meets, in column i, a vector that is again normal and independent
+    of all before it. So the factorisation need not be run: its reflections are drawn directly, column i from
+    n - i normal numbers, and multiplied in blocks (compact WY form), which is half the work and all of it
+    matrix products. Each product runs on one thread, so that no sum depends on the number of threads, as
+    those of LAPACK's QR do; another kind of processor may differ in the last places.
 
     Args:
         batch: Number of independent matrices.
@@ -58,8 +58,8 @@ def haar(
         >>> torch.allclose(q @ q.mT, torch.eye(3), atol=1e-5)
         True
 
-    Reference: Stewart (1980), The efficient generation of random orthogonal matrices, section 3; Joffrain, Low,
-    Quintana-Ortí, van de Geijn, Van Zee (2006), Accumulating Householder transformations, revisited.
+    Reference: Stewart (1980), The efficient generation of random orthogonal matrices, section 3; Joffrain,
+    Low, Quintana-Ortí, van de Geijn, Van Zee (2006), Accumulating Householder transformations, revisited.
     """
     if min(batch, rows, cols) < 0:
         raise InvalidValueError(f"sizes must not be negative, got batch={batch}, rows={rows}, cols={cols}")
@@ -99,7 +99,8 @@ def _product(vectors: Tensor) -> Tensor:
         for start in range(panel, -1, -_BLOCK):
             v = vectors[g, start:, start : start + _BLOCK]
             part = q[g, start:, panel : panel + _BLOCK]
-            # H…H = I - V T⁻¹ Vᵀ, T the upper triangle of VᵀV with half its diagonal: orthogonal however V is rounded.
+            # H…H = I - V T⁻¹ Vᵀ, T the upper triangle of VᵀV with half its diagonal: orthogonal however V is
+            # rounded.
             t = triangles[g.start, start]
             part.sub_(v @ torch.linalg.solve_triangular(t, v.mT @ part, upper=True))
 
@@ -111,7 +112,7 @@ def _product(vectors: Tensor) -> Tensor:
 
 
 def _reflections_(normal: Tensor, q: Tensor, start: int) -> None:
-    """Turn columns `start`… of normal numbers into reflection vectors, and put their signs on q's diagonal."""
+    """Turn columns `start`… of normal numbers into reflection vectors, their signs go on q's diagonal."""
     normal.tril_(-start)
     norm = torch.linalg.vector_norm(normal, dim=-2, dtype=torch.float64)
     diagonal = torch.diagonal(normal, offset=-start, dim1=-2, dim2=-1)

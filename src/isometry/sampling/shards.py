@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, NamedTuple
 
 import torch
@@ -23,7 +24,8 @@ def shard_of(tensor: Tensor) -> Shard:
     """Return the part of `tensor` that this process holds, without any communication.
 
     Args:
-        tensor: A plain tensor or a DTensor of any mesh and placements (`Shard`, `_StridedShard`, `Replicate`).
+        tensor: A plain tensor or a DTensor of any mesh and placements (`Shard`, `_StridedShard`,
+        `Replicate`).
 
     Returns:
         The local tensor (detached, sharing memory), the logical shape and the index runs.
@@ -86,4 +88,4 @@ def _runs(index: Tensor) -> tuple[Run, ...]:
         return ()
     breaks = (torch.nonzero(index.diff() != 1).flatten() + 1).tolist()
     edges = [0, *breaks, index.numel()]
-    return tuple(Run(int(index[a]), a, b - a) for a, b in zip(edges[:-1], edges[1:], strict=True))
+    return tuple(Run(int(index[a]), a, b - a) for a, b in itertools.pairwise(edges))

@@ -2,8 +2,8 @@
 
 A key is a BLAKE2b digest, so that streams of neighbouring seeds, names and tiles have nothing in common. It
 becomes 192 bits of the state of NumPy's SFC64, a small chaotic generator whose raw stream is fixed for good.
-`torch.Generator` is no substitute: on the CPU `manual_seed` uses the low 32 bits of its argument, so that among
-100,000 chunks two are likely to hold the same numbers.
+`torch.Generator` is no substitute: on the CPU `manual_seed` uses the low 32 bits of its argument, so that
+among 100,000 chunks two are likely to hold the same numbers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from isometry.sampling.transforms import Ints
 #: Part of every key: raised whenever the same seed and name would give other values.
 VERSION = "isometry sampling 1"
 
-# Keys and words are read as little-endian on every machine, so that the two halves of a word keep their order.
+# Keys and words are read as little-endian on every machine, so that the two halves of a word keep their
+# order.
 _LITTLE = sys.byteorder == "little"
 _WORD = np.dtype("<u8")
 _COUNTER = (1).to_bytes(8, "little")

@@ -13,13 +13,14 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-#: Elements of a full tile: 512 KiB of float32, small enough for a core's caches, large enough for NumPy's calls.
+#: Elements of a full tile: 512 KiB of float32, small enough for a core's caches, large enough for NumPy's
+#: calls.
 TILE_ELEMENTS = 2**17
 _SHORT = 16
 
 
 class Run(NamedTuple):
-    """`length` consecutive indices of one dimension: from `start` in the logical tensor, `local` in the shard."""
+    """Consecutive indices of one dimension: from `start` in the logical tensor, `local` in the shard."""
 
     start: int
     local: int
@@ -36,7 +37,7 @@ class Piece(NamedTuple):
 class Tile(NamedTuple):
     """Number of a tile in the grid, its extent, and the pieces of it that a shard holds."""
 
-    index: int
+    number: int
     extent: tuple[int, ...]
     pieces: tuple[Piece, ...]
 
@@ -46,8 +47,8 @@ def tile_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Sides of a full tile of a logical tensor, 2¹⁷ elements at most.
 
     Short trailing dimensions (a kernel's 3×3) stay whole; then the two longest dimensions grow in turn, the
-    shorter side first; then the others, the last first. So a matrix gets squarish tiles, and of stacked matrices
-    (experts) none shares a tile with the next before it fits in whole.
+    shorter side first; then the others, the last first. So a matrix gets squarish tiles, and of stacked
+    matrices (experts) none shares a tile with the next before it fits in whole.
 
     Args:
         shape: Logical shape, without zeros.
@@ -108,21 +109,21 @@ def tiles(shape: tuple[int, ...], runs: tuple[tuple[Run, ...], ...]) -> Iterator
     grid = [-(-size // side) for size, side in zip(shape, sides, strict=True)]
     cuts = [_cuts(size, side, dim) for size, side, dim in zip(shape, sides, runs, strict=True)]
     for row in itertools.product(*cuts):
-        index = 0
+        number = 0
         for count, cut in zip(grid, row, strict=True):
-            index = index * count + cut[0]
+            number = number * count + cut[0]
         pieces = tuple(
             Piece(tuple(source for source, _ in box), tuple(target for _, target in box))
             for box in itertools.product(*(cut[2] for cut in row))
         )
-        yield Tile(index, tuple(cut[1] for cut in row), pieces)
+        yield Tile(number, tuple(cut[1] for cut in row), pieces)
 
 
 _Cut = tuple[int, int, list[tuple[slice, slice]]]
 
 
 def _cuts(size: int, side: int, runs: tuple[Run, ...]) -> list[_Cut]:
-    """Along one dimension: number, extent and (source, target) slices of each interval that meets the runs."""
+    """Along one dimension: number, extent and (source, target) slices of intervals that meet the runs."""
     found: dict[int, list[tuple[slice, slice]]] = {}
     for start, local, length in runs:
         for number in range(start // side, -(-(start + length) // side)):

@@ -5,10 +5,10 @@ multiply-add and no libm or vector library has a say: the same bits give the sam
 follows IEEE 754. `torch.log`, `torch.erfinv` and `Tensor.normal_` differ in the last places between vector
 widths, libraries and vendors, which shards drawn on unlike hosts would show.
 
-`bits` is an int32 vector of n uniform words (used up: it serves as scratch), `out` a contiguous float32 vector
-of n values. The polynomials are minimax fits (Lawson's iteration) to the functions named beside them; their
-relative error is stated there. Output arrays are passed by position, which halves NumPy's cost per call: small
-tensors feel it.
+`bits` is an int32 vector of n uniform words (used up: it serves as scratch), `out` a contiguous float32
+vector of n values. The polynomials are minimax fits (Lawson's iteration) to the functions named beside them;
+their relative error is stated there. Output arrays are passed by position, which halves NumPy's cost per
+call: small tensors feel it.
 """
 
 from __future__ import annotations
@@ -101,7 +101,8 @@ def truncated(bits: Ints, out: Floats, *, scale: float, edge: float, beyond: flo
     """Normal values of mean 0 cut at ±c, by the inverse of the distribution function.
 
     With x uniform on (-edge, edge), edge = erf(c/sqrt(2)), the value is scale·sqrt(2)·erfinv(x). Where
-    there are tails the distance 1 - |x| is drawn, not |x|, so that they keep 31 random bits. `beyond` = 1 - edge.
+    there are tails the distance 1 - |x| is drawn, not |x|, so that they keep 31 random bits. `beyond` = 1 -
+    edge.
     """
     x, square = _scratch(2, out.size)
     whole = np.bitwise_and(bits, _MAGNITUDE, square.view(np.int32))

@@ -81,8 +81,9 @@ class _Queue:
 def single_threaded() -> Iterator[int]:
     """Let torch's own operations run on one thread each, everywhere, until the block ends.
 
-    The order of the sums in a matrix product, and so its last places, may depend on the number of threads that
-    the library splits it over. torch has one setting for all threads of the process; this puts the user's back.
+    The order of the sums in a matrix product, and so its last places, may depend on the number of threads
+    that the library splits it over. torch has one setting for all threads of the process; this puts the
+    user's back.
 
     Yields:
         The number of threads that the user allows.

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import random
 import runpy
 import warnings
 from pathlib import Path
@@ -85,6 +86,21 @@ def test_kinks_off_the_grid_in_both_directions(place):
     # The same kink moved there by the mean: E[φ′²] = P(x > 0).
     back = gain("relu", direction="backward", mean=place)
     assert back == pytest.approx(1 / math.sqrt(stats.norm.cdf(place)), rel=1e-9)
+
+
+def test_many_kinks_displaced_by_mean_and_std():
+    draw = random.Random(0)
+    for _ in range(40):
+        # On the grid, within a hair of it, and anywhere, at scales from 0.1 to 10.
+        near = draw.randint(-8, 8) / 4 + 10 ** draw.uniform(-12, -2)
+        t, std = draw.choice([draw.uniform(-3, 3), near]), 10 ** draw.uniform(-1, 1)
+        mean = t * std
+        second = (mean**2 + std**2) * stats.norm.cdf(t) + mean * std * stats.norm.pdf(t)
+        assert gain("relu", mean=mean, std=std) == pytest.approx(
+            math.sqrt((mean**2 + std**2) / second), rel=1e-9
+        )
+        back = gain("relu", mean=mean, std=std, direction="backward")
+        assert back == pytest.approx(1 / math.sqrt(stats.norm.cdf(t)), rel=1e-8)
 
 
 def test_definition_at_other_means_and_scales():

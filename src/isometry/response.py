@@ -67,15 +67,18 @@ class Response:
     @functools.cached_property
     def jumps(self) -> tuple[float, ...]:
         """Inputs x at which φ jumps, where its derivative is no function and autograd sees nothing."""
-        edges = self.nodes.edges
-        step = 1e-10
+        edges, name = self.nodes.edges, self.activation.name
         found = torch.zeros(len(edges), dtype=torch.bool, device="cpu")
         for _, function in self.activation.mixture:
-            above, below = (
-                pointwise.values(function, self.mean + self.std * (edges + side), self.activation.name)
-                for side in (step, -step)
-            )
-            found |= (above - below).abs() > 1e-3 * math.sqrt(self.second_moment)
+
+            def rise(step: float, function: pointwise.Pointwise = function) -> Tensor:
+                above = pointwise.values(function, self.mean + self.std * (edges + step), name)
+                below = pointwise.values(function, self.mean + self.std * (edges - step), name)
+                return (above - below).abs()
+
+            # However close one looks, a jump stays as high as it is; a steep slope does not.
+            wide, close = rise(1e-9), rise(1e-11)
+            found |= (close > 1e-3 * math.sqrt(self.second_moment)) & (close > 0.5 * wide)
         return tuple((self.mean + self.std * edges[found]).tolist())
 
     @functools.cached_property

@@ -15,7 +15,6 @@ from isometry.structured import (
     ICNR,
     Chrono,
     DeltaOrthogonal,
-    Fixed,
     Gates,
     Identity,
     Orthogonal,
@@ -102,11 +101,6 @@ def test_icnr_of_a_joint_law() -> None:
     assert torch.equal(drawn[::3], drawn[2::3])
     small = drawn[::3].flatten(1)
     assert torch.allclose(small @ small.T, 12 * torch.eye(2), atol=1e-4)
-
-
-def test_fixed_values_must_fit() -> None:
-    with pytest.raises(InvalidValueError, match="do not fit"):
-        Fixed(torch.zeros(3)).draw((4,), generator())
 
 
 def test_draw_any_draws_both_kinds() -> None:

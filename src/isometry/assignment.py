@@ -4,7 +4,7 @@ A parameter that several modules share (tied weights, equal memory) is one slot 
 """
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from itertools import pairwise
@@ -43,9 +43,8 @@ class Use:
 class Slot:
     """One parameter, or one parametrised weight, with all its uses."""
 
-    tensor: Tensor
+    tensor: Tensor  # of a parametrised weight, the first parameter it is computed from
     uses: list[Use]
-    pieces: tuple[str, ...] = ()  # the parameters a parametrised weight is computed from; () for a plain one
 
     @property
     def name(self) -> str:
@@ -59,7 +58,12 @@ class Slot:
 
     def describe(self) -> str:
         """The slot in words for a message."""
-        return f"{self.name!r} of {type(self.uses[0].owner).__name__}, shape {tuple(self.tensor.shape)}"
+        return f"{self.name!r} of {type(self.uses[0].owner).__name__}, shape {self.shape}"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the values to draw; a parametrised weight's own."""
+        return tuple(getattr(self.uses[0].owner, self.uses[0].leaf).shape)
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,7 @@ def slots_of(model: nn.Module) -> list[Slot]:
         [['0.weight', '1.weight']]
     """
     found: dict[object, Slot] = {}
-    for use, tensor, pieces in _uses(model):
+    for use, tensor in _uses(model):
         if is_lazy(tensor):
             raise ModelError(
                 f"{use.name!r} is lazy and has no shape yet: run the model once on an example first"
@@ -107,32 +111,31 @@ def slots_of(model: nn.Module) -> list[Slot]:
                 f"{use.name!r} is on the meta device and has no values: "
                 "call model.to_empty(device=...) first, then initialise"
             )
-        slot = found.setdefault(_memory(tensor), Slot(tensor, [], pieces))
+        slot = found.setdefault(_memory(tensor), Slot(tensor, []))
         slot.uses.append(use)
     slots = list(found.values())
     _refuse_overlaps(slots)
     return slots
 
 
-def _uses(model: nn.Module) -> Iterator[tuple[Use, Tensor, tuple[str, ...]]]:
-    """Every use of every parameter, a shared module once under each of its names."""
+def _uses(model: nn.Module) -> Iterator[tuple[Use, Tensor]]:
+    """Every use of every parameter, a shared module once under each of its names.
+
+    A parametrised weight goes by its own name, not by the parameters it is computed from.
+    """
     for place in modules_of(model):
-        module, prefix = place.owner, place.name
-        norms = weight_norm_hooks(module)
-        for leaf, parameter in module._parameters.items():
-            if parameter is None or leaf in {f"{name}_g" for name in norms}:
-                continue
-            base = leaf.removesuffix("_v")
-            split = leaf != base and base in norms
-            pieces = tuple(_join(prefix, piece) for piece in (f"{base}_g", leaf)) if split else ()
-            yield Use(_join(prefix, leaf), leaf, module, place.path), parameter, pieces
+        module, hooks = place.owner, weight_norm_hooks(place.owner)
+        norms = {f"{name}_g" for name in hooks}
+        for raw, parameter in module._parameters.items():
+            if parameter is not None and raw not in norms:
+                base = raw.removesuffix("_v")
+                leaf = base if base in hooks else raw
+                yield Use(_join(place.name, leaf), leaf, module, place.path), parameter
         if parametrize.is_parametrized(module):
-            for leaf, originals in cast("nn.ModuleDict", module.parametrizations).items():
-                named = dict(originals.named_parameters(recurse=False))
-                pieces = tuple(_join(prefix, f"parametrizations.{leaf}.{piece}") for piece in named)
-                if named:
-                    use = Use(_join(prefix, leaf), leaf, module, place.path)
-                    yield use, next(iter(named.values())), pieces
+            for leaf, steps in cast("nn.ModuleDict", module.parametrizations).items():
+                original = next(steps.parameters(recurse=False), None)
+                if original is not None:
+                    yield Use(_join(place.name, leaf), leaf, module, place.path), original
 
 
 def modules_of(model: nn.Module) -> Iterator[Use]:
@@ -220,7 +223,8 @@ def selectors(argument: str, value: Selector | Sequence[Selector]) -> tuple[Sele
         >>> selectors("skip", "head.*")
         ('head.*',)
     """
-    several = (value,) if isinstance(value, str | type) else tuple(value)
+    single = isinstance(value, str | type) or not isinstance(value, Iterable)
+    several = (value,) if single else tuple(value)
     for one in several:
         if not (isinstance(one, str) or (isinstance(one, type) and issubclass(one, nn.Module))):
             raise InvalidTypeError(f"{argument}= takes name patterns and module types, got {one!r}")

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.weak import WeakIdKeyDictionary
 
 from isometry.assignment import (
     Assignment,
@@ -25,11 +24,11 @@ from isometry.assignment import (
     slots_of,
 )
 from isometry.chain import Weight
-from isometry.errors import InvalidTypeError, IsometryWarning, ModelError
+from isometry.errors import InvalidTypeError, InvalidValueError, IsometryError, IsometryWarning
 from isometry.fans import Fans, fans, gate_count, known_fans
-from isometry.parametrised import pieces_of
-from isometry.sampling import Constant, Distribution, Normal, fill_keyed_, write_
-from isometry.structured import Fixed, Gates, check_finite
+from isometry.parametrised import invertible
+from isometry.sampling import Constant, Distribution, Normal, Whole, write_
+from isometry.structured import Gates, check_finite
 
 _FROZEN = "requires_grad=False"
 
@@ -67,7 +66,6 @@ class Initialiser(ABC):
 
     def __post_init__(self) -> None:
         self._selection = Selection(selectors("only", self.only), selectors("skip", self.skip))
-        self._reported = WeakIdKeyDictionary()
         check_finite("forget_bias", self.forget_bias)
         for pattern, law in self.distributions.items():
             if not isinstance(law, Distribution):
@@ -98,7 +96,7 @@ class Initialiser(ABC):
             ModelError: A lazy or meta parameter, or different parameters that share memory.
 
         Warns:
-            IsometryWarning: Parameters nobody recognises, which stay as they are; once per parameter.
+            IsometryWarning: Parameters nobody recognises, which stay as they are.
         """
         if not isinstance(module, nn.Module):
             raise InvalidTypeError(
@@ -112,7 +110,7 @@ class Initialiser(ABC):
             write_(module, assignment.distributions, seed=seed)
             self._finish(module, slots, assignment)
             self.assignment = assignment
-            self._report(slots, assignment)
+            self._report(assignment)
         return module
 
     def plan(self, module: nn.Module) -> Assignment:
@@ -164,8 +162,11 @@ class Initialiser(ABC):
             if reason is not None:
                 kept[slot.name] = reason
                 continue
-            law = first_match(self.distributions, slot) or self._plain_law(slot)
+            law = self._given_law(slot) or self._plain_law(slot)
             known = self._fans(slot) if law is None else None
+            if not invertible(slot.use.owner, slot.use.leaf):
+                unrecognised[slot.name] = f"{slot.describe()} (its parametrisation has no right_inverse)"
+                continue
             if law is None and known is None:
                 unrecognised[slot.name] = slot.describe()
                 continue
@@ -176,13 +177,23 @@ class Initialiser(ABC):
                 weights.append(Weight(slot.name, slot.use.owner, known, slot.tensor.dtype == torch.float64))
         names = [weight.name for weight in weights]
         laws |= dict(zip(names, self.weight_laws(weights, seed), strict=True))
-        return _split_pieces(Assignment(laws, kept, unrecognised), slots, seed)
+        return Assignment(laws, kept, unrecognised)
 
     def _check_patterns(self, slots: Sequence[Slot]) -> None:
         self._selection.check(slots)
         for argument, patterns in (("axes", self.axes), ("distributions", self.distributions)):
             for pattern in patterns:
                 require_match(argument, pattern, slots)
+
+    def _given_law(self, slot: Slot) -> Distribution | None:
+        """The user's own distribution; one that cannot draw this shape fails before any write."""
+        law = first_match(self.distributions, slot)
+        if isinstance(law, Whole):
+            try:
+                law.draw(slot.shape, torch.Generator())
+            except IsometryError as error:
+                raise InvalidValueError(f"distributions= for {slot.describe()}: {error}") from error
+        return law
 
     def _plain_law(self, slot: Slot) -> Distribution | None:
         """The distribution of everything but weights, None for those and for what nobody knows."""
@@ -224,7 +235,7 @@ class Initialiser(ABC):
                 if free or id(norm) in scaled:
                     norm.reset_running_stats()
 
-    def _report(self, slots: Sequence[Slot], assignment: Assignment) -> None:
+    def _report(self, assignment: Assignment) -> None:
         if assignment.kept and not assignment.distributions and set(assignment.kept.values()) == {_FROZEN}:
             warnings.warn(
                 "nothing was initialised: every parameter is frozen (requires_grad=False); "
@@ -232,40 +243,11 @@ class Initialiser(ABC):
                 IsometryWarning,
                 stacklevel=3,
             )
-        unknown = [slot for slot in slots if slot.name in assignment.unrecognised]
-        fresh = [slot for slot in unknown if slot.tensor not in self._reported]
-        for slot in fresh:
-            self._reported[slot.tensor] = True
-        if fresh:
-            listed = "; ".join(assignment.unrecognised[slot.name] for slot in fresh)
+        if assignment.unrecognised:
+            listed = "; ".join(assignment.unrecognised.values())
             warnings.warn(
                 f"left as they are, because nobody knows what they are for: {listed}. "
                 "Declare weights with axes=, anything else with distributions=, or confirm with skip=",
                 IsometryWarning,
                 stacklevel=3,
             )
-
-
-def _split_pieces(assignment: Assignment, slots: Sequence[Slot], seed: int) -> Assignment:
-    """Replace each parametrised weight by the parameters it is computed from.
-
-    The weight itself is drawn here; this comes last, since inverses of some parametrisations keep a state.
-    """
-    laws = dict(assignment.distributions)
-    unrecognised = dict(assignment.unrecognised)
-    by_name = {slot.name: slot for slot in slots}
-    for name, law in assignment.distributions.items():
-        slot = by_name[name]
-        if not slot.pieces:
-            continue
-        del laws[name]
-        owner, leaf = slot.use.owner, slot.use.leaf
-        weight = torch.empty_like(getattr(owner, leaf), requires_grad=False)
-        fill_keyed_(weight, law, seed=seed, name=name)
-        try:
-            values = pieces_of(owner, leaf, weight)
-        except ModelError as error:
-            unrecognised[name] = f"{slot.describe()} ({error})"
-            continue
-        laws |= {piece: Fixed(value) for piece, value in zip(slot.pieces, values, strict=True)}
-    return Assignment(laws, assignment.kept, unrecognised)

@@ -21,6 +21,19 @@ def weight_norm_hooks(module: nn.Module) -> dict[str, WeightNorm]:
     return {hook.name: hook for hook in hooks if isinstance(hook, WeightNorm)}
 
 
+def invertible(owner: nn.Module, leaf: str) -> bool:
+    """Whether a weight can be assigned to: it is plain, or all its parametrisations have a right_inverse.
+
+    Example:
+        >>> invertible(nn.Linear(2, 3), "weight")
+        True
+    """
+    if not parametrize.is_parametrized(owner, leaf):
+        return True
+    assert isinstance(owner.parametrizations, nn.ModuleDict)
+    return all(hasattr(step, "right_inverse") for step in owner.parametrizations[leaf].children())
+
+
 @torch.no_grad()
 def pieces_of(owner: nn.Module, leaf: str, weight: Tensor) -> tuple[Tensor, ...]:
     """The parameters from which a parametrised module computes a given weight.
@@ -30,7 +43,7 @@ def pieces_of(owner: nn.Module, leaf: str, weight: Tensor) -> tuple[Tensor, ...]
 
     Args:
         owner: The module that has the parametrised weight.
-        leaf: The weight's name, "weight" (or "weight_v" for the old hook).
+        leaf: The weight's name, "weight".
         weight: The value wanted.
 
     Returns:
@@ -44,7 +57,7 @@ def pieces_of(owner: nn.Module, leaf: str, weight: Tensor) -> tuple[Tensor, ...]
         >>> [tuple(piece.shape) for piece in pieces_of(layer, "weight", torch.ones(3, 2))]
         [(3, 1), (3, 2)]
     """
-    hook = weight_norm_hooks(owner).get(leaf.removesuffix("_v"))
+    hook = weight_norm_hooks(owner).get(leaf)
     if hook is not None:
         return (torch.norm_except_dim(weight, 2, hook.dim), weight)
     assert isinstance(owner.parametrizations, nn.ModuleDict)

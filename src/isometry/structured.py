@@ -255,29 +255,6 @@ class ICNR(Whole):
         return small.repeat_interleave(self.copies, dim=0)
 
 
-@dataclass(frozen=True, eq=False)
-class Fixed(Whole):
-    """Values that are known beforehand, such as the pieces of a parametrised weight.
-
-    Attributes:
-        values: The tensor to write.
-
-    Example:
-        >>> Fixed(torch.tensor([1.0, 2.0])).draw((2,), torch.Generator())
-        tensor([1., 2.])
-    """
-
-    values: Tensor
-
-    def draw(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        """Return the values in the parameter's shape."""
-        if tuple(self.values.shape) != tuple(shape):
-            raise InvalidValueError(
-                f"values of shape {tuple(self.values.shape)} do not fit shape {tuple(shape)}"
-            )
-        return self.values.detach().to("cpu")
-
-
 def of_kind(kind: Kind, std: float, *, layout: Layout | None = None, precise: bool = False) -> Distribution:
     """The distribution of a kind whose values have mean square std², exactly.
 

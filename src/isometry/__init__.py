@@ -1,7 +1,47 @@
 """Initial weights that keep the signal alive."""
 
+from isometry import init
+from isometry.compare import compare
+from isometry.comparison import Comparison
+from isometry.criticality import critical_line, critical_point, fixed_point
+from isometry.fans import Fans, fans, fans_of_tensor
 from isometry.gain import gain
+from isometry.initialisers import (
+    DeltaOrthogonal,
+    Kaiming,
+    LeCun,
+    Mirrored,
+    Orthogonal,
+    StandardNormal,
+    VarianceScaling,
+    Xavier,
+)
 from isometry.measure import measure
 from isometry.profile import Profile, Signal, Stats
+from isometry.watch import watch
 
-__all__ = ["Profile", "Signal", "Stats", "gain", "measure"]
+__all__ = [
+    "Comparison",
+    "DeltaOrthogonal",
+    "Fans",
+    "Kaiming",
+    "LeCun",
+    "Mirrored",
+    "Orthogonal",
+    "Profile",
+    "Signal",
+    "StandardNormal",
+    "Stats",
+    "VarianceScaling",
+    "Xavier",
+    "compare",
+    "critical_line",
+    "critical_point",
+    "fans",
+    "fans_of_tensor",
+    "fixed_point",
+    "gain",
+    "init",
+    "measure",
+    "watch",
+]

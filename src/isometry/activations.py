@@ -19,8 +19,6 @@ from isometry.catalogue import BY_FUNCTION, BY_MODULE, REQUIRED, Parameter, Row,
 from isometry.errors import InvalidTypeError, InvalidValueError
 from isometry.pointwise import Mixture, Pointwise
 
-ActivationLike = str | nn.Module | type[nn.Module] | Callable[..., Tensor]
-
 
 @dataclass(frozen=True)
 class Activation:
@@ -39,6 +37,9 @@ class Activation:
     gated: bool
     mixture: Mixture = field(compare=False, repr=False)
     key: tuple[str, tuple[tuple[str, Parameter], ...]] | None
+
+
+ActivationLike = str | nn.Module | type[nn.Module] | Callable[..., Tensor] | Activation
 
 
 def _parse(text: str) -> tuple[str, list[Any], dict[str, Any]]:
@@ -141,11 +142,7 @@ def _mean_of(mixture: Mixture) -> Pointwise:
     return mean
 
 
-def resolve(
-    activation: str | nn.Module | type[nn.Module] | Callable[..., Tensor],
-    param: float | None = None,
-    **params: Any,
-) -> Activation:
+def resolve(activation: ActivationLike, param: float | None = None, **params: Any) -> Activation:
     """Turn a name, module, class or function into a pointwise map on float64 tensors.
 
     A name may carry its parameters: "leaky_relu(0.2)". A module is copied and never changed; its mode
@@ -153,7 +150,8 @@ def resolve(
     slopes, alone or inside another module, become mixtures: all they may be, with probabilities.
 
     Args:
-        activation: Name from the table, `nn.Module` or its class, or any function on tensors.
+        activation: Name from the catalogue, `nn.Module` or its class, any function on tensors, or what
+            `resolve` returned.
         param: The parameter that torch.nn.init.calculate_gain takes second, such as leaky_relu's slope.
         **params: Parameters by keyword, such as negative_slope, alpha, beta.
 
@@ -172,6 +170,8 @@ def resolve(
         >>> resolve(nn.GELU(approximate="tanh")).name
         "gelu(approximate='tanh')"
     """
+    if isinstance(activation, Activation):
+        return activation
     if isinstance(activation, str):
         name, positional, keywords = _parse(activation)
         if len(positional) > 1 or (positional and param is not None):

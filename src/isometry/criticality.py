@@ -28,7 +28,8 @@ class FixedPoint:
         length: q*, the pre-activations' second moment at depth; 0 when the signal dies, infinite when it
             explodes.
         length_slope: Slope χ_q of the length map at q*; None where q* is 0 or infinite.
-        length_depth: Layers ξ_q over which a deviation from q* falls by e.
+        length_depth: Layers ξ_q over which a deviation from q* falls by e; negative where q* is unstable, and
+            a deviation grows by e.
         chi: χ₁, the gradient's factor per layer; at a length of 0 its limit, None at infinity.
         phase: "ordered", "critical" or "chaotic", by χ₁; None with it.
         correlation: c*, where correlations settle; None where q* is 0 or infinite.
@@ -58,10 +59,11 @@ class CriticalPoint:
 def fixed_point(activation: ActivationLike, *, weight_std: float, bias_std: float = 0.0) -> FixedPoint:
     """Where a deep network takes lengths and correlations, and how fast.
 
-    q* is the fixed point of the length map that is reached from q = 1: the nearest crossing upwards
-    when the map grows there, downwards when it shrinks. Where every length is fixed (relu at σ_w = √2),
-    q* = 1. c* is 1 when χ₁ ≤ 1; otherwise the one fixed point of the correlation map in [0, 1), which
-    exists and is stable because the map is convex there. ξ = −1/ln|slope| for each map.
+    q* is the fixed point of the length map that is reached from q = 1: 1 itself where it is fixed (relu
+    at σ_w = √2, any activation at its forward gain), else the nearest crossing upwards when the map grows
+    there, downwards when it shrinks. c* is 1 when χ₁ ≤ 1; otherwise the one fixed point of the
+    correlation map in [0, 1), which exists and is stable because the map is convex there.
+    ξ = −1/ln|slope| for each map.
 
     Args:
         activation: As in `moments`; neither random nor with jumps.
@@ -183,7 +185,12 @@ def critical_point(activation: ActivationLike, *, bias_std: float = 0.0) -> Crit
     resolved = resolve(activation)
 
     def excess(length: float) -> float:
-        return _critical_variances(resolved, length)[1] - bias_std**2
+        try:
+            return _critical_variances(resolved, length)[1] - bias_std**2
+        except InvalidValueError:
+            if length <= 1:
+                raise
+            return math.nan  # E[φ²] is infinite from here on: no crossing will be found
 
     if bias_std == 0.0:
         if abs(excess(1.0)) < 1e-12 and abs(excess(16.0)) < 1e-11:
@@ -244,8 +251,8 @@ def _fixed_length(activation: Activation, weight_std: float, bias_std: float) ->
         return (weight_std**2 * second + bias_std**2) / length - 1
 
     here, rate = 1.0, growth(1.0)
-    if abs(rate) < 1e-11 and abs(growth(16.0)) < 1e-11:
-        return 1.0
+    if abs(rate) < 1e-11:
+        return here
     factor = 2.0 if rate > 0 else 0.5
     while _SMALLEST < here < _LARGEST:
         there = here * factor

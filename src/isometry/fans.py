@@ -205,7 +205,7 @@ def known_fans(module: nn.Module, name: str, *, bag_size: float = 1.0) -> Fans |
         >>> known_fans(nn.Linear(2, 3), "bias") is None
         True
     """
-    name = _plain_name(module, name)
+    name = plain_name(module, name)
     if isinstance(module, nn.EmbeddingBag) and name == "weight":
         return _embedding_bag(module, bag_size)
     for kinds, rule in _RULES:
@@ -357,7 +357,7 @@ def _shape(module: nn.Module, name: str) -> tuple[int, ...]:
     return tuple(int(side) for side in getattr(module, name).shape)
 
 
-def _plain_name(module: nn.Module, name: str) -> str:
+def plain_name(module: nn.Module, name: str) -> str:
     """The attribute behind the pieces that weight_norm, spectral_norm and pruning hooks register."""
     for suffix in ("_v", "_orig"):
         base = name.removesuffix(suffix)

@@ -28,13 +28,13 @@ Rows = Callable[[Tensor], Tensor]
 RANGE = 12.0  # the density there is 2e-32: nothing of polynomial growth is left outside
 WIDTH = 0.25
 ORDER = 10
-SPLIT = 4  # a panel that fails is cut into so many
-DEPTH = 21  # WIDTH / SPLIT**DEPTH = 6e-14, a few spacings of float64 at the end of the range
-MAX_PANELS = 4096  # more than this failing at once is noise, which no refinement removes
+SPLIT = 8  # a panel that fails is cut into so many
+DEPTH = 14  # WIDTH / SPLIT**DEPTH = 6e-14, a few spacings of float64 at the end of the range
+MAX_PANELS = 8192  # more than this failing at once is noise, which no refinement removes
 TOLERANCE = 1e-11  # error of one panel, as a share of E|f|
 
 _TINY = torch.finfo(torch.float64).tiny
-_NARROW = WIDTH / SPLIT**6  # panels this narrow stand in the tower above a break
+_NARROW = WIDTH / SPLIT**4  # panels this narrow stand in the tower above a break
 _APART = 1e-2  # breaks closer than this share one edge; the second is refined in the ordinary way
 _DUAL_RANGE = 9.0
 _DUAL_ORDER = 6
@@ -174,6 +174,8 @@ def _subdivide(f: Rows, edges: Tensor, *, weighted: bool) -> _Panels:
         left, right = grid[:, :-1].flatten(), grid[:, 1:].flatten()
     kept.append(right[bad])
     rest = (error * mass)[:, bad].sum(-1) / scale[:, 0].clamp_min(_TINY)
+    if not weighted and depth < DEPTH:  # given up among too many panels, which the weighted test will judge
+        rest = torch.zeros_like(rest)
     return _Panels(edges=torch.cat(kept).sort().values, residual=rest)
 
 
@@ -208,7 +210,7 @@ def refine(f: Rows) -> Refined:
     """Fit the panels to a function with kinks or jumps anywhere.
 
     A panel passes when the polynomial through its ten nodes predicts f halfway between them and at
-    both ends. A panel that fails is cut in four. Where that ends in a tower of ever narrower panels, f
+    both ends. A panel that fails is cut in eight. Where that ends in a tower of ever narrower panels, f
     has a break: the rule is built anew with that point as an edge, so that few nodes suffice, and the
     panels that still fail, weighted by their probability, are cut as before.
 
@@ -228,13 +230,16 @@ def refine(f: Rows) -> Refined:
     Reference: Piessens et al., QUADPACK, 1983 (adaptive panels); the test by prediction is our own.
     """
     panels = _subdivide(f, _base_edges(), weighted=False)
+    # Beside a pole the first pass never converges, while the second may leave the pole between two edges.
+    residual = panels.residual
     if len(panels.edges) > len(_base_edges()):
         panels = _subdivide(f, _with_breaks(panels.edges), weighted=True)
+        residual = residual.maximum(panels.residual)
     ends = panels.edges[[0, -1]]
     fitted = nodes(panels.edges)
     scale = fitted.expect(_evaluate(f, fitted.z).abs()).clamp_min(_TINY)
     tail = (_evaluate(f, ends).abs() * density(ends)).sum(-1) / scale
-    return Refined(nodes=fitted, residual=panels.residual, tail=tail)
+    return Refined(nodes=fitted, residual=residual, tail=tail)
 
 
 def expectation(f: Callable[[Tensor], Tensor]) -> float:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from isometry.errors import InvalidTypeError, ModelError
 from isometry.names import canonical_name, unwrap
 from isometry.profile import Signal
 from isometry.statistics import Pool, reduce_cosine, reduce_entries, saturation
@@ -63,6 +64,44 @@ def is_compiled(model: nn.Module) -> bool:
     return any(
         "_orig_mod" in module._modules or module._compiled_call_impl is not None for module in model.modules()
     )
+
+
+def checked_model(model: object) -> nn.Module:
+    """Return the user's module inside all wrappers, or say why its signal cannot be followed.
+
+    Args:
+        model: What the user gave.
+
+    Returns:
+        The module.
+
+    Raises:
+        InvalidTypeError: It is no module.
+        ModelError: It has no parameters, or parameters without values, or is scripted.
+    """
+    if not isinstance(model, nn.Module):
+        raise InvalidTypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    module = unwrap(model)
+    if isinstance(module, torch.jit.ScriptModule):
+        raise ModelError(
+            "a scripted model runs its submodules without hooks: give the model it was made from"
+        )
+    parameters = dict(module.named_parameters())
+    if not parameters:
+        raise ModelError(
+            f"{type(module).__name__} has no parameters: there is nothing to initialise or measure"
+        )
+    for name, parameter in parameters.items():
+        if nn.parameter.is_lazy(parameter):
+            raise ModelError(
+                f"parameter {name!r} has no shape yet: run the model once on data, then try again"
+            )
+        if parameter.is_meta:
+            raise ModelError(
+                f"parameter {name!r} is on the meta device and has no values: build the model on a "
+                "real device, or call model.to_empty(device=...) and initialise it"
+            )
+    return module
 
 
 def tensors_in(value: object) -> Iterator[Tensor]:
@@ -151,7 +190,8 @@ class Recorder:
         backward: Whether to follow the gradients too.
         gradient_scale: Asked when a gradient arrives; gradients are divided by its answer.
         only_training: Look away while gradients are disabled, as during a validation pass.
-        observer: Called with name, call, module and output for every output with values.
+        observer: Called with name, call, module and tensor for every output with values.
+        gradient_observer: Called likewise with every gradient at such an output.
     """
 
     def __init__(
@@ -162,15 +202,16 @@ class Recorder:
         gradient_scale: Callable[[], float] | None = None,
         only_training: bool = False,
         observer: Observer | None = None,
+        gradient_observer: Observer | None = None,
     ) -> None:
         self.model = model
         self.records: dict[Key, Record] = {}
-        self.first_nonfinite: dict[str, Key] = {}
         self._names = {module: name for name, module in named_modules(model).items()}
         self._backward = backward
         self._gradient_scale = gradient_scale
         self._only_training = only_training
         self._observer = observer
+        self._gradient_observer = gradient_observer
         self._handles: list[RemovableHandle] = []
         self._stack: list[tuple[nn.Module, Record]] = []
         self._calls: dict[str, int] = {}
@@ -232,7 +273,7 @@ class Recorder:
         if has_values(tensor):
             with torch.no_grad():
                 self._take_values(record, module, tensor)
-            self._follow_gradient(record, tensor)
+            self._follow_gradient(record, module, tensor)
 
     def _pop(self, module: nn.Module) -> Record | None:
         """The record of the call that ends now; calls inside it that an exception ended are dropped."""
@@ -249,16 +290,18 @@ class Recorder:
         if self._observer is not None:
             self._observer(record.name, record.call, module, tensor)
 
-    def _follow_gradient(self, record: Record, tensor: Tensor) -> None:
+    def _follow_gradient(self, record: Record, module: nn.Module, tensor: Tensor) -> None:
         if self._backward and tensor.requires_grad:
-            handle: RemovableHandle = tensor.register_hook(partial(self._take_gradient, record))  # type: ignore[no-untyped-call]
+            handle: RemovableHandle = tensor.register_hook(partial(self._take_gradient, record, module))  # type: ignore[no-untyped-call]
             self._handles.append(handle)
 
-    def _take_gradient(self, record: Record, gradient: Tensor) -> None:
+    def _take_gradient(self, record: Record, module: nn.Module, gradient: Tensor) -> None:
         if self._gradient_scale is not None:
             record.divisor = self._gradient_scale()
         with torch.no_grad():
             record.backward.append(reduce_entries(gradient))
+            if self._gradient_observer is not None:
+                self._gradient_observer(record.name, record.call, module, gradient)
 
     def _after_recomputation(self, module: nn.Module, output: object) -> None:
         """Reentrant checkpointing: the first run had no graph, this one has; match it to its first run."""
@@ -272,7 +315,7 @@ class Recorder:
                 again = reduce_entries(tensor, saturation(module))
             waiting = [record for record in waiting if any(torch.equal(a, again) for a, _ in record.forward)]
         if waiting:
-            self._follow_gradient(waiting[0], tensor)
+            self._follow_gradient(waiting[0], module, tensor)
 
     def signals(self) -> tuple[Signal, ...]:
         """Read everything gathered so far.

@@ -72,6 +72,8 @@ def moments(activation: ActivationLike, *, mean: float = 0.0, std: float = 1.0) 
 def moments_of(response: Response) -> Moments:
     """The moments of a response that is already at hand."""
     average = response.expect(response.value)
+    if abs(average) < 1e-15 * math.sqrt(response.second_moment):
+        average = 0.0  # an odd activation's, up to rounding
     centred = response.value - average
     variance = response.expect(centred**2)
     constant = variance <= 1e-24 * response.second_moment
@@ -114,7 +116,11 @@ def hermite_coefficients(
     """
     if not 1 <= count <= 100:
         raise InvalidValueError(f"count must be between 1 and 100, got {count}")
-    response = respond(resolve(activation), mean=mean, std=std)
+    return hermite_of(respond(resolve(activation), mean=mean, std=std), count)
+
+
+def hermite_of(response: Response, count: int) -> tuple[float, ...]:
+    """The Hermite coefficients of a response that is already at hand."""
     basis = gaussian.hermite_basis(response.nodes.z, count)
     average = response.probability @ response.value
     # + 0.0 turns −0.0 into 0.0; what is below rounding is 0.

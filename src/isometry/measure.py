@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from isometry.errors import InvalidTypeError, InvalidValueError, ModelError
-from isometry.hooks import Recorder, fetch, has_values, is_compiled, named_modules, tensors_in
+from isometry.hooks import Recorder, checked_model, fetch, has_values, is_compiled, named_modules, tensors_in
 from isometry.inputs import Batch, batches, check_finite, map_tensors
-from isometry.names import canonical_name, unwrap
+from isometry.names import canonical_name
 from isometry.profile import Profile, Signal, Stats
 from isometry.restore import preserved
 from isometry.statistics import Pool, reduce_entries
@@ -97,44 +97,6 @@ def measure(
             source="measured",
             notes=_notes(module, recorder, gradients),
         )
-
-
-def checked_model(model: object) -> nn.Module:
-    """Return the user's module inside all wrappers, or say why it cannot be measured.
-
-    Args:
-        model: What the user gave.
-
-    Returns:
-        The module.
-
-    Raises:
-        InvalidTypeError: It is no module.
-        ModelError: It has no parameters, or parameters without values, or is scripted.
-    """
-    if not isinstance(model, nn.Module):
-        raise InvalidTypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    module = unwrap(model)
-    if isinstance(module, torch.jit.ScriptModule):
-        raise ModelError(
-            "a scripted model runs its submodules without hooks: give the model it was made from"
-        )
-    parameters = dict(module.named_parameters())
-    if not parameters:
-        raise ModelError(
-            f"{type(module).__name__} has no parameters: there is nothing to initialise or measure"
-        )
-    for name, parameter in parameters.items():
-        if nn.parameter.is_lazy(parameter):
-            raise ModelError(
-                f"parameter {name!r} has no shape yet: run the model once on data, then try again"
-            )
-        if parameter.is_meta:
-            raise ModelError(
-                f"parameter {name!r} is on the meta device and has no values: build the model on a "
-                "real device, or call model.to_empty(device=...) and initialise it"
-            )
-    return module
 
 
 # --- the surroundings of a run --------------------------------------------------------------------

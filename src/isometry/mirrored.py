@@ -8,7 +8,7 @@ Shape legend: m pairs and r spare units make a width 2m + r; W is (pairs or outp
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -69,6 +69,40 @@ class Rotation:
         return haar(1, self.rows, self.cols, generator, dtype=torch.float64)[0]
 
 
+@dataclass(frozen=True, slots=True)
+class Flattened:
+    """The basis (rows·positions, cols) in which a linear layer reads flattened channels.
+
+    The directions that carry the signal, the first `live` columns of the channels' rotation at every
+    position, come first, mixed by a Haar matrix; random directions orthogonal to them fill the rest.
+
+    Example:
+        >>> Flattened(Rotation(key=1, rows=4, cols=2), positions=9, live=2, cols=20, key=2).draw().shape
+        torch.Size([36, 20])
+    """
+
+    channels: Rotation
+    positions: int
+    live: int
+    cols: int
+    key: int
+
+    def draw(self) -> Tensor:
+        """The basis in float64; its columns are orthonormal."""
+        generator = torch.Generator().manual_seed(self.key)
+        signal = self.live * self.positions
+        mixed = haar(1, signal, min(signal, self.cols), generator, dtype=torch.float64)[0]
+        channels = self.channels.draw()[:, : self.live]
+        mixed = mixed.reshape(self.live, self.positions, -1)
+        front = torch.einsum("ml,lpn->mpn", channels, mixed).flatten(0, 1)
+        missing = self.cols - front.shape[1]
+        if not missing:
+            return front
+        random = torch.randn(len(front), missing, generator=generator, dtype=torch.float64)
+        complete, _ = torch.linalg.qr(torch.cat([front, random], dim=1))
+        return torch.cat([front, complete[:, front.shape[1] :]], dim=1)
+
+
 @dataclass(frozen=True)
 class Mirrored(Whole):
     """The looks-linear weight of one layer of a chain; for a convolution, on one tap (delta).
@@ -105,8 +139,8 @@ class Mirrored(Whole):
     layout: Layout | None = None
     tap: tuple[int, ...] | None = None
     fan_in: Width | None = None
-    source: Rotation | None = field(default=None)
-    target: Rotation | None = field(default=None)
+    source: Rotation | Flattened | None = None
+    target: Rotation | None = None
 
     def __post_init__(self) -> None:
         check_scale("scale", self.scale)

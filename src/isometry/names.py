@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from torch import nn
 
-# `module` is also a name people give to their own attributes, so it is a wrapper's part only where it leads the
-# name (DDP, DataParallel, AveragedModel) or where the module that holds it is a known wrapper.
+# `module` is also a name people give to their own attributes, so it is a wrapper's part only where it leads
+# the name (DDP, DataParallel, AveragedModel) or where the module that holds it is a known wrapper.
 _ALWAYS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 _LEADING = "module"
 
@@ -19,7 +19,8 @@ def canonical_name(name: str) -> str:
     """Strip the parts that wrappers add to the name of a parameter, buffer or module.
 
     `_orig_mod` (torch.compile), `_fsdp_wrapped_module` (FSDP) and `_checkpoint_wrapped_module` (activation
-    checkpointing) go wherever they stand; `module` (DistributedDataParallel, DataParallel) only where it leads.
+    checkpointing) go wherever they stand; `module` (DistributedDataParallel, DataParallel) only where it
+    leads.
 
     Args:
         name: Dotted name as `named_parameters()` or `named_modules()` gives it.

@@ -234,13 +234,14 @@ def _draw(ax: Axes, series: Mapping[str, Points], *, scale: Scale) -> None:
     from matplotlib.ticker import NullFormatter
 
     ax.set_yscale(scale)
+    ax.set_autoscale_on(False)  # its margins overflow near the ends of float64
     ax.yaxis.set_minor_formatter(NullFormatter())
     ends: list[tuple[str, str, float | None]] = []
     for index, (name, points) in enumerate(series.items()):
         colour = _COLOURS[index % len(_COLOURS)]
         ax.plot(
             [x for x, _ in points],
-            [y if y is not None and _on_axis(y, scale) else math.nan for _, y in points],
+            [_place(y, scale) for _, y in points],
             color=colour,
             linestyle=_DASHES[index // len(_COLOURS) % len(_DASHES)],
             # Later lines are thinner, so that one that lies exactly below another still shows.
@@ -268,15 +269,17 @@ def _draw(ax: Axes, series: Mapping[str, Points], *, scale: Scale) -> None:
     _label_ends(ax, ends, scale)
 
 
-def _on_axis(value: float | None, scale: Scale) -> bool:
-    if value is None or not math.isfinite(value):
-        return False
-    return scale == "linear" or _LOG_FLOOR <= value <= _LOG_CEILING
+def _place(value: float | None, scale: Scale) -> float:
+    """Where a value stands on the axis; nan where it has no place."""
+    if value is None or not math.isfinite(value) or (scale == "log" and value <= 0):
+        return math.nan
+    return value if scale == "linear" else min(max(value, _LOG_FLOOR), _LOG_CEILING)
 
 
 def _frame(ax: Axes, series: Mapping[str, Points], scale: Scale) -> None:
     """Leave room for the marks at the edges, and never zoom a flat line into noise."""
-    values = [y for points in series.values() for _, y in points if y is not None and _on_axis(y, scale)]
+    places = [_place(y, scale) for points in series.values() for _, y in points]
+    values = [place for place in places if not math.isnan(place)]
     xs = [x for points in series.values() for x, _ in points]
     ax.set_xlim(min(xs) - 0.02 * (max(xs) - min(xs) or 1), max(xs) + 0.02 * (max(xs) - min(xs) or 1))
     if not values:
@@ -286,7 +289,7 @@ def _frame(ax: Axes, series: Mapping[str, Points], scale: Scale) -> None:
     if scale == "log":
         bottom, top = min(math.log10(low), -1.0), max(math.log10(high), 1.0)
         room = 0.08 * (top - bottom)
-        ax.set_ylim(10 ** max(bottom - room, -307), 10 ** min(top + room, 307))
+        ax.set_ylim(10.0 ** max(bottom - room, -307), 10.0 ** min(top + room, 307))
     else:
         room = 0.08 * (high - low) or 0.1 * abs(high) or 0.1
         ax.set_ylim(low - room, high + room)
@@ -329,9 +332,10 @@ def _label_ends(ax: Axes, ends: Sequence[tuple[str, str, float | None]], scale: 
             return 0.5
         if _sign(value) in {"×", "∞"}:
             return 1.0
-        if scale == "log" and not _on_axis(value, scale):
+        place = _place(value, scale)
+        if math.isnan(place):
             return 0.0
-        return ((math.log10(value) if scale == "log" else value) - low) / (high - low)
+        return ((math.log10(place) if scale == "log" else place) - low) / (high - low)
 
     wanted = sorted(((height(last), name, colour) for name, colour, last in ends), key=lambda end: end[0])
     heights = _spread([at for at, _, _ in wanted], gap=0.05)

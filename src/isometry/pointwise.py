@@ -256,7 +256,10 @@ def _detached_copy(module: nn.Module, name: str) -> nn.Module:
     for part in clone.modules():
         for table in hook_tables:  # hooks watch the user's module; the copy is none of their business
             getattr(part, table).clear()
-    return clone.to(device="cpu", dtype=torch.float64).requires_grad_(False)
+    clone = clone.to(device="cpu", dtype=torch.float64)
+    for parameter in clone.parameters():  # one by one: scripted modules have no requires_grad_
+        parameter.requires_grad_(False)
+    return clone
 
 
 def frozen(module: nn.Module, name: str) -> Mixture:

@@ -248,7 +248,15 @@ class Profile(Sequence[Signal]):
         Returns:
             The text.
         """
-        data = {
+        return dump(self.to_data())
+
+    def to_data(self) -> dict[str, Any]:
+        """Give the profile as an object of lists, dicts, text and finite numbers, ready for JSON.
+
+        Returns:
+            The object; `from_data` reads it.
+        """
+        return {
             "schema": SCHEMA,
             "version": VERSION,
             "source": self.source,
@@ -256,7 +264,6 @@ class Profile(Sequence[Signal]):
             "parameters": [_signal_to_data(row) for row in self.parameters],
             "notes": list(self.notes),
         }
-        return dump(data)
 
     def save(self, path: str | Path) -> None:
         """Write the profile to a JSON file.

@@ -8,6 +8,7 @@ Shapes: k functions (more than one when the activation is random), n nodes.
 
 import functools
 import math
+import numbers
 from dataclasses import dataclass, field
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from isometry import gaussian, pointwise
 from isometry.activations import Activation
-from isometry.errors import InvalidValueError
+from isometry.errors import InvalidTypeError, InvalidValueError
 from isometry.gaussian import Nodes
 
 _CONVERGED = 1e-5  # bound on the error of E|f|, far above what is reached: it tells convergence from none
@@ -66,15 +67,18 @@ class Response:
     @functools.cached_property
     def jumps(self) -> tuple[float, ...]:
         """Inputs x at which φ jumps, where its derivative is no function and autograd sees nothing."""
-        edges = self.nodes.edges
-        step = 1e-10
+        edges, name = self.nodes.edges, self.activation.name
         found = torch.zeros(len(edges), dtype=torch.bool, device="cpu")
         for _, function in self.activation.mixture:
-            above, below = (
-                pointwise.values(function, self.mean + self.std * (edges + side), self.activation.name)
-                for side in (step, -step)
-            )
-            found |= (above - below).abs() > 1e-3 * math.sqrt(self.second_moment)
+
+            def rise(step: float, function: pointwise.Pointwise = function) -> Tensor:
+                above = pointwise.values(function, self.mean + self.std * (edges + step), name)
+                below = pointwise.values(function, self.mean + self.std * (edges - step), name)
+                return (above - below).abs()
+
+            # However close one looks, a jump stays as high as it is; a steep slope does not.
+            wide, close = rise(1e-9), rise(1e-11)
+            found |= (close > 1e-3 * math.sqrt(self.second_moment)) & (close > 0.5 * wide)
         return tuple((self.mean + self.std * edges[found]).tolist())
 
     @functools.cached_property
@@ -220,12 +224,16 @@ def respond(activation: Activation, *, mean: float = 0.0, std: float = 1.0) -> R
     Raises:
         InvalidValueError: E[φ²] is infinite or undefined, a value is nan or infinite, or mean or std are no
             usable numbers.
+        InvalidTypeError: mean or std is no number.
 
     Example:
         >>> from isometry.activations import resolve
         >>> round(respond(resolve("relu2")).second_moment, 12)
         1.5
     """
+    for name, value in (("mean", mean), ("std", std)):
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            raise InvalidTypeError(f"{name} must be a number, got {value!r}")
     if not (math.isfinite(mean) and math.isfinite(std) and std > 0):
         raise InvalidValueError(
             f"expected a finite mean and a positive finite std, got mean={mean}, std={std}"

@@ -11,9 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from isometry.errors import InvalidTypeError, InvalidValueError
+from isometry.errors import InvalidValueError
 from isometry.layout import Layout, grouped
-from isometry.sampling import Distribution, Elementwise, Normal, TruncatedNormal, Uniform, Whole, haar
+from isometry.sampling import Distribution, Normal, TruncatedNormal, Uniform, Whole, fill_, haar
 
 Kind = Literal["normal", "uniform", "truncated_normal", "orthogonal"]
 KINDS = ("normal", "uniform", "truncated_normal", "orthogonal")
@@ -255,29 +255,6 @@ class ICNR(Whole):
         return small.repeat_interleave(self.copies, dim=0)
 
 
-@dataclass(frozen=True, eq=False)
-class Fixed(Whole):
-    """Values that are known beforehand, such as the pieces of a parametrised weight.
-
-    Attributes:
-        values: The tensor to write.
-
-    Example:
-        >>> Fixed(torch.tensor([1.0, 2.0])).draw((2,), torch.Generator())
-        tensor([1., 2.])
-    """
-
-    values: Tensor
-
-    def draw(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        """Return the values in the parameter's shape."""
-        if tuple(self.values.shape) != tuple(shape):
-            raise InvalidValueError(
-                f"values of shape {tuple(self.values.shape)} do not fit shape {tuple(shape)}"
-            )
-        return self.values.detach().to("cpu")
-
-
 def of_kind(kind: Kind, std: float, *, layout: Layout | None = None, precise: bool = False) -> Distribution:
     """The distribution of a kind whose values have mean square std², exactly.
 
@@ -322,11 +299,7 @@ def draw_any(distribution: Distribution, shape: tuple[int, ...], generator: torc
     """
     if isinstance(distribution, Whole):
         return distribution.draw(shape, generator)
-    if not isinstance(distribution, Elementwise):
-        raise InvalidTypeError(f"a Distribution is needed, got {type(distribution).__name__}")
-    out = torch.empty(shape, dtype=torch.float32)
-    distribution.draw_(out, generator)
-    return out
+    return fill_(torch.empty(shape, dtype=torch.float32), distribution, generator=generator)
 
 
 def on_tap(matrices: Tensor, taps: tuple[int, ...], tap: tuple[int, ...] | None = None) -> Tensor:

@@ -100,6 +100,11 @@ class Run:
         return None if self.diverged is not None or not self.accuracies else self.accuracies[-1]
 
     @property
+    def updates(self) -> int:
+        """Number of updates done; a step that diverged made none."""
+        return len(self.losses) if self.diverged is None else self.diverged - 1
+
+    @property
     def final_loss(self) -> float:
         """Mean training loss over the last tenth of the steps; inf after a divergence."""
         if self.diverged is not None:
@@ -289,4 +294,5 @@ def _evaluate(model: nn.Module, inputs: Tensor, targets: Tensor, loss: Loss) -> 
     scores = torch.cat(outputs)
     if scores.shape[:-1] != targets.shape:
         return total / len(inputs), None
-    return total / len(inputs), (scores.argmax(-1) == targets).float().mean().item()
+    right = int((scores.argmax(-1) == targets).sum())
+    return total / len(inputs), right / targets.numel()

@@ -6,19 +6,20 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
+from isometry.activations import ActivationLike
 from isometry.errors import InvalidValueError
 from isometry.fans import Fans, Mode
-from isometry.gain import ActivationLike, mirrored_slope
+from isometry.gain import mirrored_slope
 from isometry.init.scaling import (
     Axes,
     activation_parameter,
-    fill,
     gain_squared,
     is_double,
     tensor_fans,
     variance_scaling_,
 )
 from isometry.mirrored import Mirrored, Part
+from isometry.sampling import fill_
 from isometry.structured import DeltaOrthogonal, Orthogonal, check_finite
 
 
@@ -64,7 +65,7 @@ def orthogonal_(
     layout = tensor_fans(tensor, axes).layout
     longest = max(layout.outputs, layout.inputs * math.prod(layout.taps_shape))
     law = Orthogonal(math.sqrt(scale / longest), layout, precise=is_double(tensor))
-    return fill(tensor, law, generator)
+    return fill_(tensor, law, generator=generator)
 
 
 def delta_orthogonal_(
@@ -79,8 +80,8 @@ def delta_orthogonal_(
     """Fill a convolution kernel with zeros but for one tap, a (semi-)orthogonal map of the channels.
 
     K[:, :, tap] = gain·√(max(O, I)/fan)·Q, with fans that count channels alone, since one tap is read. At
-    stride 1, away from borders, the forward signal and the gradient keep their second moment where O = I. With
-    a stride each output still reads one input, while the inputs in between are read by none.
+    stride 1, away from borders, the forward signal and the gradient keep their second moment where O = I.
+    With a stride each output still reads one input, while the inputs in between are read by none.
 
     Args:
         tensor: (out, in/groups, *taps), one to three taps axes.
@@ -112,7 +113,7 @@ def delta_orthogonal_(
         )
     channels = Fans(forward=float(layout.inputs), backward=float(layout.outputs), layout=layout)
     std = math.sqrt(gain_squared(gain) / channels.by_mode(mode))
-    return fill(tensor, DeltaOrthogonal(std, layout, tap, precise=is_double(tensor)), generator)
+    return fill_(tensor, DeltaOrthogonal(std, layout, tap, precise=is_double(tensor)), generator=generator)
 
 
 def mirrored_(
@@ -156,4 +157,4 @@ def mirrored_(
     tensor_fans(tensor, {})
     slope = mirrored_slope(nonlinearity, activation_parameter(nonlinearity, a))
     scale = gain if part in ("first", "only") else gain / slope
-    return fill(tensor, Mirrored(scale, part), generator)
+    return fill_(tensor, Mirrored(scale, part), generator=generator)

@@ -5,10 +5,10 @@ import math
 import torch
 from torch import Tensor
 
-from isometry.bounded import BoundedNormal
+from isometry.bounded import bounded_normal
 from isometry.errors import InvalidValueError
-from isometry.init.scaling import check_weight, fill
-from isometry.sampling import Constant, Normal, Uniform
+from isometry.init.scaling import check_weight
+from isometry.sampling import Constant, Normal, Uniform, fill_, fill_keyed_
 
 
 def normal_(
@@ -21,7 +21,7 @@ def normal_(
         0.02
     """
     check_weight(tensor)
-    return fill(tensor, Normal(std, mean), generator)
+    return fill_(tensor, Normal(std, mean), generator=generator)
 
 
 def uniform_(
@@ -35,7 +35,7 @@ def uniform_(
         (True, True)
     """
     check_weight(tensor)
-    return fill(tensor, Uniform(a, b), generator)
+    return fill_(tensor, Uniform(a, b), generator=generator)
 
 
 def trunc_normal_(
@@ -72,7 +72,7 @@ def trunc_normal_(
         (1.0, True)
     """
     check_weight(tensor)
-    return fill(tensor, BoundedNormal(std, mean, a, b), generator)
+    return fill_(tensor, bounded_normal(std, mean, a, b), generator=generator)
 
 
 def constant_(tensor: Tensor, val: float) -> Tensor:
@@ -85,7 +85,7 @@ def constant_(tensor: Tensor, val: float) -> Tensor:
     check_weight(tensor)
     if not math.isfinite(val):
         raise InvalidValueError(f"val must be finite, got {val}")
-    return fill(tensor, Constant(val), None)
+    return fill_keyed_(tensor, Constant(val), seed=0, name="")
 
 
 def zeros_(tensor: Tensor) -> Tensor:

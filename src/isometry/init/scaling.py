@@ -6,12 +6,13 @@ from typing import TypedDict, Unpack
 import torch
 from torch import Tensor
 
+from isometry.activations import ActivationLike
 from isometry.errors import InvalidTypeError, InvalidValueError
 from isometry.fans import Fans, Mode, check_mode, fans_of_layout
-from isometry.gain import ActivationLike, Direction
+from isometry.gain import Direction
 from isometry.gain import gain as gain_of
 from isometry.layout import Axis, grouped, layout_of_axes
-from isometry.sampling import Distribution, Whole, fill_
+from isometry.sampling import fill_
 from isometry.structured import Kind, check_finite, of_kind
 
 _DIRECTIONS: dict[Mode, Direction] = {
@@ -73,7 +74,7 @@ def variance_scaling_(
     fans = tensor_fans(tensor, axes)
     std = math.sqrt(scale / fans.by_mode(mode))
     law = of_kind(distribution, std, layout=fans.layout, precise=is_double(tensor))
-    return fill(tensor, law, generator)
+    return fill_(tensor, law, generator=generator)
 
 
 def kaiming_normal_(
@@ -257,16 +258,6 @@ def check_weight(tensor: Tensor) -> None:
         raise InvalidValueError(
             f"the tensor is empty, shape {tuple(tensor.shape)}: there is nothing to initialise"
         )
-
-
-def fill(tensor: Tensor, law: Distribution, generator: torch.Generator | None) -> Tensor:
-    """Fill a tensor from a distribution; joint distributions of complex entries are refused."""
-    if isinstance(law, Whole) and tensor.is_complex():
-        raise InvalidTypeError(
-            f"{type(law).__name__} is real, but the tensor is {tensor.dtype}: "
-            "initialise torch.view_as_real(tensor) or use a normal or uniform distribution"
-        )
-    return fill_(tensor, law, generator=generator)
 
 
 def is_double(tensor: Tensor) -> bool:

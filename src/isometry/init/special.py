@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from isometry.errors import InvalidValueError
-from isometry.init.scaling import Axes, check_weight, fill, gain_squared, is_double, tensor_fans
+from isometry.init.scaling import Axes, check_weight, gain_squared, is_double, tensor_fans
 from isometry.layout import grouped
-from isometry.sampling import Uniform
+from isometry.sampling import Uniform, fill_, fill_keyed_
 from isometry.structured import ICNR, Chrono, Identity, Kind, Sparse, of_kind
 
 
@@ -49,7 +49,7 @@ def siren_uniform_(
         raise InvalidValueError(f"omega must be positive and finite, got {omega}")
     fan = tensor_fans(tensor, axes).by_mode("fan_in")
     limit = 1 / fan if first else math.sqrt(6 / fan) / omega
-    return fill(tensor, Uniform(-limit, limit), generator)
+    return fill_(tensor, Uniform(-limit, limit), generator=generator)
 
 
 def icnr_(
@@ -91,7 +91,7 @@ def icnr_(
     std = math.sqrt(gain_squared(gain) / fans.by_mode("fan_in"))
     copies = upscale_factor ** len(fans.layout.taps)
     base = of_kind(distribution, std, precise=is_double(tensor))
-    return fill(tensor, ICNR(base, copies), generator)
+    return fill_(tensor, ICNR(base, copies), generator=generator)
 
 
 def chrono_(tensor: Tensor, t_max: float, generator: torch.Generator | None = None) -> Tensor:
@@ -121,7 +121,7 @@ def chrono_(tensor: Tensor, t_max: float, generator: torch.Generator | None = No
         Tallec and Ollivier (2018), "Can recurrent neural networks warp time?", equation 16.
     """
     check_weight(tensor)
-    return fill(tensor, Chrono(t_max), generator)
+    return fill_(tensor, Chrono(t_max), generator=generator)
 
 
 def identity_(tensor: Tensor, gain: float = 1.0) -> Tensor:
@@ -140,7 +140,7 @@ def identity_(tensor: Tensor, gain: float = 1.0) -> Tensor:
         raise InvalidValueError(
             f"identity_ needs a matrix (out, in), got shape {tuple(tensor.shape)}: use dirac_ for a kernel"
         )
-    return fill(tensor, Identity(gain), None)
+    return fill_keyed_(tensor, Identity(gain), seed=0, name="")
 
 
 def eye_(tensor: Tensor) -> Tensor:
@@ -183,7 +183,7 @@ def dirac_(tensor: Tensor, groups: int = 1) -> Tensor:
         raise InvalidValueError(
             f"dirac_ needs a convolution kernel (out, in, *taps), got shape {tuple(tensor.shape)}: use eye_"
         )
-    return fill(tensor, Identity(1.0, grouped(tensor.shape, groups)), None)
+    return fill_keyed_(tensor, Identity(1.0, grouped(tensor.shape, groups)), seed=0, name="")
 
 
 def sparse_(
@@ -213,4 +213,4 @@ def sparse_(
     check_weight(tensor)
     if tensor.ndim != 2:
         raise InvalidValueError(f"sparse_ needs a matrix (out, in), got shape {tuple(tensor.shape)}")
-    return fill(tensor, Sparse(sparsity, std), generator)
+    return fill_(tensor, Sparse(sparsity, std), generator=generator)

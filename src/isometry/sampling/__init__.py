@@ -10,6 +10,8 @@ from isometry.sampling.distributions import (
     Whole,
 )
 from isometry.sampling.fill import fill_, fill_keyed_
+from isometry.sampling.marks import incomplete
+from isometry.sampling.materialise import materialize_
 from isometry.sampling.matrices import haar
 from isometry.sampling.write import write_
 
@@ -24,5 +26,7 @@ __all__ = [
     "fill_",
     "fill_keyed_",
     "haar",
+    "incomplete",
+    "materialize_",
     "write_",
 ]

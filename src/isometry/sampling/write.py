@@ -1,26 +1,191 @@
-"""Write a whole model by canonical parameter name."""
+"""Write a whole model by canonical parameter name: all checked before the first write, whole or marked."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from isometry.errors import NotFoundError
-from isometry.names import canonical_name
-from isometry.sampling.distributions import Distribution
+from isometry.errors import InvalidTypeError, InvalidValueError, ModelError
+from isometry.sampling import engine, workers
+from isometry.sampling.distributions import Distribution, Whole
+from isometry.sampling.engine import Draw
 from isometry.sampling.fill import fill_keyed_
+from isometry.sampling.marks import unfinished
+from isometry.sampling.places import Place, Places
+from isometry.sampling.shards import Shard, is_dtensor, shard_of
+from isometry.sampling.streams import stream_key
+from isometry.sampling.workers import Task
+
+Keep = Collection[str] | Literal["unnamed"]
 
 
-def write_(model: nn.Module, distributions: Mapping[str, Distribution], *, seed: int = 0) -> None:
-    """Write the parameters named in `distributions`; all names are checked before the first write."""
-    parameters = {canonical_name(name): p for name, p in model.named_parameters()}
-    for name in distributions:
-        if name not in parameters:
-            near = difflib.get_close_matches(name, parameters, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise NotFoundError(f"the model has no parameter named {name!r}{hint}")
-    for name, parameter in parameters.items():
-        if name in distributions:
-            fill_keyed_(parameter, distributions[name], seed=seed, name=name)
+def write_(
+    model: nn.Module,
+    distributions: Mapping[str, Distribution],
+    *,
+    seed: int = 0,
+    keep: Keep = "unnamed",
+) -> None:
+    """Write initial values into a model's parameters, each from its own stream.
+
+    A value is a function of the seed, the parameter's canonical name, the logical index and the distribution
+    (exact): not of the other parameters, of threads, shards, wrappers or the dtype stored. Values are drawn
+    in float32 and rounded, or widened for float64.
+
+    A weight under a parametrisation (`weight_norm`, `orthogonal`, `spectral_norm`; also the old
+    `weight_norm`) is named as without it. Its value is drawn as without it and assigned through the
+    parametrisation's inverse, so that the effective weight is the value drawn (`weight_norm`), the value over
+    its spectral norm, or its orthogonal factor. Instead the parameters it is computed from may be named
+    themselves.
+
+    Args:
+        model: Any module, also wrapped, sharded, or with tied parameters (written once, under their first
+        name).
+        distributions: By canonical name (`isometry.names.canonical_name`).
+        seed: Any integer. torch's random state is neither read nor moved.
+        keep: Names of the parameters to leave as they are, when all others must be named; "unnamed" leaves
+        all
+            that `distributions` does not name.
+
+    Raises:
+        NotFoundError: If the model has no parameter of a name.
+        InvalidTypeError: If a parameter cannot hold what should be drawn.
+        InvalidValueError: If a parameter is both named and kept, or neither.
+        ModelError: If a parameter is on the meta device or lazy, or a parametrisation cannot be assigned to.
+        After
+            these errors the model is as before. If writing is interrupted (Ctrl-C, out of memory) it is
+            marked: see `incomplete`.
+
+    Example:
+        >>> from isometry.sampling import Constant, Normal, write_
+        >>> layer = nn.Linear(4, 3)
+        >>> write_(layer, {"weight": Normal(0.5), "bias": Constant(0.0)}, seed=0)
+        >>> layer.bias.tolist()
+        [0.0, 0.0, 0.0]
+    """
+    if not isinstance(model, nn.Module):
+        raise InvalidTypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    jobs = list(check(Places(model), distributions, seed=seed, keep=keep))
+    write_jobs(model, jobs, seed=seed)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A place, what it takes, and the key of its stream."""
+
+    place: Place
+    distribution: Distribution
+    key: bytes
+
+
+def check(
+    places: Places, distributions: Mapping[str, Distribution], *, seed: int, keep: Keep, on_meta: bool = False
+) -> Iterator[Job]:
+    """Check all that can be checked without writing, and yield what is to be written.
+
+    Raises:
+        The errors of `write_`.
+    """
+    kept = _kept(places, keep)
+    written: dict[str, str] = {}
+    for name, distribution in distributions.items():
+        place = places.find(name)
+        if place.name != name and place.name in distributions:
+            continue  # a tied parameter goes by its first name
+        for part, parameter in place.parameters.items():
+            if part in written:
+                raise InvalidValueError(
+                    f"{part!r} would be written twice, for {written[part]!r} and {name!r}"
+                )
+            if kept is not None and part in kept:
+                raise InvalidValueError(f"{part!r} is both to be kept and to be written: name it once")
+            _check_ready(part, parameter, on_meta)
+            written[part] = name
+        if place.owner is None:
+            engine.check(next(iter(place.parameters.values())), distribution, repr(name))
+        elif any(is_dtensor(parameter) for parameter in place.parameters.values()):
+            raise ModelError(f"{name!r} is parametrised and sharded: name the parameters it is computed from")
+        yield Job(place, distribution, stream_key(seed, place.name))
+    if kept is not None:
+        missing = [name for name in places.parameters if name not in written and name not in kept]
+        if missing:
+            raise InvalidValueError(
+                f"no distribution is given for {', '.join(map(repr, missing))}: add one, or name it in keep"
+            )
+
+
+def write_jobs(model: nn.Module, jobs: list[Job], *, seed: int) -> None:
+    """Write what `check` yielded, marking the model until all is done."""
+    computed = _computed([job for job in jobs if job.place.owner is not None], seed)
+    plain = [(job, shard_of(job.place.like)) for job in jobs if job.place.owner is None]
+    with unfinished(model):
+        for place, pieces in computed:
+            for parameter, piece in zip(place.parameters.values(), pieces, strict=True):
+                with torch.no_grad():
+                    parameter.copy_(piece)
+        # A joint law keeps all threads busy by itself, and holds a whole matrix: one after the other.
+        for joint in (True, False):
+            part = [(job, shard) for job, shard in plain if isinstance(job.distribution, Whole) is joint]
+            if joint:
+                for item in part:
+                    for task in engine.tasks(_draws([item])):
+                        task()
+            else:
+                workers.run(engine.tasks(_draws(part)))
+        for _, shard in plain:
+            engine.finish(shard.local)
+
+
+def _draws(work: list[tuple[Job, Shard]]) -> Iterator[Draw | Task]:
+    for job, shard in work:
+        yield from engine.draws(shard, job.distribution, job.key)
+
+
+def _computed(jobs: list[Job], seed: int) -> list[tuple[Place, tuple[Tensor, ...]]]:
+    """Ask every inverse before the first write, as it may refuse; its own state is put back if one does."""
+    states = [
+        (module, dict(module._buffers))
+        for job in jobs
+        if job.place.owner is not None
+        for module in job.place.owner.modules()
+    ]
+    try:
+        return [(job.place, _pieces(job, seed)) for job in jobs]
+    except BaseException:
+        for module, buffers in states:
+            module._buffers.update(buffers)
+        raise
+
+
+def _pieces(job: Job, seed: int) -> tuple[Tensor, ...]:
+    place = job.place
+    drawn = torch.empty_like(place.like, requires_grad=False)
+    engine.check(drawn, job.distribution, repr(place.name))
+    pieces = place.pieces(fill_keyed_(drawn, job.distribution, seed=seed, name=place.name))
+    for (name, parameter), piece in zip(place.parameters.items(), pieces, strict=True):
+        if piece.shape != parameter.shape:
+            raise ModelError(
+                f"the parametrisation gives {name!r} the shape {tuple(piece.shape)}: cannot assign"
+            )
+    return pieces
+
+
+def _kept(places: Places, keep: Keep) -> set[str] | None:
+    """Canonical first names of the kept parameters; None where all unnamed ones are."""
+    if keep == "unnamed":
+        return None
+    if isinstance(keep, str):
+        raise InvalidTypeError(f"keep must be 'unnamed' or a collection of names, got {keep!r}")
+    return {part for name in keep for part in places.find(name).parameters}
+
+
+def _check_ready(name: str, parameter: Tensor, on_meta: bool) -> None:
+    if is_lazy(parameter):
+        raise ModelError(f"{name!r} is lazy and has no shape yet: run the model once on an example first")
+    if parameter.is_meta and not on_meta:
+        raise ModelError(f"{name!r} is on the meta device and has no memory: use isometry.materialize_")

@@ -1,0 +1,323 @@
+"""The command line: parses, calls, prints. `isometry gain | measure | compare`.
+
+Nothing is computed here. Every command prints for people and writes `--json` for programs; an
+`IsometryError` becomes one line and the exit code 2.
+"""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from inspect import signature
+from itertools import zip_longest
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from isometry import contenders, demo
+from isometry.compare import DEFAULT_INITS, compare
+from isometry.compare import Progress as Report
+from isometry.comparison import Comparison
+from isometry.contenders import Start
+from isometry.datasets import DATASETS
+from isometry.errors import InvalidValueError, IsometryError, IsometryWarning
+from isometry.measure import measure
+from isometry.strictjson import dump, parse
+from isometry.tables import Table
+from isometry.targets import builder, find, parse_arguments
+from isometry.training import OPTIMIZERS
+
+app = typer.Typer(
+    name="isometry",
+    help="Initial weights that keep the signal alive.\n\nStart with: isometry compare --demo",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+# The one place for defaults is `compare` itself.
+_DEFAULT: dict[str, Any] = {name: p.default for name, p in signature(compare).parameters.items()}
+
+Target = Annotated[
+    str,
+    typer.Argument(
+        help="The model: package.module:attr or path/file.py:attr, either a torch.nn.Module "
+        "or a callable that returns one.",
+        metavar="TARGET",
+    ),
+]
+Arguments = Annotated[
+    list[str] | None,
+    typer.Option("--arg", "-a", metavar="KEY=VALUE", help="An argument for the callable; may be repeated."),
+]
+JsonFile = Annotated[
+    str | None,
+    typer.Option(
+        "--json", metavar="[FILE]", help="Write JSON to FILE; without FILE, to the standard output."
+    ),
+]
+Activation = Annotated[
+    str | None,
+    typer.Option(help="Whose gain is meant: a name or module:function. Left out: the one the model has."),
+]
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run a command line and turn every expected error into one line.
+
+    Args:
+        arguments: what follows the command's name.
+
+    Returns:
+        The exit code: 0, or 2 where the input cannot be used.
+
+    Example:
+        >>> run(["--version"])
+        isometry ...
+        0
+    """
+    errors = Console(stderr=True, soft_wrap=True, highlight=False)
+    try:
+        with _warnings_as_lines(errors):
+            app(_with_bare_json(arguments), prog_name="isometry")
+    except IsometryError as error:
+        errors.print(Text.assemble(("error: ", "bold red"), str(error)))
+        return 2
+    except SystemExit as stop:  # how typer ends, always
+        return stop.code if isinstance(stop.code, int) else 0
+    return 0
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version_: Annotated[
+        bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)
+    ] = False,
+) -> None:
+    if version_:
+        typer.echo(f"isometry {version('isometry')} (torch {torch.__version__})")
+        raise typer.Exit
+
+
+@app.command(name="measure")
+def _measure(
+    target: Target,
+    inputs: Annotated[
+        str,
+        typer.Option(
+            "--inputs",
+            "-i",
+            metavar="SPEC",
+            help="The inputs: 32x1024 for floats, 4x128:int64<50257 for token ids.",
+        ),
+    ],
+    arg: Arguments = None,
+    init: Annotated[
+        str | None,
+        typer.Option(help=f"Initialise the model first: {', '.join(contenders.STARTS)}, or module:callable."),
+    ] = None,
+    activation: Activation = None,
+    leaves: Annotated[bool, typer.Option("--leaves", help="Only modules without submodules.")] = False,
+    depth: Annotated[int | None, typer.Option(help="Only modules at most so many levels down.")] = None,
+    parameters: Annotated[
+        bool, typer.Option("--parameters", help="Show weights and their gradients instead.")
+    ] = False,
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Draw RMS by depth, forward and backward (.png, .svg, .pdf)."),
+    ] = None,
+    json: JsonFile = None,
+    seed: Annotated[int, typer.Option(help="Of the weights.")] = 0,
+) -> None:
+    """Run a model once on random inputs and show the signal in every module, forward and backward.
+
+    Example: isometry measure examples/plain.py:build --arg depth=30 -i 64x64 --init kaiming
+    """
+    torch.manual_seed(seed)
+    model = builder(target, parse_arguments(arg or []))()
+    if init is not None:
+        contenders.contender(
+            _start(init), lambda: _activation(activation) or contenders.activation_of(model)
+        ).initialise(model, seed)
+    profile = measure(model, inputs)
+    console = _console(json)
+    _print(console, profile.table(depth=depth, leaves=leaves, parameters=parameters))
+    if plot is not None:
+        profile.plot(plot)
+        console.print(f"wrote {plot}", style="dim", soft_wrap=True)
+    _write_json(profile.to_json(), json)
+
+
+@app.command(name="compare")
+def _compare(
+    target: Annotated[
+        str | None,
+        typer.Argument(help="The model, as for measure; none with --demo.", show_default=False),
+    ] = None,
+    show: Annotated[
+        bool, typer.Option("--demo", help="Compare on deep plain networks (relu, tanh, gelu), no TARGET.")
+    ] = False,
+    data: Annotated[str, typer.Option(help=f"The data: {', '.join(DATASETS)}.")] = "digits",
+    init: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=f"A start: {', '.join(contenders.STARTS)}, or where:callable of your own. May be repeated; "
+            f"left out: {', '.join(map(str, DEFAULT_INITS))} (the demo: all)."
+        ),
+    ] = None,
+    arg: Arguments = None,
+    activation: Activation = None,
+    steps: Annotated[int, typer.Option(help="Optimiser steps per run.")] = _DEFAULT["steps"],
+    lr: Annotated[
+        list[float] | None,
+        typer.Option(
+            help=f"Learning rate. Repeated: every start keeps its best. Left out: {_DEFAULT['lr']} "
+            f"(the demo: {', '.join(map(str, demo.RATES))})."
+        ),
+    ] = None,
+    optimizer: Annotated[str, typer.Option(help=f"One of {', '.join(OPTIMIZERS)}.")] = _DEFAULT["optimizer"],
+    batch_size: Annotated[int, typer.Option(help="Samples per step.")] = _DEFAULT["batch_size"],
+    seed: Annotated[
+        list[int] | None,
+        typer.Option(help="Of weights and batches. Repeated: the median run is shown. Left out: 0."),
+    ] = None,
+    threshold: Annotated[float, typer.Option(help="Test accuracy that counts as learnt.")] = _DEFAULT[
+        "threshold"
+    ],
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write plots and comparison.json there.")
+    ] = None,
+    json: JsonFile = None,
+) -> None:
+    """Train the same model from several initialisations: same data, same batches, same budget.
+
+    Examples:
+    isometry compare --demo --out out
+
+    isometry compare model.py:build --data digits --init torch --init kaiming --lr 0.01 --lr 0.03
+    """
+    if show == (target is not None):
+        raise InvalidValueError("name a TARGET such as model.py:build, or use --demo (one of the two)")
+    options: dict[str, Any] = {
+        "steps": steps,
+        "optimizer": optimizer,
+        "batch_size": batch_size,
+        "seeds": seed or _DEFAULT["seeds"],
+        "threshold": threshold,
+    }
+    if init:
+        options["inits"] = [_start(name) for name in init]
+    if lr:
+        options["lr"] = lr
+    arguments = parse_arguments(arg or [])
+    console = _console(json)
+    found: dict[str, Comparison] = {}
+    with _progress(console) as report:
+        if target is None:
+            shown = [activation] if activation else list(demo.ACTIVATIONS)
+            for name, one in demo.run(
+                activations=shown, data=data, arguments=arguments, progress=report, **options
+            ):
+                found[name] = one
+                _show(console, one, out and out / name)
+        else:
+            build, phi = builder(target, arguments), _activation(activation)
+            one = compare(build, data, activation=phi, title=target, progress=report, **options)
+            _show(console, one, out)
+    if target is None:
+        _write_json(dump({name: parse(one.to_json()) for name, one in found.items()}), json)
+    else:
+        _write_json(one.to_json(), json)
+
+
+# --- reading ------------------------------------------------------------------------------------------------
+
+
+def _with_bare_json(arguments: Sequence[str]) -> list[str]:
+    """Give a `--json` without a file the file "-", the standard output."""
+    read: list[str] = []
+    for here, after in zip_longest(arguments, arguments[1:]):
+        read.append(here)
+        if here == "--json" and (after is None or after.startswith("-")):
+            read.append("-")
+    return read
+
+
+def _start(text: str) -> Start:
+    """A start by its name, or by where to find a callable."""
+    return (text, find(text)) if ":" in text else text
+
+
+def _activation(text: str | None) -> contenders.Activation | None:
+    """An activation by its name, or by where to find it; a class from torch.nn counts as its module."""
+    return find(text) if text is not None and ":" in text else text
+
+
+# --- printing -----------------------------------------------------------------------------------------------
+
+
+def _console(json: str | None) -> Console:
+    """The screen; where JSON goes to the standard output, people read the standard error."""
+    return Console(stderr=json == "-", highlight=False)
+
+
+def _print(console: Console, table: Table) -> None:
+    """Draw a table with rich where there is room for it, and as plain text otherwise."""
+    width = max(map(len, str(table).splitlines()))
+    if console.is_terminal and width + 2 * len(table.columns) <= console.width:
+        console.print(table)
+    else:
+        console.print(Text(str(table)), soft_wrap=True)
+
+
+def _show(console: Console, found: Comparison, folder: Path | None) -> None:
+    _print(console, found.table())
+    for name, text in found.sentences().items():
+        console.print(Text.assemble((name, "bold"), ": ", text), soft_wrap=not console.is_terminal)
+    if folder is not None:
+        written = [*found.plot(folder), folder / "comparison.json"]
+        found.save(written[-1])
+        console.print(f"wrote {', '.join(map(str, written))}", style="dim", soft_wrap=True)
+    console.print()
+
+
+def _write_json(text: str, json: str | None) -> None:
+    if json == "-":
+        typer.echo(text)
+    elif json is not None:
+        Path(json).parent.mkdir(parents=True, exist_ok=True)
+        Path(json).write_text(text + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _progress(console: Console) -> Iterator[Report]:
+    """A progress bar that goes away when it is done; none where nobody watches."""
+    columns = [
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeRemainingColumn(),
+    ]
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("starting")
+        yield lambda name, done, total: bar.update(task, description=name, completed=done, total=total)
+
+
+@contextmanager
+def _warnings_as_lines(errors: Console) -> Iterator[None]:
+    """Print the package's own warnings as one line each."""
+
+    def show(message: Warning | str, *rest: Any, **options: Any) -> None:
+        errors.print(Text.assemble(("warning: ", "bold yellow"), str(message)))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", IsometryWarning)
+        warnings.showwarning = show
+        yield

@@ -1,0 +1,77 @@
+"""Weights that are computed from other parameters: torch's parametrizations and the old weight_norm hook."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.weight_norm import WeightNorm
+
+from isometry.errors import ModelError
+
+
+def weight_norm_hooks(module: nn.Module) -> dict[str, WeightNorm]:
+    """The hooks of the old form of weight_norm, by the name of the weight they compute.
+
+    Example:
+        >>> weight_norm_hooks(nn.Linear(2, 3))
+        {}
+    """
+    hooks = module._forward_pre_hooks.values()
+    return {hook.name: hook for hook in hooks if isinstance(hook, WeightNorm)}
+
+
+def invertible(owner: nn.Module, leaf: str) -> bool:
+    """Whether a weight can be assigned to: it is plain, or all its parametrisations have a right_inverse.
+
+    Example:
+        >>> invertible(nn.Linear(2, 3), "weight")
+        True
+    """
+    if not parametrize.is_parametrized(owner, leaf):
+        return True
+    assert isinstance(owner.parametrizations, nn.ModuleDict)
+    return all(hasattr(step, "right_inverse") for step in owner.parametrizations[leaf].children())
+
+
+@torch.no_grad()
+def pieces_of(owner: nn.Module, leaf: str, weight: Tensor) -> tuple[Tensor, ...]:
+    """The parameters from which a parametrised module computes a given weight.
+
+    A parametrisation that cannot give every weight (spectral_norm, orthogonal) gets the pieces of the nearest
+    one its own inverse knows.
+
+    Args:
+        owner: The module that has the parametrised weight.
+        leaf: The weight's name, "weight".
+        weight: The value wanted.
+
+    Returns:
+        The pieces, in the order in which the module registers them.
+
+    Raises:
+        ModelError: A parametrisation has no inverse, or its inverse refuses this weight.
+
+    Example:
+        >>> layer = nn.utils.parametrizations.weight_norm(nn.Linear(2, 3))
+        >>> [tuple(piece.shape) for piece in pieces_of(layer, "weight", torch.ones(3, 2))]
+        [(3, 1), (3, 2)]
+    """
+    hook = weight_norm_hooks(owner).get(leaf)
+    if hook is not None:
+        return (torch.norm_except_dim(weight, 2, hook.dim), weight)
+    assert isinstance(owner.parametrizations, nn.ModuleDict)
+    steps = owner.parametrizations[leaf]
+    assert isinstance(steps, parametrize.ParametrizationList)
+    value: Tensor | Sequence[Tensor] = weight
+    for step in reversed(list(steps)):
+        inverse = getattr(step, "right_inverse", None)
+        if inverse is None:
+            raise ModelError(f"the parametrisation {type(step).__name__} has no right_inverse")
+        try:
+            value = inverse(value)
+        except Exception as error:
+            raise ModelError(
+                f"the right_inverse of the parametrisation {type(step).__name__} failed: {error}"
+            ) from error
+    return (value,) if isinstance(value, Tensor) else tuple(value)

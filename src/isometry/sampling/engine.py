@@ -1,0 +1,251 @@
+"""The engine: which tasks write a distribution into the part of a tensor that this process holds."""
+
+from __future__ import annotations
+
+import functools
+import math
+import threading
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from isometry.errors import InvalidTypeError, InvalidValueError, ModelError
+from isometry.sampling.distributions import Constant, Distribution, Elementwise, Whole
+from isometry.sampling.shards import Shard
+from isometry.sampling.streams import subkey, tile_bits, torch_generator
+from isometry.sampling.tiles import TILE_ELEMENTS, Tile, tiles, whole
+from isometry.sampling.transforms import Floats
+from isometry.sampling.workers import Task
+
+# Tiles of fewer words than this go through a transform in groups of about as many as _GROUP.
+_SMALL_BELOW = 2**12
+_GROUP = 2**15
+# ATen runs an elementwise operation on fewer elements than this on the calling thread; a larger one would
+# start a team of threads under every worker.
+_SERIAL_BELOW = 2**15
+_local = threading.local()
+
+
+def check(tensor: Tensor, distribution: Distribution, name: str = "the tensor") -> None:
+    """Raise unless `distribution` can be written into `tensor`.
+
+    Raises:
+        InvalidTypeError: If the tensor holds integers or booleans, or is sparse or quantised, or if it is
+        complex
+            and the distribution joint, or if the distribution is none.
+        InvalidValueError: If several of its elements share one place in memory.
+    """
+    if not isinstance(distribution, Elementwise | Whole):
+        raise InvalidTypeError(
+            f"{name} needs a distribution such as isometry.sampling.Normal(std=0.02), got {distribution!r}"
+        )
+    if tensor.layout is not torch.strided:
+        raise InvalidTypeError(f"{name} must be a dense tensor, got layout {tensor.layout}")
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        raise InvalidTypeError(f"{name} must be a floating-point or complex tensor, got {tensor.dtype}")
+    if tensor.is_complex() and isinstance(distribution, Whole):
+        raise InvalidTypeError(
+            f"{name} is complex ({tensor.dtype}), and {type(distribution).__name__} is a law of real "
+            "tensors: use an elementwise one such as Normal"
+        )
+    if any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)):
+        raise InvalidValueError(
+            f"{name} is expanded: several of its elements share one place in memory; pass a clone"
+        )
+
+
+class Draw(NamedTuple):
+    """One tile to draw, and the tensor that takes its pieces."""
+
+    target: Tensor | npt.NDArray[Any]
+    tile: Tile
+    distribution: Elementwise
+    key: bytes
+    ends: tuple[float, float] | None
+
+
+def draws(shard: Shard, distribution: Distribution, key: bytes) -> Iterator[Draw | Task]:
+    """Describe what writes the distribution into the local tensor of a shard.
+
+    Args:
+        shard: Where to write.
+        distribution: What to draw.
+        key: Key of the parameter's stream.
+
+    Yields:
+        Tiles to draw for an elementwise distribution, otherwise one task that does it all. They are
+        independent of each other and may be done on any threads in any order.
+    """
+    if isinstance(distribution, Whole):
+        yield functools.partial(_write_whole, shard, distribution, key)
+    elif isinstance(distribution, Constant):
+        yield functools.partial(_write_constant, shard.local, distribution.value)
+    elif isinstance(distribution, Elementwise):
+        if shard.local.is_complex():
+            part = distribution.component()
+            planes = torch.view_as_real(shard.local.resolve_conj())
+            for label, plane in (("real", planes[..., 0]), ("imaginary", planes[..., 1])):
+                yield from _elementwise(shard._replace(local=plane), part, subkey(key, label))
+        else:
+            yield from _elementwise(shard, distribution, key)
+
+
+def tasks(work: Iterable[Draw | Task]) -> Iterator[Task]:
+    """Turn draws into tasks: a tile each, or many small tiles of one distribution together.
+
+    A transform costs some 50 calls of NumPy whatever its size, so 10,000 tiny parameters go through it in
+    groups; as it works word by word, the values are those that each would get alone.
+    """
+    waiting: dict[Elementwise, tuple[int, list[Draw]]] = {}
+    for item in work:
+        if not isinstance(item, Draw):
+            yield item
+            continue
+        words = _words(item.tile)
+        if words >= _SMALL_BELOW:
+            yield functools.partial(_write, [item])
+            continue
+        total, group = waiting.setdefault(item.distribution, (0, []))
+        group.append(item)
+        if total + words >= _GROUP:
+            del waiting[item.distribution]
+            yield functools.partial(_write, group)
+        else:
+            waiting[item.distribution] = (total + words, group)
+    for _, group in waiting.values():
+        yield functools.partial(_write, group)
+
+
+def finish(tensor: Tensor) -> None:
+    """Tell autograd that the tensor was written in place, past its own bookkeeping."""
+    if not tensor.is_inference():
+        torch.autograd.graph.increment_version(tensor)
+
+
+def _elementwise(shard: Shard, distribution: Elementwise, key: bytes) -> Iterator[Draw]:
+    local = shard.local
+    target: Tensor | npt.NDArray[Any] = local
+    if local.device.type == "cpu" and local.dtype == torch.float32 and not local.is_neg():
+        target = local.numpy()
+    ends = _representable(distribution.bounds, local.dtype)
+    for tile in tiles(shard.shape, shard.runs):
+        yield Draw(target, tile, distribution, key, ends)
+
+
+def _words(tile: Tile) -> int:
+    count = math.prod(tile.extent)
+    return count + count % 2
+
+
+def _write(group: list[Draw]) -> None:
+    """Draw tiles of one distribution whole, and copy their pieces to where they belong."""
+    if len(group) == 1:
+        (draw,) = group
+        words = _words(draw.tile)
+        values = _buffer(draw)[:words]
+        draw.distribution.transform(tile_bits(draw.key, draw.tile.number, words), values)
+        _place(draw, values)
+        return
+    # The transform may pair word i with word i + n/2: first all first halves, then all second halves.
+    parts = [tile_bits(draw.key, draw.tile.number, _words(draw.tile)) for draw in group]
+    firsts, seconds = [p[: p.size // 2] for p in parts], [p[p.size // 2 :] for p in parts]
+    bits = np.concatenate(firsts + seconds)
+    values = np.empty(bits.size, np.float32)
+    group[0].distribution.transform(bits, values)
+    start, half = 0, bits.size // 2
+    for draw, part in zip(group, firsts, strict=True):
+        stop = start + part.size
+        _place(draw, np.concatenate((values[start:stop], values[half + start : half + stop])))
+        start = stop
+
+
+def _place(draw: Draw, values: Floats) -> None:
+    """Copy the pieces of a drawn tile, rounded to the dtype stored."""
+    target, tile = draw.target, draw.tile
+    if draw.ends is not None:
+        np.clip(values, np.float32(draw.ends[0]), np.float32(draw.ends[1]), out=values)
+    box = values[: math.prod(tile.extent)].reshape(tile.extent)
+    for piece in tile.pieces:
+        if isinstance(target, Tensor):
+            _copy(target[piece.target], torch.from_numpy(box[piece.source]))
+        else:
+            target[piece.target] = box[piece.source]
+
+
+def _copy(target: Tensor, source: Tensor) -> None:
+    if target.device.type != "cpu" or target.numel() < _SERIAL_BELOW:
+        target.copy_(source)
+        return
+    dim = max(range(target.ndim), key=lambda d: target.shape[d])
+    half = target.shape[dim] // 2
+    rest = target.shape[dim] - half
+    _copy(target.narrow(dim, 0, half), source.narrow(dim, 0, half))
+    _copy(target.narrow(dim, half, rest), source.narrow(dim, half, rest))
+
+
+def _buffer(draw: Draw) -> Floats:
+    """This thread's own place for one tile; page-locked for copies to a GPU."""
+    pinned = isinstance(draw.target, Tensor) and draw.target.device.type == "cuda"
+    kind = "pinned" if pinned else "plain"
+    found: Floats | None = _local.__dict__.get(kind)
+    if found is None:
+        found = torch.empty(TILE_ELEMENTS, dtype=torch.float32, pin_memory=pinned).numpy()
+        setattr(_local, kind, found)
+    return found
+
+
+def _write_constant(local: Tensor, value: float) -> None:
+    with torch.no_grad():
+        local.fill_(value)
+
+
+def _write_whole(shard: Shard, distribution: Whole, key: bytes) -> None:
+    """Draw the whole tensor and keep the shard's part."""
+    if not shard.local.numel() or not all(shard.runs):
+        return
+    drawn = distribution.draw(shard.shape, torch_generator(key))
+    expected = (torch.float32, torch.float64)
+    if tuple(drawn.shape) != shard.shape or drawn.dtype not in expected or drawn.device.type != "cpu":
+        raise ModelError(
+            f"{type(distribution).__name__}.draw must return a float32 or float64 CPU tensor of shape "
+            f"{shard.shape}, got {drawn.dtype} {tuple(drawn.shape)} on {drawn.device}"
+        )
+    with torch.no_grad():
+        if shard.runs == whole(shard.shape):
+            shard.local.copy_(drawn)
+            return
+        for dim, runs in enumerate(shard.runs):
+            index = torch.cat([torch.arange(run.start, run.start + run.length) for run in runs])
+            if index.numel() < drawn.shape[dim]:
+                drawn = drawn.index_select(dim, index)
+        shard.local.copy_(drawn)
+
+
+def _representable(bounds: tuple[float, float] | None, dtype: torch.dtype) -> tuple[float, float] | None:
+    """For dtypes shorter than float32: the smallest and largest number of the dtype within the bounds."""
+    if bounds is None or dtype.itemsize >= 4:
+        return None
+    low, high = torch.tensor(bounds, dtype=torch.float64).to(dtype).double().tolist()
+    # One step of the dtype at most separates a bound from its rounding.
+    if low < bounds[0]:
+        low = _next(bounds[0], dtype, up=True)
+    if high > bounds[1]:
+        high = _next(bounds[1], dtype, up=False)
+    return (low, high) if low <= high else None
+
+
+def _next(value: float, dtype: torch.dtype, *, up: bool) -> float:
+    """The nearest number of the dtype beyond `value`, whose own rounding lies on the other side."""
+    info = torch.finfo(dtype)
+    step = max(abs(value) * info.eps, info.smallest_normal * info.eps)
+    candidates = torch.tensor(
+        [value + sign * step * k / 8 for k in range(33) for sign in ((1,) if up else (-1,))],
+        dtype=torch.float64,
+    )
+    rounded = candidates.to(dtype).double()
+    inside = rounded[rounded >= value] if up else rounded[rounded <= value]
+    return float(inside.min() if up else inside.max())

@@ -1,0 +1,96 @@
+"""Streams of random bits: a key per (seed, name), a key per tile, and the bits that a key stands for.
+
+A key is a BLAKE2b digest, so that streams of neighbouring seeds, names and tiles have nothing in common. It
+becomes 192 bits of the state of NumPy's SFC64, a small chaotic generator whose raw stream is fixed for good.
+`torch.Generator` is no substitute: on the CPU `manual_seed` uses the low 32 bits of its argument, so that
+among 100,000 chunks two are likely to hold the same numbers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import operator
+import sys
+import threading
+
+import numpy as np
+import torch
+
+from isometry.errors import InvalidTypeError
+from isometry.sampling.transforms import Ints
+
+#: Part of every key: raised whenever the same seed and name would give other values.
+VERSION = "isometry sampling 1"
+
+# Keys and words are read as little-endian on every machine, so that the two halves of a word keep their
+# order.
+_LITTLE = sys.byteorder == "little"
+_WORD = np.dtype("<u8")
+_COUNTER = (1).to_bytes(8, "little")
+_local = threading.local()
+
+
+def stream_key(seed: int, name: str) -> bytes:
+    """The 32-byte key of a parameter's stream: a function of the seed and the canonical name.
+
+    Args:
+        seed: Any integer, negative and large ones too.
+        name: Canonical name of the parameter.
+
+    Returns:
+        BLAKE2b digest of version, seed and name.
+
+    Raises:
+        InvalidTypeError: If `seed` is no integer.
+
+    Example:
+        >>> stream_key(0, "layers.0.weight") == stream_key(0, "layers.1.weight")
+        False
+    """
+    try:
+        number = operator.index(seed)
+    except TypeError:
+        raise InvalidTypeError(f"seed must be an integer, got {seed!r} ({type(seed).__name__})") from None
+    # A NUL ends the seed's digits, so no (seed, name) pair spells like another.
+    return hashlib.blake2b(f"{VERSION}\0{number}\0{name}".encode(), digest_size=32).digest()
+
+
+def generator_key(generator: torch.Generator | None) -> bytes:
+    """A key drawn from a torch generator (torch's global one when None), which moves on by 8 numbers."""
+    device = "cpu" if generator is None else generator.device
+    words = torch.randint(0, 2**31, (8,), generator=generator, device=device)
+    return hashlib.blake2b(bytes(str(words.tolist()), "ascii"), digest_size=32).digest()
+
+
+def subkey(key: bytes, label: str) -> bytes:
+    """A key for one part of a parameter, such as the imaginary parts of a complex tensor."""
+    return hashlib.blake2b(label.encode(), key=key, digest_size=32).digest()
+
+
+def tile_bits(key: bytes, tile: int, words: int) -> Ints:
+    """The first `words` (even) int32 words of a tile's stream; each call gives a new array."""
+    digest = hashlib.blake2b(tile.to_bytes(8, "little"), key=key, digest_size=24).digest()
+    source = _local.__dict__.get("source")
+    if source is None:
+        source = _local.source = np.random.SFC64(0)
+    source.state = {
+        "bit_generator": "SFC64",
+        "state": {"state": np.frombuffer(digest + _COUNTER, _WORD)},
+        "has_uint32": 0,
+        "uinteger": 0,
+    }
+    raw = source.random_raw(words // 2)
+    bits: Ints = raw.view(np.int32) if _LITTLE else raw.astype(_WORD).view("<i4").astype(np.int32)
+    return bits
+
+
+def torch_generator(key: bytes) -> torch.Generator:
+    """A CPU generator of torch whose whole state of 624 words, not 32 bits of it, comes from the key."""
+    generator = torch.Generator().manual_seed(int.from_bytes(key[:4], "little"))
+    state = generator.get_state().numpy().copy()
+    fields = state[: state.size // 8 * 8].view(np.uint64)
+    # Layout (at::CPUGeneratorImplStateLegacy): seed, two int32, next, 624 words of 32 bits each in 64.
+    words = np.frombuffer(hashlib.shake_256(key).digest(624 * 4), dtype="<u4")
+    fields[3 : 3 + 624] = words
+    generator.set_state(torch.from_numpy(state))
+    return generator

@@ -1,0 +1,133 @@
+"""The fixed cutting of a logical tensor into tiles, and the part of each that a shard needs.
+
+Tiles are boxes, not stretches of memory, so that a shard along any dimension meets few tiles that it does not
+need whole. The cutting depends on the logical shape alone. A tile is always drawn whole, in its own
+row-major order, whatever part of it is kept.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+#: Elements of a full tile: 512 KiB of float32, small enough for a core's caches, large enough for NumPy's
+#: calls.
+TILE_ELEMENTS = 2**17
+_SHORT = 16
+
+
+class Run(NamedTuple):
+    """Consecutive indices of one dimension: from `start` in the logical tensor, `local` in the shard."""
+
+    start: int
+    local: int
+    length: int
+
+
+class Piece(NamedTuple):
+    """A box of a tile (`source`) and where it goes in the shard (`target`)."""
+
+    source: tuple[slice, ...]
+    target: tuple[slice, ...]
+
+
+class Tile(NamedTuple):
+    """Number of a tile in the grid, its extent, and the pieces of it that a shard holds."""
+
+    number: int
+    extent: tuple[int, ...]
+    pieces: tuple[Piece, ...]
+
+
+@functools.lru_cache(maxsize=4096)
+def tile_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Sides of a full tile of a logical tensor, 2¹⁷ elements at most.
+
+    Short trailing dimensions (a kernel's 3×3) stay whole; then the two longest dimensions grow in turn, the
+    shorter side first; then the others, the last first. So a matrix gets squarish tiles, and of stacked
+    matrices (experts) none shares a tile with the next before it fits in whole.
+
+    Args:
+        shape: Logical shape, without zeros.
+
+    Returns:
+        One side per dimension, each at most the dimension.
+
+    Example:
+        >>> tile_shape((4096, 11008)), tile_shape((10**9,)), tile_shape((128, 4096, 2048))
+        ((256, 512), (131072,), (1, 256, 512))
+    """
+    sides = [1] * len(shape)
+    rest = list(range(len(shape)))
+    while rest and shape[rest[-1]] <= _SHORT:
+        d = rest.pop()
+        sides[d] = shape[d]
+    longest = sorted(rest, key=lambda d: (shape[d], d))[-2:]
+    for group in [longest, *([d] for d in reversed(rest) if d not in longest)]:
+        if not _grow(sides, shape, group):
+            break
+    return tuple(sides)
+
+
+def _grow(sides: list[int], shape: tuple[int, ...], dims: Sequence[int]) -> bool:
+    """Double the sides of `dims` in turn until they are whole (True) or the tile is full (False)."""
+    while growable := [d for d in dims if sides[d] < shape[d]]:
+        # Of equal sides the last: long rows copy faster than many.
+        d = min(growable, key=lambda i: (sides[i], -i))
+        side = min(2 * sides[d], shape[d])
+        if math.prod(sides) // sides[d] * side > TILE_ELEMENTS:
+            return False
+        sides[d] = side
+    return True
+
+
+def whole(shape: tuple[int, ...]) -> tuple[tuple[Run, ...], ...]:
+    """The runs, per dimension, of a tensor that is no shard."""
+    return tuple((Run(0, 0, size),) for size in shape)
+
+
+def tiles(shape: tuple[int, ...], runs: tuple[tuple[Run, ...], ...]) -> Iterator[Tile]:
+    """The tiles of a logical tensor that meet a region.
+
+    Args:
+        shape: Logical shape.
+        runs: The region: the product over the dimensions of these runs of indices.
+
+    Yields:
+        Each tile that holds at least one element of the region, in row-major order of the grid.
+    """
+    if any(size == 0 for size in shape) or any(not dim for dim in runs):
+        return
+    sides = tile_shape(shape)
+    if sides == shape and runs == whole(shape):
+        everything = tuple(slice(0, size) for size in shape)
+        yield Tile(0, shape, (Piece(everything, everything),))
+        return
+    grid = [-(-size // side) for size, side in zip(shape, sides, strict=True)]
+    cuts = [_cuts(size, side, dim) for size, side, dim in zip(shape, sides, runs, strict=True)]
+    for row in itertools.product(*cuts):
+        number = 0
+        for count, cut in zip(grid, row, strict=True):
+            number = number * count + cut[0]
+        pieces = tuple(
+            Piece(tuple(source for source, _ in box), tuple(target for _, target in box))
+            for box in itertools.product(*(cut[2] for cut in row))
+        )
+        yield Tile(number, tuple(cut[1] for cut in row), pieces)
+
+
+_Cut = tuple[int, int, list[tuple[slice, slice]]]
+
+
+def _cuts(size: int, side: int, runs: tuple[Run, ...]) -> list[_Cut]:
+    """Along one dimension: number, extent and (source, target) slices of intervals that meet the runs."""
+    found: dict[int, list[tuple[slice, slice]]] = {}
+    for start, local, length in runs:
+        for number in range(start // side, -(-(start + length) // side)):
+            low, high = max(start, number * side), min(start + length, (number + 1) * side)
+            source = slice(low - number * side, high - number * side)
+            found.setdefault(number, []).append((source, slice(low - start + local, high - start + local)))
+    return [(number, min(side, size - number * side), found[number]) for number in sorted(found)]

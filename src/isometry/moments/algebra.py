@@ -10,13 +10,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from isometry.moments import latents
+from isometry.moments import latents, lineage
 from isometry.moments.axes import Array, Axis
 from isometry.moments.record import (
     Dims,
     Factor,
     Label,
     Moments,
+    Part,
     Run,
     Term,
     diagonal,
@@ -136,6 +137,13 @@ def _cross(a: Term, b: Term, axes: tuple[Axis, ...]) -> Array | None:
         partner = keys.pop(factor.key, None)
         if partner is not None:
             result = result * _dual(factor, partner, axes)
+            continue
+        related = next(
+            ((g, c) for g in keys.values() if (c := lineage.covariance(factor, g, axes)) is not None), None
+        )
+        if related is not None:
+            keys.pop(related[0].key)
+            result = result * (related[1] + outer(factor.mean, related[0].mean, axes))
         elif not np.abs(factor.mean).max() > 1e-12 * np.sqrt(np.abs(factor.table).max()):
             return None
         else:
@@ -244,12 +252,36 @@ def multiply(a: Moments, b: Moments) -> Moments:
 def _product(a: Term, b: Term, axes: tuple[Axis, ...]) -> Term:
     factors = {f.key: f for f in a.factors}
     for g in b.factors:
-        f = factors.get(g.key)
-        if f is None:
-            factors[g.key] = g
-        else:
-            factors[g.key] = changed(f, f.values * g.values, axes)
+        f = factors.pop(g.key, None)
+        made = g if f is None else changed(f, f.values * g.values, axes)
+        for other in tuple(factors.values()):
+            linked = lineage.link(other, made, axes)
+            if linked is not None:
+                factors.pop(other.key)
+                made = dependent_product(*linked, axes)
+        factors[made.key] = made
     return Term(a.coef * b.coef, tuple(factors.values()))
+
+
+def dependent_product(f: Factor, g: Factor, phi: Array, axes: tuple[Axis, ...]) -> Factor:
+    """Return f·g for two dependent variables as a function of one new latent; φ is g's part in f (see `lineage.link`).
+
+    It knows E[f g | z] for the variable z of g, and takes E[f g | y] for that of f as E[g | y] f with z and y normal.
+    """
+    table, mean, surface = lineage.product_moments(f, g, phi, axes)
+    weights = np.multiply.outer(latents.WEIGHTS, latents.WEIGHTS).ravel()
+    flat = surface.reshape(-1, weights.size)
+    values = np.stack([latents.quantiles(row, weights) for row in flat]).reshape((*surface.shape[:-2], -1))
+    (factor,) = with_marginal(tuple((a,) for a in axes), table, mean, values).terms[0].factors
+    given_z = surface @ latents.WEIGHTS
+    form = lineage.form_of(f)
+    r = latents.coefficients(phi)[..., 1] / np.maximum(latents.coefficients(form)[..., 1], 1e-300)
+    given_y = f.values * latents.conditional(g.values, np.clip(r, -1.0, 1.0))
+    parts = tuple(
+        Part(x.latent, x.labels, (), known - latents.mean(known)[..., None])
+        for x, known in ((f, given_y), (g, given_z))
+    )
+    return replace(factor, parts=parts, form=factor.values)
 
 
 def absorbed(term: Term, axes: tuple[Axis, ...]) -> Factor | None:
@@ -273,9 +305,24 @@ def collapse(m: Moments) -> Moments:
     """
     if len(m.terms) == 1 and len(m.terms[0].factors) <= 1:
         return m
-    if all(len(t.factors) == 1 and affine(t.factors[0].values) for t in m.terms):
-        return gaussian(m.dims, m.table, m.mean)
-    return with_marginal(m.dims, m.table, m.mean, _sampled(m))
+    normal_ = all(len(t.factors) == 1 and affine(t.factors[0].values) for t in m.terms)
+    made = (
+        gaussian(m.dims, m.table, m.mean) if normal_ else with_marginal(m.dims, m.table, m.mean, _sampled(m))
+    )
+    return descended(made, m.terms, normal_=normal_)
+
+
+def descended(made: Moments, terms: tuple[Term, ...], *, normal_: bool) -> Moments:
+    """Return a record of one new latent, which remembers that it is the sum of these terms."""
+    (term,) = made.terms
+    if not term.factors:
+        return made
+    (factor,) = term.factors
+    std = np.sqrt(made.variance) if normal_ else None
+    form = None if normal_ else factor.values
+    return replace(
+        made, terms=(Term(term.coef, (replace(factor, parts=lineage.parts_of(terms, std), form=form),)),)
+    )
 
 
 def with_marginal(dims: Dims, table: Array, mean: Array, values: Array) -> Moments:
@@ -328,9 +375,14 @@ def _sampled(m: Moments) -> Array:
         for f in term.factors:
             product = product * _interpolate(f.values, points[keys.index(f.key)])
         total = total + product
-    flat = total.reshape(-1, total.shape[-1])
+    return _quantiles(total)
+
+
+def _quantiles(samples: Array) -> Array:
+    """Return the quantile function of equally likely samples along the last axis."""
+    flat = samples.reshape(-1, samples.shape[-1])
     uniform = np.full(flat.shape[1], 1.0 / flat.shape[1])
-    return np.stack([latents.quantiles(row, uniform) for row in flat]).reshape((*total.shape[:-1], -1))
+    return np.stack([latents.quantiles(row, uniform) for row in flat]).reshape((*samples.shape[:-1], -1))
 
 
 def _interpolate(values: Array, at: Array) -> Array:

@@ -20,7 +20,7 @@ import numpy as np
 
 from isometry.moments import algebra as alg
 from isometry.moments import axes as ax
-from isometry.moments import latents
+from isometry.moments import latents, lineage
 from isometry.moments import record as rec
 from isometry.moments import regrouping as reg
 from isometry.moments.axes import Array, Axis
@@ -79,9 +79,24 @@ def total(m: Moments, dims: tuple[int, ...]) -> Moments:
     for p in reversed(positions):
         table = _sum_axis(table, p, ax.pair_counts(m.axes[p]))
         mean = _sum_axis(mean, p, np.asarray(m.axes[p], dtype=np.float64))
-    if _positive(m):
-        return positive(kept, table, mean)
-    return alg.gaussian(kept, table, mean)
+    normal = not _positive(m)
+    made = alg.gaussian(kept, table, mean) if normal else positive(kept, table, mean)
+    return _with_parts(made, m, positions, normal=normal)
+
+
+def _with_parts(made: Moments, m: Moments, positions: list[int], *, normal: bool) -> Moments:
+    """Let a sum over axes remember what it is the sum of."""
+    (term,) = made.terms
+    if not term.factors:
+        return made
+    (factor,) = term.factors
+    parts = lineage.summed(lineage.parts_of(m.terms), positions, m.axes)
+    if normal:
+        std = np.sqrt(made.variance)[..., None]
+        size = np.divide(1.0, std, out=np.zeros_like(std), where=std > 0)
+        parts = tuple(replace(p, values=p.values * size) for p in parts)
+    form = None if normal else factor.values
+    return replace(made, terms=(rec.Term(term.coef, (replace(factor, parts=parts, form=form),)),))
 
 
 def average(m: Moments, dims: tuple[int, ...]) -> Moments:

@@ -39,7 +39,8 @@ def fresh() -> int:
 _RULE = gaussian.nodes(torch.linspace(-8.0, 8.0, 65, dtype=torch.float64), order=6)
 NODES: Array = _RULE.z.numpy()
 WEIGHTS: Array = (_RULE.weight / _RULE.weight.sum()).numpy()
-_POLYNOMIALS: Array = gaussian.hermite_basis(_RULE.z, ORDER).numpy().T * WEIGHTS[:, None]
+_BASIS: Array = gaussian.hermite_basis(_RULE.z, ORDER).numpy().T
+_POLYNOMIALS: Array = _BASIS * WEIGHTS[:, None]
 
 
 def mean(values: Array) -> Array:
@@ -74,6 +75,12 @@ def dual(f: Array, g: Array, rho: Array) -> Array:
     for k in range(ORDER - 1, -1, -1):
         result = result * rho + products[..., k]
     return np.asarray(result)
+
+
+def conditional(values: Array, rho: Array) -> Array:
+    """Return E[f(z′) | z] at the nodes of z, for corr(z, z′) = rho, an array of the leading shape: Σ a_k ρ^k h_k(z)."""
+    damped = coefficients(values) * rho[..., None] ** np.arange(ORDER)
+    return np.asarray(damped @ _BASIS.T)
 
 
 def quantiles(values: Array, probabilities: Array) -> Array:

@@ -55,14 +55,38 @@ Dims = tuple[tuple[Axis, ...], ...]
 
 
 @dataclass(frozen=True, eq=False)
+class Part:
+    """What a latent made from others knows of one of them, φ(z) = E[form | z] less its mean; see `lineage`.
+
+    `labels` say along which axes of z the record's axes run, `gone` along which z was summed; `values` are φ
+    at the nodes.
+    """
+
+    latent: object
+    labels: tuple[Label, ...]
+    gone: tuple[Label, ...]
+    values: Array
+
+    @property
+    def key(self) -> tuple[object, tuple[Label, ...], tuple[Label, ...]]:
+        """What identifies the variable and how it was summed."""
+        return self.latent, self.labels, self.gone
+
+
+@dataclass(frozen=True, eq=False)
 class Factor:
-    """A pointwise function of one latent; see the module."""
+    """A pointwise function of one latent; see the module.
+
+    `parts` tell how the latent's `form` (None: the latent itself) depends on others.
+    """
 
     latent: object
     labels: tuple[Label, ...]
     rho: Array
     values: Array
     table: Array
+    parts: tuple[Part, ...] = ()
+    form: Array | None = None
 
     @cached_property
     def mean(self) -> Array:

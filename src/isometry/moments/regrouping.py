@@ -11,7 +11,8 @@ from isometry.moments import algebra as alg
 from isometry.moments import axes as ax
 from isometry.moments import latents
 from isometry.moments.axes import Array, Axis, AxisMap, Move
-from isometry.moments.record import Dims, Factor, Fused, Label, Moments, Run, Term, diagonal, outer
+from isometry.moments.lineage import renamed
+from isometry.moments.record import Dims, Factor, Fused, Label, Moments, Part, Run, Term, diagonal, outer
 
 # --- regrouping -----------------------------------------------------------------------------------------------------
 
@@ -29,8 +30,17 @@ def remap(
         table = how.on_pairs(f.table, position)
         if averaging:
             values = _respread(values, diagonal(table, given))
-        new = (*f.labels[:position], *labels(f.labels[position:stop]), *f.labels[stop:])
-        return Factor(f.latent, new, how.on_pairs(f.rho, position), values, table)
+
+        def relabelled(ls: tuple[Label, ...]) -> tuple[Label, ...]:
+            return (*ls[:position], *labels(ls[position:stop]), *ls[stop:])
+
+        parts = tuple(
+            Part(p.latent, relabelled(p.labels), p.gone, how.on_blocks(p.values, position)) for p in f.parts
+        )
+        form = None if f.form is None else how.on_blocks(f.form, position)
+        return Factor(
+            f.latent, relabelled(f.labels), how.on_pairs(f.rho, position), values, table, parts, form
+        )
 
     def on_term(t: Term) -> Term:
         if averaging and any(n > 1 for n in t.coef.shape[position:stop]):
@@ -184,19 +194,13 @@ def selected(m: Moments, dim: int, index: int, *, keep: bool = False) -> Moments
 
 def _picked(m: Moments, position: int, index: int) -> Moments:
     """Select one entry of an axis; the latents remember which, so that x[:, 0] and x[:, 1] stay different variables."""
-    labels = [[f.labels[position] for f in t.factors] for t in m.terms]
-    m = remap(m, position, ax.pick(m.axes[position], index), lambda _: ())
-    terms = tuple(
-        Term(
-            t.coef,
-            tuple(
-                f if label is None else replace(f, latent=(f.latent, label, index))
-                for f, label in zip(t.factors, own, strict=True)
-            ),
-        )
-        for t, own in zip(m.terms, labels, strict=True)
-    )
-    return replace(m, terms=terms)
+
+    def pinned(f: Factor) -> Factor:
+        parts = tuple(replace(p, latent=renamed(p.labels, p.latent, position, index)) for p in f.parts)
+        return replace(f, latent=renamed(f.labels, f.latent, position, index), parts=parts)
+
+    m = replace(m, terms=tuple(Term(t.coef, tuple(map(pinned, t.factors))) for t in m.terms))
+    return remap(m, position, ax.pick(m.axes[position], index), lambda _: ())
 
 
 def single_axis(m: Moments, dim: int) -> Moments:
@@ -224,6 +228,16 @@ def transposed(m: Moments, order: tuple[int, ...]) -> Moments:
             f.rho.transpose(axis_order),
             f.values.transpose(nodes_last),
             f.table.transpose(axis_order),
+            tuple(
+                Part(
+                    p.latent,
+                    tuple(p.labels[k] for k in axis_order),
+                    p.gone,
+                    p.values.transpose(nodes_last),
+                )
+                for p in f.parts
+            ),
+            None if f.form is None else f.form.transpose(nodes_last),
         )
 
     terms = tuple(Term(t.coef.transpose(axis_order), tuple(map(on_factor, t.factors))) for t in m.terms)
@@ -239,8 +253,12 @@ def widened(m: Moments, position: int, axes: tuple[Axis, ...]) -> Moments:
         return a.reshape((*a.shape[:position], *new, *a.shape[position:]))
 
     def on_factor(f: Factor) -> Factor:
-        labels = (*f.labels[:position], *([None] * len(axes)), *f.labels[position:])
-        return Factor(f.latent, labels, wide(f.rho), wide(f.values), wide(f.table))
+        def more(labels: tuple[Label, ...]) -> tuple[Label, ...]:
+            return (*labels[:position], *([None] * len(axes)), *labels[position:])
+
+        parts = tuple(Part(p.latent, more(p.labels), p.gone, wide(p.values)) for p in f.parts)
+        form = None if f.form is None else wide(f.form)
+        return Factor(f.latent, more(f.labels), wide(f.rho), wide(f.values), wide(f.table), parts, form)
 
     terms = tuple(Term(wide(t.coef), tuple(map(on_factor, t.factors))) for t in m.terms)
     dims = tuple((a,) for a in (*m.axes[:position], *axes, *m.axes[position:]))

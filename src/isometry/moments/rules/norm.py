@@ -10,6 +10,7 @@ import numpy as np
 from isometry.moments import algebra as alg
 from isometry.moments import axes as ax
 from isometry.moments import contract as con
+from isometry.moments import lineage
 from isometry.moments import record as rec
 from isometry.moments import regrouping as reg
 from isometry.moments.axes import Array
@@ -59,7 +60,12 @@ def normalise(m: Moments, dims: tuple[int, ...], eps: float) -> tuple[Moments, A
     if float(np.max(shared / np.maximum(variance, 1e-300))) < 0.02:
         own = replace(factor, values=values, table=table)
         return Moments(m.dims, (Term(np.ones([1] * len(m.axes)), (own,)),), table, mean), sigma
-    return alg.with_marginal(m.dims, table, mean, values), sigma
+    made = alg.with_marginal(m.dims, table, mean, values)
+    (term,) = made.terms
+    positions = [p for d in dims for p in m.positions(d)]
+    parts = lineage.centred(lineage.parts_of(m.terms, sigma), positions, m.axes)
+    own = replace(term.factors[0], parts=parts, form=term.factors[0].values)
+    return replace(made, terms=(Term(term.coef, (own,)),)), sigma
 
 
 def normalise_backward(g: Moments, x: Moments, dims: tuple[int, ...], eps: float) -> tuple[Moments, Moments]:

@@ -1,0 +1,265 @@
+"""What latents know of one another: a sum remembers its parts, a mean what it is the mean of.
+
+A new latent that is made from others (a sum, a mean, a product of dependent factors) keeps, for each variable
+z that it came from, the conditional expectation φ(z) = E[form | z] − E[form] as a `Part`; `form` is the
+function of the latent that was made, the
+latent itself where that is normal. What is left, form − φ(z), is taken as normal and independent of z. So a
+function f of the
+latent has the conditional expectation
+
+    E[f | z] = ∫ f(form = E[form] + φ(z) + s·ε) N(ε) dε,      s² = var(form) − var(φ),
+
+and the joint moments with any function of z follow as those of two functions of one variable. Exact for f
+linear in the form (so
+`x − x.mean()` and `(a + b) − a` come out right) and where the rest is normal; else asymptotic in the number
+of parts.
+Where z was summed over axes (`gone`), the covariance is summed over the pairs along them. Two latents with a
+common ancestor are
+related through the strongest one alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from isometry.moments import axes as ax
+from isometry.moments import latents
+from isometry.moments.axes import Array, Axis
+from isometry.moments.record import Factor, Label, Part, Term, diagonal, first, mirror, second
+
+MAX_PARTS = 6  # a latent forgets its weakest ancestors
+NEGLIGIBLE = 0.01  # correlations below are taken as independence
+
+
+def parts_of(terms: Sequence[Term], std: Array | None = None) -> tuple[Part, ...]:
+    """Return E[x | z] for each variable z that a sum of terms depends on.
+
+    Args:
+        terms: The sum x, whose terms' factors are independent within each term.
+        std: Divide by it, to speak of a normal x in units of its latent; None where x itself is the form.
+    """
+    found: dict[object, Part] = {}
+    for term in terms:
+        for factor in term.factors:
+            weight = term.coef
+            for other in term.factors:
+                weight = weight if other is factor else weight * other.mean
+            if std is not None:
+                weight = np.divide(
+                    weight, std, out=np.zeros(np.broadcast_shapes(weight.shape, std.shape)), where=std > 0
+                )
+            if not weight.any():
+                continue
+            own = Part(factor.latent, factor.labels, (), factor.values - factor.mean[..., None])
+            alpha = slope(factor)
+            for part, by in ((own, weight), *((p, weight * alpha) for p in factor.parts)):
+                values = by[..., None] * part.values
+                if part.key in found:
+                    values = values + found[part.key].values
+                found[part.key] = replace(part, values=values)
+    ranked = sorted(found.values(), key=lambda p: -float(latents.mean(p.values**2).max()))
+    return tuple(ranked[:MAX_PARTS])
+
+
+def summed(parts: Sequence[Part], positions: Sequence[int], axes: tuple[Axis, ...]) -> tuple[Part, ...]:
+    """Return the parts of a sum over axes (by position), which disappear: their labels are remembered as gone."""
+    result = []
+    for part in parts:
+        values, labels, gone = part.values, list(part.labels), part.gone
+        for p in sorted(positions, reverse=True):
+            label = labels.pop(p)
+            if label is None:  # constant along the axis: each of its entries adds the same
+                values = _total(values, p, np.asarray(axes[p], dtype=np.float64))
+            else:
+                gone = (*gone, label)
+                values = _total(values, p, np.asarray(axes[p], dtype=np.float64) / ax.size(axes[p]))
+        result.append(Part(part.latent, tuple(labels), gone, values))
+    return tuple(result)
+
+
+def _total(values: Array, position: int, weights: Array) -> Array:
+    if values.shape[position] == 1:
+        return np.asarray(values.take(0, axis=position) * weights.sum())
+    return np.asarray(np.tensordot(weights, values, axes=(0, position)))
+
+
+def centred(parts: Sequence[Part], positions: Sequence[int], axes: tuple[Axis, ...]) -> tuple[Part, ...]:
+    """Return the parts of x − mean(x) over axes of one block each, from those of x."""
+    result = list(parts)
+    for part in parts:
+        gone, labels, scale = part.gone, list(part.labels), -1.0
+        for p in positions:
+            if labels[p] is not None:
+                gone, scale = (*gone, labels[p]), scale / ax.size(axes[p])
+                labels[p] = None
+        result.append(Part(part.latent, tuple(labels), gone, scale * part.values))
+    return tuple(result)
+
+
+def form_of(factor: Factor) -> Array:
+    """Return the values of the function of a factor's latent that its parts speak of."""
+    return _identity(factor.values.ndim - 1) if factor.form is None else factor.form
+
+
+def _identity(rank: int) -> Array:
+    return latents.NODES.reshape([1] * rank + [-1])
+
+
+def slope(factor: Factor) -> Array:
+    """Return cov(f, form)/var(form) of a factor, a block array."""
+    form = form_of(factor)
+    form = form - latents.mean(form)[..., None]
+    variance = latents.mean(form * form)
+    covariance = latents.mean(factor.values * form)
+    shape = np.broadcast_shapes(covariance.shape, variance.shape)
+    return np.asarray(np.divide(covariance, variance, out=np.zeros(shape), where=variance > 0))
+
+
+def given(factor: Factor, phi: Array) -> Array:
+    """Return E[f | z] less its mean, at the nodes of z, where z has the part `phi` in the factor's form."""
+    form, alpha = form_of(factor), slope(factor)
+    centred_form = form - latents.mean(form)[..., None]
+    rest = factor.values - factor.mean[..., None] - alpha[..., None] * centred_form
+    if float(latents.mean(rest**2).max()) <= 1e-9 * float(latents.mean(factor.values**2).max()):
+        return np.asarray(alpha[..., None] * phi)
+    expected = surface(factor, phi) @ latents.WEIGHTS
+    return np.asarray(expected - latents.mean(expected)[..., None])
+
+
+def surface(factor: Factor, phi: Array) -> Array:
+    """Return f as a function of (z, ε), both at the nodes: shape (blocks…, nodes of z, nodes of ε)."""
+    form, values = form_of(factor), factor.values
+    middle = latents.mean(form)
+    left_over = np.sqrt(
+        np.maximum(latents.mean((form - middle[..., None]) ** 2) - latents.mean(phi * phi), 0.0)
+    )
+    shape = np.broadcast_shapes(values.shape, form.shape, phi.shape)
+    rows = [np.broadcast_to(x, shape).reshape(-1, shape[-1]) for x in (values, form, middle[..., None] + phi)]
+    spread = np.broadcast_to(left_over, shape[:-1]).ravel()
+    made = [
+        np.interp(at[:, None] + s * latents.NODES, x, v) for v, x, at, s in zip(*rows, spread, strict=True)
+    ]
+    return np.stack(made).reshape((*shape, shape[-1]))
+
+
+def covariance(f: Factor, g: Factor, axes: tuple[Axis, ...]) -> Array | None:
+    """Return cov(f(z), g(z′)) by pair class for two different variables; None where they are not related."""
+    for child, parent, turned in ((f, g, False), (g, f, True)):
+        parts = [p for p in child.parts if _meets(p, parent)]
+        if parts:
+            found = _from_parts(child, parts, parent, axes)
+            return mirror(found, axes) if turned else found
+    return _siblings(f, g, axes)
+
+
+def _meets(part: Part, factor: Factor) -> bool:
+    """Return whether a part is a function of the factor's variable, entry by entry or summed over its axes."""
+    if part.latent != factor.latent:
+        return False
+    left = list(part.gone)
+    for ours, theirs in zip(part.labels, factor.labels, strict=True):
+        if ours == theirs:
+            continue
+        if ours is not None or theirs not in left:
+            return False
+        left.remove(theirs)
+    return not left
+
+
+def _from_parts(child: Factor, parts: Sequence[Part], parent: Factor, axes: tuple[Axis, ...]) -> Array:
+    values = parent.values - parent.mean[..., None]
+    result: Array = np.zeros([1] * len(axes))
+    for part in parts:
+        joint = latents.dual(first(given(child, part.values), axes), second(values, axes), parent.rho)
+        result = result + _summed_first(joint, axes, _gone_at(part, parent))
+    return result
+
+
+def _gone_at(part: Part, parent: Factor) -> list[int]:
+    return [k for k, (p, q) in enumerate(zip(part.labels, parent.labels, strict=True)) if p != q]
+
+
+def _siblings(f: Factor, g: Factor, axes: tuple[Axis, ...]) -> Array | None:
+    """Return the covariance through the strongest common ancestor, whose correlations are taken as the mean of both."""
+    theirs = {p.key: p for p in g.parts}
+    common = [(p, theirs[p.key]) for p in f.parts if p.key in theirs and not p.gone]
+    if not common:
+        return None
+    p, q = max(common, key=lambda pair: float(latents.mean(pair[0].values ** 2).max()))
+    rho = 0.5 * (f.rho + g.rho)
+    return latents.dual(first(given(f, p.values), axes), second(given(g, q.values), axes), rho)
+
+
+def link(f: Factor, g: Factor, axes: tuple[Axis, ...]) -> tuple[Factor, Factor, Array] | None:
+    """Return (child, ancestor, φ) of two related factors at one entry; None where their relation is negligible.
+
+    Where the one is no plain part of the other, φ is linear with the variables' covariance.
+    """
+    for child, parent in ((f, g), (g, f)):
+        plain = [p for p in child.parts if _meets(p, parent)]
+        if len(plain) == 1 and not plain[0].gone:
+            form = form_of(child)
+            variance = latents.mean(form * form) - latents.mean(form) ** 2
+            strong = np.max(latents.mean(plain[0].values ** 2) / np.maximum(variance, 1e-300))
+            return (child, parent, plain[0].values) if strong > NEGLIGIBLE**2 else None
+    for child, parent in ((f, g), (g, f)):
+        if not child.parts:
+            continue
+        form = form_of(child)
+        pure = replace(parent, values=_identity(len(axes)), form=None)
+        found = covariance(replace(child, values=form), pure, axes)
+        if found is not None:
+            tilt = diagonal(found, axes)
+            variance = latents.mean(form * form) - latents.mean(form) ** 2
+            if float(np.max(tilt**2 / np.maximum(variance, 1e-300))) < NEGLIGIBLE**2:
+                return None
+            return child, parent, tilt[..., None] * latents.NODES
+    return None
+
+
+def product_moments(f: Factor, g: Factor, phi: Array, axes: tuple[Axis, ...]) -> tuple[Array, Array, Array]:
+    """Return second moments, mean and surface of f·g, where f's form has the part φ in g's variable z.
+
+    With the Hermite coefficients c_jk of the product in (z, ε), E = Σ c_jk² ρ_z^j ρ_ε^k. Exact at one entry.
+    """
+    form = form_of(f)
+    form = form - latents.mean(form)[..., None]
+    whole = latents.dual(first(form, axes), second(form, axes), f.rho)
+    of_z = latents.dual(first(phi, axes), second(phi, axes), g.rho)
+    left_over = diagonal(whole, axes) - diagonal(of_z, axes)
+    size = np.sqrt(np.maximum(first(left_over, axes) * second(left_over, axes), 0.0))
+    rest = whole - of_z
+    shape = np.broadcast_shapes(rest.shape, size.shape)
+    rho_e = np.clip(np.divide(rest, size, out=np.zeros(shape), where=size > 0), -1.0, 1.0)
+    product = surface(f, phi) * g.values[..., :, None]
+    c = latents.coefficients(np.swapaxes(latents.coefficients(product), -1, -2))  # (blocks…, k of ε, j of z)
+    known = first(c, axes) * second(c, axes)
+    powers = [rho[..., None] ** np.arange(latents.ORDER) for rho in (rho_e, g.rho)]
+    table = np.einsum("...kj,...k,...j->...", known, *powers, optimize=True)
+    square = (product**2 @ latents.WEIGHTS) @ latents.WEIGHTS
+    unknown = np.maximum(np.sqrt(first(square, axes) * second(square, axes)) - known.sum((-1, -2)), 0.0)
+    close = np.minimum(np.abs(g.rho), np.abs(rho_e)) ** latents.ORDER
+    return np.asarray(table + unknown * close), (product @ latents.WEIGHTS) @ latents.WEIGHTS, product
+
+
+def _summed_first(table: Array, axes: tuple[Axis, ...], positions: Sequence[int]) -> Array:
+    """Sum a pair array over the first entry of the pairs along some axes; it stays spread by the second entry's block."""
+    for p in positions:
+        axis = axes[p]
+        b = len(axis)
+        full = np.broadcast_to(table, (*table.shape[:p], b * (b + 1), *table.shape[p + 1 :]))
+        full = np.moveaxis(full, p, -1)
+        differ = full[..., b:].reshape((*full.shape[:-1], b, b))
+        counts = np.asarray(axis, dtype=np.float64)[:, None] - np.eye(b)
+        by_second = full[..., :b] + (differ * counts).sum(-2)
+        table = np.moveaxis(by_second[..., ax.sides(axis)[1]] if b > 1 else by_second, -1, p)
+    return table
+
+
+def renamed(labels: Sequence[Label], latent: object, position: int, index: int) -> object:
+    """Return the identity of a latent of which one entry along an axis is selected."""
+    label = labels[position]
+    return latent if label is None else (latent, label, index)

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
 from torchvision_import import import_torchvision
 from unet import UNet
 
@@ -250,6 +251,9 @@ _GPT2 = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+_HEADS_OF_WIDTH = {
+    k: v for k, v in _DECODER.items() if k != "head_dim"
+}  # some configurations know no head_dim
 _EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
 _VISION = {"image_size": 64, "patch_size": 8, "hidden_size": WIDTH, "num_attention_heads": HEADS}
 _BOTH = {
@@ -314,24 +318,41 @@ TRANSFORMERS = (
     _transformers("gpt2", head=_LM, attention="eager", label="gpt2_eager", **_GPT2),
     _transformers("llama", head=_LM, **_DECODER),
     _transformers("mistral", head=_LM, **_text(_DECODER, sliding_window=16)),
-    _transformers("qwen2", head=_LM, **_text({k: v for k, v in _DECODER.items() if k != "head_dim"})),
+    _transformers("qwen2", head=_LM, **_HEADS_OF_WIDTH),
     _transformers("qwen3", head=_LM, **_DECODER),
     _transformers("gemma2", head=_LM, **_text(_DECODER, _GEMMA)),
     _transformers("gemma3_text", head=_LM, **_text(_DECODER, _GEMMA)),
-    _transformers("olmo2", head=_LM, **{k: v for k, v in _DECODER.items() if k != "head_dim"}),
-    _transformers("cohere", head=_LM, **{k: v for k, v in _DECODER.items() if k != "head_dim"}),
+    _transformers("olmo2", head=_LM, **_HEADS_OF_WIDTH),
+    _transformers("cohere", head=_LM, **_HEADS_OF_WIDTH),
     _transformers("mixtral", head=_LM, **_text(_DECODER, _EXPERTS)),
-    _transformers("deepseek_v3", head=_LM, **_text({k: v for k, v in _DECODER.items() if k != "head_dim"}, _DEEPSEEK)),
+    _transformers("deepseek_v3", head=_LM, **_text(_HEADS_OF_WIDTH, _DEEPSEEK)),
     _transformers("gpt_neox", head=_LM, **_ENCODER),
-    _transformers("bloom", head=_LM, hidden_size=WIDTH, n_layer=LAYERS, n_head=HEADS, vocab_size=VOCABULARY, use_cache=False),
-    _transformers("opt", head=_LM, **_text(_ENCODER, ffn_dim=4 * WIDTH, word_embed_proj_dim=WIDTH, init_std=0.02)),
-    _transformers("mamba", head=_LM, hidden_size=WIDTH, num_hidden_layers=LAYERS, vocab_size=VOCABULARY, use_cache=False),
+    _transformers(
+        "bloom",
+        head=_LM,
+        hidden_size=WIDTH,
+        n_layer=LAYERS,
+        n_head=HEADS,
+        vocab_size=VOCABULARY,
+        use_cache=False,
+    ),
+    _transformers(
+        "opt", head=_LM, **_text(_ENCODER, ffn_dim=4 * WIDTH, word_embed_proj_dim=WIDTH, init_std=0.02)
+    ),
+    _transformers(
+        "mamba", head=_LM, hidden_size=WIDTH, num_hidden_layers=LAYERS, vocab_size=VOCABULARY, use_cache=False
+    ),
     _transformers("bert", **_ENCODER),
     _transformers("bert", attention="eager", label="bert_eager", **_ENCODER),
     _transformers("modernbert", **_text(_ENCODER, local_attention=16, cls_token_id=1, sep_token_id=2)),
-    _transformers("distilbert", dim=WIDTH, n_layers=LAYERS, n_heads=HEADS, hidden_dim=4 * WIDTH, vocab_size=VOCABULARY),
+    _transformers(
+        "distilbert", dim=WIDTH, n_layers=LAYERS, n_heads=HEADS, hidden_dim=4 * WIDTH, vocab_size=VOCABULARY
+    ),
     _transformers("electra", **_text(_ENCODER, embedding_size=96)),
-    _transformers("deberta-v2", **_text(_ENCODER, relative_attention=True, position_buckets=32, pos_att_type=["p2c", "c2p"])),
+    _transformers(
+        "deberta-v2",
+        **_text(_ENCODER, relative_attention=True, position_buckets=32, pos_att_type=["p2c", "c2p"]),
+    ),
     _transformers("t5", _PAIR, **_T5),
     _transformers("bart", _PAIR, **_BOTH),
     _transformers("whisper", _speech, **_text(_BOTH, _WHISPER)),
@@ -341,7 +362,9 @@ TRANSFORMERS = (
 )
 
 CORPUS = (*TORCH, *TORCHVISION, *TIMM, *TRANSFORMERS)
-_NEEDS = {"torch": (), "torchvision": ("torchvision",), "timm": ("timm", "torchvision"), "transformers": ("transformers",)}
+_NEEDS = {"torch": (), "torchvision": ("torchvision",), "timm": ("timm", "torchvision")} | {
+    "transformers": ("transformers",)
+}
 
 
 def available() -> tuple[Entry, ...]:

@@ -6,9 +6,9 @@ python benchmarks/prediction.py --draws 40               more draws (those of ea
 python benchmarks/prediction.py --json out/p.json        for programs
 python benchmarks/prediction.py --write                  put the table into docs/predict.md
 
-Measured is the mean square over fresh draws of weights and inputs, drawn until its own standard error is below
-1 % of the RMS in 9 of 10 rows or `--draws` is reached; the column "own" is the 90th percentile of what was
-reached. The error of a row is |predicted/measured − 1| of the RMS. Rows whose measured RMS is below 1e-6 of
+Measured is the mean square over fresh draws of weights and inputs, drawn until its own standard error is
+below 1 % of the RMS in 9 of 10 rows or `--draws` is reached; the column "own" is the 90th percentile of what
+was reached. The error of a row is |predicted/measured − 1| of the RMS. Rows whose measured RMS is below 1e-6 of
 their kind's median are zeros with rounding noise: they count as right where prediction says so too.
 """
 
@@ -22,15 +22,15 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from corpus import Entry, available
 from torch import Tensor
 
+from corpus import Entry, available
 from isometry.hooks import has_values, tensors_in
 from isometry.measure import measure
 from isometry.predict import predict
@@ -113,7 +113,8 @@ def figures(profile: Profile) -> Iterable[tuple[Row, float | None]]:
 
 def floors(measured: Measured) -> dict[str, float]:
     """Return the RMS below which a row counts as zero, by side."""
-    return {side: NOISE * quantile([measured.rms(r) for r in measured.sums if r[0] == side], 0.5) for side in SIDES}
+    sizes = {side: [measured.rms(r) for r in measured.sums if r[0] == side] for side in SIDES}
+    return {side: NOISE * quantile(values, 0.5) for side, values in sizes.items()}
 
 
 def unit_gradient(output: Any) -> Tensor:
@@ -234,8 +235,14 @@ def row_of(result: Result) -> list[str]:
             cells += ["–", "–"]
             continue
         lost = "" if side.covered == side.rows else f" ({side.rows - side.covered} unknown)"
-        cells += [f"{percent(side.median)} / {percent(side.p90)}", f"{100 * side.within5:.0f} % of {side.rows}{lost}"]
-    return [*cells, str(len({note.split(" in ")[0] for note in result.unknown})), f"{result.seconds:.1f}"]
+        cells.append(f"{percent(side.median)} / {percent(side.p90)}")
+        cells.append(f"{100 * side.within5:.0f} % of {side.rows}{lost}")
+    return [*cells, str(len(lost_operations(result))), f"{result.seconds:.1f}"]
+
+
+def lost_operations(result: Result) -> set[str]:
+    """Return the names of the operations that an architecture has no rule for."""
+    return {note.split()[1] for note in result.unknown}
 
 
 def percent(value: float) -> str:
@@ -261,9 +268,9 @@ def totals(results: list[Result]) -> list[str]:
                 f"{sum(s.covered for s in sides)} covered; median above 2 % in "
                 f"{sum(not s.median <= 0.02 for s in sides)} of {len(sides)} architectures"
             )
-    lost = Counter(note.split()[1] for r in results for note in {n.split(" in ")[0]: n for n in r.unknown}.values())
+    lost = Counter(name for r in results for name in lost_operations(r))
     if lost:
-        lines.append("unknown operations, by architectures: " + ", ".join(f"{k} {n}" for k, n in lost.most_common()))
+        lines.append("unknown, in architectures: " + ", ".join(f"{k} {n}" for k, n in lost.most_common()))
     failed = [r.name for r in results if r.failure]
     return [*lines, *([f"failed: {', '.join(failed)}"] if failed else [])]
 
@@ -287,7 +294,7 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these architectures")
     made.add_argument("--draws", type=int, default=20, help="at most so many draws (20)")
-    made.add_argument("--target", type=float, default=0.01, help="own standard error at which drawing ends (0.01)")
+    made.add_argument("--target", type=float, default=0.01, help="own error at which drawing ends (0.01)")
     made.add_argument("--worst", type=int, default=0, help="show so many of the worst rows")
     made.add_argument("--json", type=Path, help="write everything there")
     made.add_argument("--write", action="store_true", help="put the table into docs/predict.md")
@@ -310,7 +317,8 @@ def main(arguments: list[str] | None = None) -> int:
         for note in result.unknown if options.worst else ():
             print("   ", note)
         for side, name, call, told, real, error in result.worst[: options.worst]:
-            print(f"    {side} {name}#{call}: predicted {told}, measured {real:.4g}, error {percent(error)} %")
+            row = f"{side} {name}#{call}"
+            print(f"    {row}: predicted {told}, measured {real:.4g}, error {percent(error)} %")
         if result.failure:
             print("   ", result.failure)
     columns = [Column(HEADINGS[0], "left"), *(Column(h) for h in HEADINGS[1:])]

@@ -1,6 +1,8 @@
-"""A U-Net in plain torch.nn, after Ronneberger, Fischer, Brox 2015, padded and with batch norm as is usual today."""
+"""A U-Net in plain torch.nn, after Ronneberger, Fischer, Brox 2015, padded and with batch norm."""
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +11,11 @@ from torch import Tensor, nn
 def _double(inner: int, outer: int) -> nn.Module:
     parts: list[nn.Module] = []
     for channels in (inner, outer):
-        parts += [nn.Conv2d(channels, outer, 3, padding=1, bias=False), nn.BatchNorm2d(outer), nn.ReLU(inplace=True)]
+        parts += [
+            nn.Conv2d(channels, outer, 3, padding=1, bias=False),
+            nn.BatchNorm2d(outer),
+            nn.ReLU(inplace=True),
+        ]
     return nn.Sequential(*parts)
 
 
@@ -21,8 +27,8 @@ class UNet(nn.Module):
         widths = [width * 2**k for k in range(scales + 1)]
         self.enter = _double(channels, width)
         self.pool = nn.MaxPool2d(2)
-        self.down = nn.ModuleList(_double(a, b) for a, b in zip(widths, widths[1:], strict=False))
-        self.rise = nn.ModuleList(nn.ConvTranspose2d(b, a, 2, 2) for a, b in zip(widths, widths[1:], strict=False))
+        self.down = nn.ModuleList(_double(a, b) for a, b in pairwise(widths))
+        self.rise = nn.ModuleList(nn.ConvTranspose2d(b, a, 2, 2) for a, b in pairwise(widths))
         self.up = nn.ModuleList(_double(2 * a, a) for a in widths[:-1])
         self.head = nn.Conv2d(width, classes, 1)
 

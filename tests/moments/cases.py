@@ -157,4 +157,35 @@ RANDOM = (
     Case("noise", lambda x: x + torch.randn_like(x) + torch.rand_like(x), (_X,), draws=1000),
 )
 
-CASES = (*LINEAR, *POINTWISE, *SUMS, *REDUCE, *VIEWS, *NORM, *INDEX, *ATTENTION, *LOSS, *RANDOM)
+SCATTER = (
+    Case(
+        "parts overwritten",
+        lambda x, y, z: torch.slice_scatter(torch.select_scatter(x, z, 0, 2), y, 1, 5, 9),
+        (_X, Input((6, 4), mean=1.0), Input((40,), std=2.0)),
+    ),
+)
+
+DRAWN = (
+    Case(
+        "drawn inside",
+        lambda x: x + torch.empty_like(x).exponential_(2.0) * torch.full_like(x, 0.5).fill_(2.0),
+        (_X,),
+        draws=2000,
+    ),
+    Case("log-normal inside", lambda x: x * torch.empty_like(x).log_normal_(0.1, 0.3), (_X,), draws=2000),
+)
+
+CASES = (
+    *SCATTER,
+    *DRAWN,
+    *LINEAR,
+    *POINTWISE,
+    *SUMS,
+    *REDUCE,
+    *VIEWS,
+    *NORM,
+    *INDEX,
+    *ATTENTION,
+    *LOSS,
+    *RANDOM,
+)

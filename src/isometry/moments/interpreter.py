@@ -24,13 +24,14 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from isometry.moments import carrier
 from isometry.moments import regrouping as reg
+from isometry.moments.aliasing import Key, disjoint, key_of
 from isometry.moments.concrete import LIMIT, Concrete, moments_of
 from isometry.moments.record import Moments
 from isometry.moments.rules.base import RULES, Context, NoRule, Rule, Shifted, Unknown, Value
 from isometry.moments.rules.pointwise import UNTAGGED, as_moments, pointwise
 
-Key = tuple[int, int, tuple[int, ...], tuple[int, ...], torch.dtype]
 _LIKE = (
     "zeros_like",
     "ones_like",
@@ -54,12 +55,7 @@ _VIEWS = (
     "_unsafe_view",
     "_reshape_alias",
 )
-
-
-def key_of(tensor: Tensor) -> Key:
-    """Return what a tensor aliases; two tensors with one key hold the same entries."""
-    storage = tensor.untyped_storage()
-    return storage._cdata, int(tensor.storage_offset()), tuple(tensor.shape), tensor.stride(), tensor.dtype
+_RESHAPING = ("transpose_", "t_", "squeeze_", "unsqueeze_", "swapdims_", "swapaxes_", "as_strided_")
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,7 +144,9 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             known = self._into_base(view, current, known)
             current = view.base
             chain.append((current, known))
-        entry.values.clear()
+        stale = [k for k in entry.values if not disjoint(k, key_of(tensor))]
+        for key in stale:
+            del entry.values[key]
         for target, its in chain:
             self.assign(target, its)
 
@@ -195,7 +193,9 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         name = func._schema.name.split("::")[1]
         if name == "_local_scalar_dense":
             return self._scalar(args[0])
-        out = func(*args, **kwargs)
+        if name in _RESHAPING:
+            return self._reshape(func, args, kwargs)
+        out = carrier.run(func, args, kwargs, self._known)
         outputs = list(_tensors(out))
         if not outputs:
             return out
@@ -214,17 +214,38 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._remember_view(func, args, outputs)
         return out
 
+    def _reshape(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Let a tensor become another view of its storage."""
+        before, func_of = args[0].detach(), _functional(func)
+        out = func(*args, **kwargs)
+        (value,) = self._evaluate(func_of, (before, *args[1:]), kwargs, out)
+        if value is not None:
+            self.assign(out, value)
+        self._remember_view(func_of, (before, *args[1:]), [out])
+        return out
+
+    def _known(self, tensor: Tensor) -> Tensor | None:
+        value = self.value(tensor)
+        return value.tensor if isinstance(value, Concrete) else None
+
     def _same(self, source: Tensor, result: Tensor) -> bool:
         return key_of(source) == key_of(result)
 
     def _remember_view(self, func: Any, args: tuple[Any, ...], outputs: list[Tensor]) -> None:
         base = args[0]
         storage = base.untyped_storage()._cdata
-        for tensor in outputs:
-            if tensor.untyped_storage()._cdata == storage:
-                key = key_of(tensor)
-                if key != key_of(base) and len(outputs) == 1:
-                    self._storages[storage].views.setdefault(key, _View(base.detach(), func, tuple(args)))
+        if storage not in self._storages or func._schema.name == "aten::unsafe_split":
+            return
+        start = 0
+        for k, tensor in enumerate(outputs):
+            if tensor.untyped_storage()._cdata != storage:
+                continue
+            key, how = key_of(tensor), (func, args)
+            if len(outputs) > 1:
+                how = _part(func, args, tensor, k, start)
+                start += tensor.shape[how[1][1]] if how[0] is torch.ops.aten.slice.Tensor else 0
+            if key != key_of(base):
+                self._storages[storage].views.setdefault(key, _View(base.detach(), how[0], tuple(how[1])))
 
     def _scalar(self, tensor: Tensor) -> Any:
         value = self.value(tensor)
@@ -296,9 +317,11 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if found is None:
                 return None
             func = found
-        if name in ("bernoulli", "bernoulli_", "normal_", "uniform_"):
-            return None
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            return None  # a draw is told by its distribution
         real = _mapped((args, kwargs), lambda t: self._real(t))
+        if name.startswith(("as_strided", "_reshape_alias")):  # strides are those of the carrier
+            real = ((real[0][0].contiguous(), *real[0][1:]), real[1])
         if "device" in real[1]:
             real[1]["device"] = "cpu"
         result = func(*real[0], **real[1])
@@ -359,6 +382,15 @@ def _functional(func: Any) -> Any:
     """Return the twin of an in-place operation that writes nothing."""
     packet = getattr(torch.ops.aten, func._schema.name.split("::")[1][:-1], None)
     return getattr(packet, func._overloadname, None) if packet is not None else None
+
+
+def _part(func: Any, args: tuple[Any, ...], part: Tensor, k: int, start: int) -> tuple[Any, tuple[Any, ...]]:
+    """Return the one-output operation that makes the k-th output of a split."""
+    base = args[0]
+    if func._schema.name == "aten::unbind":
+        return torch.ops.aten.select.int, (base, (args[1] if len(args) > 1 else 0) % base.dim(), k)
+    dim = (args[2] if len(args) > 2 else 0) % base.dim()
+    return torch.ops.aten.slice.Tensor, (base, dim, start, start + part.shape[dim])
 
 
 def _tensors(tree: Any) -> Iterator[Tensor]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 
 from isometry.moments import algebra as alg
 from isometry.moments import latents
-from isometry.moments.axes import Array
 from isometry.moments.record import Moments
 from isometry.moments.rules.base import Context, rule
+
+# The quantile function of a uniform variable at the nodes, kept off 0 and 1: erfinv and log stay finite.
+UNIFORM = torch.special.ndtr(torch.from_numpy(latents.NODES)).clamp(2.0**-53, 1.0 - 2.0**-53).numpy()
 
 
 @rule("bernoulli_", "bernoulli", accuracy="exact")
@@ -28,22 +31,38 @@ def bernoulli(ctx: Context, m: Moments, p: Any = None, **_: Any) -> Moments:
 
 
 @rule("normal_", "randn", "randn_like", "normal", accuracy="exact")
-def normal(ctx: Context, *args: Any, **_: Any) -> Moments:
+def normal(ctx: Context, *args: Any, mean: float = 0.0, std: float = 1.0, **_: Any) -> Moments:
     """Independent normal draws."""
-    numbers = [float(x) for x in args if isinstance(x, int | float)]
-    mean, std = (*numbers, 0.0, 1.0)[:2] if ctx.op.startswith("normal_") and len(numbers) == 2 else (0.0, 1.0)
+    if ctx.op in ("normal_", "normal"):
+        given = [x for x in args if isinstance(x, int | float)]
+        mean, std = [*given, *(mean, std)[len(given) :]]
     return alg.normal(ctx.shape, mean, std)
 
 
 @rule("uniform_", "rand", "rand_like", accuracy="exact")
-def uniform(ctx: Context, *args: Any, **_: Any) -> Moments:
+def uniform(ctx: Context, *args: Any, **named: float) -> Moments:
     """Independent uniform draws."""
-    numbers = [float(x) for x in args if isinstance(x, int | float)]
-    low, high = (numbers[0], numbers[1]) if ctx.op == "uniform_" and len(numbers) == 2 else (0.0, 1.0)
-    return alg.independent(ctx.shape, uniform_values(low, high))
+    low, high = 0.0, 1.0
+    if ctx.op == "uniform_":
+        given = [x for x in args if isinstance(x, int | float)]
+        low, high = [*given, *(named.get("from", 0.0), named.get("to", 1.0))[len(given) :]]
+    return alg.independent(ctx.shape, low + (high - low) * UNIFORM)
 
 
-def uniform_values(low: float, high: float) -> Array:
-    """Return the quantile function of a uniform distribution at the nodes."""
-    ladder = np.linspace(0.0, 1.0, 2001)
-    return low + (high - low) * latents.quantiles(ladder, np.full(ladder.size, 1.0 / ladder.size))
+@rule("exponential_", accuracy="exact")
+def exponential(ctx: Context, m: Moments, rate: float = 1.0, **_: Any) -> Moments:
+    """Independent exponential draws."""
+    return alg.independent(ctx.shape, -np.log1p(-UNIFORM) / rate)
+
+
+@rule("log_normal_", accuracy="exact")
+def log_normal(ctx: Context, m: Moments, mean: float = 1.0, std: float = 2.0, **_: Any) -> Moments:
+    """Independent log-normal draws."""
+    return alg.independent(ctx.shape, np.exp(mean + std * latents.NODES))
+
+
+@rule("fill_", "zero_", "fill", accuracy="exact")
+def fill(ctx: Context, m: Moments, value: Any = 0.0) -> Moments:
+    """One number everywhere."""
+    number = float(value.mean.reshape(-1)[0]) if isinstance(value, Moments) else float(value)
+    return alg.constant(ctx.shape, number)

@@ -10,7 +10,7 @@ from isometry.moments import algebra as alg
 from isometry.moments import regrouping as reg
 from isometry.moments.concatenation import concatenate
 from isometry.moments.record import Moments
-from isometry.moments.rules.base import Context, rule
+from isometry.moments.rules.base import Context, NoRule, rule
 from isometry.moments.rules.linear import with_shape
 
 
@@ -153,6 +153,42 @@ def select_backward(ctx: Context, g: Moments, sizes: Sequence[int], dim: int, in
     """The gradient in its place, zeros around it."""
     dim %= len(sizes)
     return placed(unsqueeze(ctx, g, dim), tuple(sizes), dim, index % sizes[dim])
+
+
+@rule("slice_scatter", accuracy="exact")
+def slice_scatter(
+    ctx: Context,
+    m: Moments,
+    source: Moments,
+    dim: int = 0,
+    start: int | None = None,
+    end: int | None = None,
+    step: int = 1,
+) -> Moments:
+    """A slice along a dim replaced."""
+    dim %= len(m.dims)
+    n = m.shape[dim]
+    begin, stop, step = slice(start, end, step).indices(n)
+    if step != 1:
+        raise NoRule("a strided slice is overwritten")
+    if stop <= begin:
+        return m
+    parts = [with_shape(source, (*m.shape[:dim], stop - begin, *m.shape[dim + 1 :]))]
+    if begin:
+        parts.insert(0, reg.sliced(m, dim, 0, begin, 1))
+    if stop < n:
+        parts.append(reg.sliced(m, dim, stop, n, 1))
+    return concatenate(parts, dim) if len(parts) > 1 else parts[0]
+
+
+@rule("select_scatter", accuracy="exact")
+def select_scatter(ctx: Context, m: Moments, source: Moments, dim: int, index: int) -> Moments:
+    """One entry along a dim replaced."""
+    dim %= len(m.dims)
+    index %= m.shape[dim]
+    source = with_shape(source, (*m.shape[:dim], *m.shape[dim + 1 :]))
+    made: Moments = slice_scatter(ctx, m, unsqueeze(ctx, source, dim), dim, index, index + 1)
+    return made
 
 
 def placed(g: Moments, sizes: tuple[int, ...], dim: int, start: int) -> Moments:

@@ -137,7 +137,6 @@ ATTENTION = (
         (Input((6, 7, 7), std=0.3),),
         (_MASK,),
         tolerance=0.05,
-        wrong="a known mask is averaged where it meets blocks",
     ),
 )
 

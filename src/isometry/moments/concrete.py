@@ -9,17 +9,18 @@ taken over its entries.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+import itertools
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from isometry.moments import algebra as alg
+from isometry.moments import axes as ax
 from isometry.moments import latents
-from isometry.moments.axes import Array
-from isometry.moments.record import Moments
+from isometry.moments.axes import Array, Axis, Index
+from isometry.moments.record import Dims, Moments, Term
 
 LIMIT = 1 << 22  # entries; larger tensors are described by moments alone
 
@@ -29,60 +30,133 @@ class Concrete:
     """A tensor whose values are known."""
 
     tensor: Tensor
+    _cut: dict[Dims, Moments] = field(default_factory=dict, repr=False)
 
-    @cached_property
+    @property
     def moments(self) -> Moments:
         """The exact moments over the tensor's entries, as a function of a latent of its own."""
-        return moments_of(self.tensor)
+        return self.beside(alg.plain_dims(self.tensor.shape))
+
+    def beside(self, dims: Dims) -> Moments:
+        """Return the exact moments on the axes and blocks that a tensor has which it meets elementwise."""
+        shape = tuple(self.tensor.shape)
+        met = ((),) * (len(shape) - len(dims)) + dims[max(len(dims) - len(shape), 0) :]
+        own = tuple(() if n == 1 else d or ((n,),) for n, d in zip(shape, met, strict=True))
+        if own not in self._cut:
+            self._cut[own] = moments_of(self.tensor, own)
+        return self._cut[own]
 
 
-def moments_of(tensor: Tensor) -> Moments:
-    """Return the moments of a tensor's entries, one block per dim; broadcast dims (stride 0) stay constant.
+def moments_of(tensor: Tensor, dims: Dims | None = None) -> Moments:
+    """Return the moments of a tensor's entries, on one axis of one block per dim or on the axes given.
 
-    Exact in second moments over the entries. The marginal is the entries' quantile function.
+    Broadcast dims (stride 0) stay constant. Exact in second moments over the entry pairs of each class. The
+    marginal is the entries' quantile function, block by block.
     """
     shape = tuple(tensor.shape)
+    dims = alg.plain_dims(shape) if dims is None else dims
     squeezed = tensor.detach()
+    kept: list[tuple[Axis, bool]] = []
     for d, (n, step) in enumerate(zip(shape, tensor.stride(), strict=True)):
-        if n > 1 and step == 0:
+        constant = n > 1 and step == 0
+        if constant:
             squeezed = squeezed.narrow(d, 0, 1)
+        kept += [(axis, constant) for axis in dims[d]]
     values = squeezed.to(torch.float64).numpy()
-    dims = alg.plain_dims(shape)
-    kept = [d for d, n in enumerate(shape) if n != 1]
-    array = values.reshape([values.shape[d] for d in kept])
+    array = values.reshape([1 if constant else ax.size(axis) for axis, constant in kept])
     if array.size == 0 or float(array.min()) == float(array.max()):
-        return alg.constant(shape, float(array.flat[0]) if array.size else 0.0)
-    table = pair_means(array)
-    mean = np.full([1] * len(kept), float(array.mean()))
-    flat = np.sort(array.ravel())
-    if flat.size > 4096:
-        flat = flat[np.linspace(0, flat.size - 1, 4096).astype(int)]
-    form = latents.quantiles(flat, np.full(flat.size, 1.0 / flat.size))
-    return alg.with_marginal(dims, table, mean, form.reshape([1] * len(kept) + [-1]))
+        value = float(array.flat[0]) if array.size else 0.0
+        return alg.assemble(dims, (Term(np.full([1] * len(kept), value)),))
+    axes = tuple((1,) if constant else axis for axis, constant in kept)
+    table = pair_means(array, axes)
+    mean, form = array, _forms(array, axes)
+    for position, axis in enumerate(axes):
+        mean = np.add.reduceat(mean, _starts(axis), axis=position)
+    mean = mean / _block_counts(axes)
+    for position, (_, constant) in enumerate(kept):
+        if constant:
+            table = table.take([0], axis=position)
+    return alg.with_marginal(dims, table, mean, form)
 
 
-def pair_means(array: Array) -> Array:
-    """Return the mean of x·x′ over the entry pairs of every pair class, one block per axis.
+def _starts(axis: Axis) -> Index:
+    return np.cumsum([0, *axis[:-1]])
 
-    With S_U = Σ (Σ over the axes U)², the pairs that differ on an axis are those of S with it less those
-    without.
+
+def _block_counts(axes: tuple[Axis, ...]) -> Array:
+    counts: Array = np.ones([1] * len(axes))
+    for position, axis in enumerate(axes):
+        shape = [-1 if k == position else 1 for k in range(len(axes))]
+        counts = counts * np.asarray(axis, dtype=np.float64).reshape(shape)
+    return counts
+
+
+def _forms(array: Array, axes: tuple[Axis, ...], most: int = 4096) -> Array:
+    """Return the entries' quantile function in each block."""
+    rows = []
+    for block in np.ndindex(*[len(a) for a in axes]):
+        part = array[
+            tuple(slice(_starts(a)[k], _starts(a)[k] + a[k]) for a, k in zip(axes, block, strict=True))
+        ]
+        flat = np.sort(part.ravel())
+        if flat.size > most:
+            flat = flat[np.linspace(0, flat.size - 1, most).astype(int)]
+        rows.append(latents.quantiles(flat, np.full(flat.size, 1.0 / flat.size)))
+    return np.stack(rows).reshape((*[len(a) for a in axes], -1))
+
+
+def pair_means(array: Array, axes: tuple[Axis, ...] | None = None) -> Array:
+    """Return the mean of x·x′ over the entry pairs of every pair class.
+
+    The sums are taken over pairs that agree on some axes and are free on the others; the pairs that differ on
+    an axis are
+    the free ones less those that agree.
+
+    Args:
+        array: The entries, one array dimension per axis.
+        axes: The axes' blocks; by default one block each.
     """
-    sums: Array = _subset_squares(array, 0)
-    for position, n in enumerate(array.shape):
-        same, any_ = sums.take(0, axis=position), sums.take(1, axis=position)
-        if n == 1:
-            sums = np.expand_dims(same, position)
-            continue
-        sums = np.stack([same / n, (any_ - same) / (n * (n - 1))], axis=position)
-    return sums
+    axes = tuple((n,) for n in array.shape) if axes is None else axes
+    parts: dict[tuple[bool, ...], Array] = {}
+    for free in itertools.product((False, True), repeat=array.ndim):
+        parts[free] = _pair_sums(array, axes, free)
+    for position, axis in enumerate(axes):
+        b = len(axis)
+        counts = np.maximum(ax.pair_counts(axis), 1.0)
+        joined: dict[tuple[bool, ...], Array] = {}
+        for free in itertools.product((False, True), repeat=array.ndim - position - 1):
+            same, any_ = parts[(False, *free)], np.array(parts[(True, *free)])
+            for k in range(b):
+                own = same.take(k, axis=position)
+                np.moveaxis(any_, position, 0)[b * k + k] -= own
+            whole = np.concatenate([same, any_], axis=position)
+            shape = [-1 if k == position else 1 for k in range(whole.ndim)]
+            joined[free] = whole / counts.reshape(shape)
+        parts = joined
+    return parts[()]
 
 
-def _subset_squares(array: Array, axis: int) -> Array:
-    if axis == array.ndim:
-        return np.asarray((array**2).sum())
-    kept = _subset_squares(array, axis + 1)
-    summed = _subset_squares(array.sum(axis, keepdims=True), axis + 1)
-    return np.stack([kept, summed], axis=0)
+def _pair_sums(array: Array, axes: tuple[Axis, ...], free: tuple[bool, ...]) -> Array:
+    """Return Σ x x′ over pairs: free axes by (block, block) pairs, the others by the block of the common entry."""
+    rank = array.ndim
+    for position, axis in enumerate(axes):
+        if free[position]:
+            array = np.add.reduceat(array, _starts(axis), axis=position)
+    left = [k for k in range(rank)]
+    right = [k + rank if free[k] else k for k in range(rank)]
+    out = [x for k in range(rank) for x in ((k, k + rank) if free[k] else (k,))]
+    product = np.einsum(array, left, array, right, out)
+    at = 0
+    shape = []
+    for position, axis in enumerate(axes):
+        if free[position]:
+            shape.append(len(axis) ** 2)
+            at += 2
+        else:
+            product = np.add.reduceat(product, _starts(axis), axis=at)
+            shape.append(len(axis))
+            at += 1
+    return np.asarray(product.reshape(shape))
 
 
 def equal_share(ids: Tensor) -> Array:

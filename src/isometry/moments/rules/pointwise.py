@@ -66,17 +66,18 @@ UNTAGGED = frozenset(
 Operand = Moments | Concrete | Shifted | float | int
 
 
-def as_moments(x: Any, rank: int = 0) -> Moments:
-    """Return an operand as a record."""
+def as_moments(x: Any, beside: Any = None) -> Moments:
+    """Return an operand as a record; known values on the axes and blocks of the record that they meet."""
     if isinstance(x, Moments):
         return x
     if isinstance(x, Concrete):
-        return x.moments
+        other = beside.random if isinstance(beside, Shifted) else beside
+        return x.beside(other.dims) if isinstance(other, Moments) else x.moments
     if isinstance(x, Shifted):
         shift = x.shift.tensor
         if not bool(torch.isfinite(shift).all()):
             raise NoRule("a masked tensor (with infinite entries) is used by something else than a softmax")
-        return plus(x.random, x.shift.moments)
+        return plus(x.random, x.shift.beside(x.random.dims))
     return alg.constant((), float(x))
 
 
@@ -91,7 +92,7 @@ def add(ctx: Context, a: Operand, b: Operand, *, alpha: float = 1) -> Moments | 
         return shifted(a, b.tensor)
     if alpha == 1 and isinstance(b, Moments | Shifted) and _is_known(a) and isinstance(a, Concrete):
         return shifted(b, a.tensor)
-    return plus(as_moments(a), alg.scale(as_moments(b), alpha))
+    return plus(as_moments(a, b), alg.scale(as_moments(b, a), alpha))
 
 
 def shifted(x: Moments | Shifted, shift: Tensor) -> Moments | Shifted:
@@ -102,10 +103,10 @@ def shifted(x: Moments | Shifted, shift: Tensor) -> Moments | Shifted:
     return Shifted(random, Concrete(known))
 
 
-@rule("sub", accuracy="exact")
+@rule("sub", accuracy="exact", raw=(0, 1))
 def sub(ctx: Context, a: Any, b: Any, *, alpha: float = 1) -> Moments:
     """Difference. Exact."""
-    return plus(as_moments(a), alg.scale(as_moments(b), -alpha))
+    return plus(as_moments(a, b), alg.scale(as_moments(b, a), -alpha))
 
 
 @rule("rsub", accuracy="exact")
@@ -125,7 +126,7 @@ def mul(ctx: Context, a: Any, b: Any) -> Moments | Shifted:
     """Product: node by node where both depend on one latent, else of independents."""
     if isinstance(a, Shifted) and _number(b) is not None:
         return Shifted(alg.scale(a.random, _number(b) or 0.0), Concrete(a.shift.tensor * (_number(b) or 0.0)))
-    return times(as_moments(a), as_moments(b))
+    return times(as_moments(a, b), as_moments(b, a))
 
 
 def _number(x: Any) -> float | None:
@@ -143,12 +144,12 @@ def times(a: Moments, b: Moments) -> Moments:
     return alg.multiply(*reg.aligned(a, b))
 
 
-@rule("div", accuracy="exact")
+@rule("div", accuracy="exact", raw=(0, 1))
 def div(ctx: Context, a: Any, b: Any, *, rounding_mode: str | None = None) -> Moments:
     """Quotient: the product with the reciprocal's node values."""
     if rounding_mode is not None:
         raise NoRule("a division that rounds")
-    return times(as_moments(a), powered(as_moments(b), -1.0))
+    return times(as_moments(a, b), powered(as_moments(b, a), -1.0))
 
 
 def powered(m: Moments, exponent: float) -> Moments:
@@ -182,11 +183,15 @@ def where(ctx: Context, condition: Any, a: Any, b: Any) -> Moments | Shifted:
             number = _number(fill)
             if isinstance(x, Moments | Shifted) and number is not None and number <= -1e3:
                 return shifted(x, torch.zeros(mask.shape).masked_fill_(~mask, number))
-    return _choice(as_moments(condition), as_moments(a), as_moments(b))
+    return _choice(condition, a, b)
 
 
-def _choice(condition: Moments, a: Moments, b: Moments) -> Moments:
-    return plus(times(condition, a), times(plus(alg.constant((), 1.0), alg.scale(condition, -1.0)), b))
+def _choice(condition: Any, a: Any, b: Any) -> Moments:
+    """Return condition · a + (1 − condition) · b, the condition cut like what it meets."""
+    guide = next((x for x in (condition, a, b) if isinstance(x, Moments | Shifted)), None)
+    chosen = as_moments(condition, guide)
+    rest = plus(alg.constant((), 1.0), alg.scale(chosen, -1.0))
+    return plus(times(chosen, as_moments(a, guide)), times(rest, as_moments(b, guide)))
 
 
 @rule("masked_fill", accuracy="exact", raw=(0, 1))
@@ -195,7 +200,7 @@ def masked_fill(ctx: Context, x: Any, mask: Any, value: Any) -> Moments | Shifte
     number = float(value.mean.reshape(-1)[0]) if isinstance(value, Moments) else float(value)
     if isinstance(mask, Concrete) and isinstance(x, Moments | Shifted) and number <= -1e3:
         return shifted(x, torch.zeros(mask.tensor.shape).masked_fill_(mask.tensor, number))
-    return _choice(as_moments(mask), alg.constant((), number), as_moments(x))
+    return _choice(mask, number, x)
 
 
 # --- every other pointwise operation --------------------------------------------------------------------------------

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from isometry.moments import carrier
 from isometry.moments import regrouping as reg
+from isometry.moments import running
 from isometry.moments.aliasing import Key, disjoint, key_of
 from isometry.moments.concrete import LIMIT, Concrete, moments_of
 from isometry.moments.record import Moments
@@ -195,7 +195,12 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return self._scalar(args[0])
         if name in _RESHAPING:
             return self._reshape(func, args, kwargs)
-        out = carrier.run(func, args, kwargs, self._known)
+        if name not in RULES and not func.is_view and torch.Tag.pointwise not in func.tags:
+            with self:
+                out = running.decomposed(func, args, kwargs)
+            if out is not NotImplemented:
+                return out
+        out = running.run(func, args, kwargs, self._known)
         outputs = list(_tensors(out))
         if not outputs:
             return out
@@ -208,6 +213,8 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.write(args[0], values[0])
             return out
         for tensor, value in zip(outputs, values, strict=True):
+            if not (tensor.is_meta or tensor.is_floating_point() or tensor.is_complex()):
+                value = Concrete(tensor.detach().clone())  # the real carrier: integers and masks have values
             if value is not None:
                 self.assign(tensor, value)
         if args and isinstance(args[0], Tensor):
@@ -363,8 +370,8 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _argument(self, x: Any, raw: bool) -> Any:
         if isinstance(x, Tensor):
             value = self.value(x)
-            if value is None and x.numel() == 0:
-                value = Concrete(torch.empty(x.shape, dtype=x.dtype))
+            if value is None and (x.numel() == 0 or not x.is_meta):
+                value = Concrete(torch.empty(x.shape, dtype=x.dtype) if x.is_meta else x.detach().clone())
             if value is None:
                 raise NoRule(f"an input of shape {tuple(x.shape)} that nothing is known about")
             return value if raw else as_moments(value)
@@ -381,7 +388,9 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def _functional(func: Any) -> Any:
     """Return the twin of an in-place operation that writes nothing."""
     packet = getattr(torch.ops.aten, func._schema.name.split("::")[1][:-1], None)
-    return getattr(packet, func._overloadname, None) if packet is not None else None
+    if packet is None:
+        return None
+    return getattr(packet, "int" if func._schema.name == "aten::transpose_" else func._overloadname, None)
 
 
 def _part(func: Any, args: tuple[Any, ...], part: Tensor, k: int, start: int) -> tuple[Any, tuple[Any, ...]]:

@@ -8,8 +8,8 @@ python benchmarks/prediction.py --write                  put the table into docs
 
 Measured is the mean square over fresh draws of weights and inputs, drawn until its own standard error is
 below 1 % of the RMS in 9 of 10 rows or `--draws` is reached; the column "own" is the 90th percentile of what
-was reached. The error of a row is |predicted/measured − 1| of the RMS. Rows whose measured RMS is below 1e-6 of
-their kind's median are zeros with rounding noise: they count as right where prediction says so too.
+was reached. The error of a row is |predicted/measured − 1| of the RMS. Rows whose measured RMS is below 1e-6
+of their kind's median are zeros with rounding noise: they count as right where prediction says so too.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ def result_of(entry: Entry, draws: int, target: float) -> Result:
         result.draws, result.own = truth.draws, truth.own()
         torch.manual_seed(0)
         start = time.perf_counter()
-        profile = predict(*predictable(entry), loss=entry.loss)
+        profile = predict(entry.build, entry.inputs(), loss=entry.loss)
         result.seconds = time.perf_counter() - start
         result.unknown = [note for note in profile.notes if note.startswith("unknown")]
         compare(result, truth, profile)
@@ -182,11 +182,6 @@ def result_of(entry: Entry, draws: int, target: float) -> Result:
         where = f"{Path(frame.filename).name}:{frame.lineno}"
         result.failure = f"{type(error).__name__} at {where}: {error}".replace("\n", " ")[:400]
     return result
-
-
-def predictable(entry: Entry) -> tuple[Any, Any]:
-    """What predict is given."""
-    return entry.build(), entry.inputs()
 
 
 def compare(result: Result, truth: Measured, profile: Profile) -> None:

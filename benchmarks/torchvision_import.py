@@ -6,8 +6,8 @@ from types import ModuleType
 
 import torch
 
-# The wheel is built for CUDA; beside a CPU-only torch its compiled part does not load, and its import asks for
-# two operators of that part. Declared, they are enough to build and run models.
+# The wheel is built for CUDA; beside a CPU-only torch its compiled part does not load, and its import asks
+# for two operators of that part. Declared, they are enough to build and run models.
 _OPERATORS = {
     "torchvision::nms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "torchvision::qnms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",

@@ -54,6 +54,8 @@ class Stats:
         kurtosis: E[(x − mean)⁴]/std⁴, 3 for a normal distribution; None for a constant.
         cosine: Mean cosine between the outputs of two different samples of a batch; None below two samples.
         nonfinite: Share of entries that are nan or infinite.
+        scatter: Relative standard deviation of `rms` from one random draw of weights and inputs to the next, as
+            predicted for this finite width; None where it is not predicted.
     """
 
     mean: float | None = None
@@ -66,6 +68,7 @@ class Stats:
     kurtosis: float | None = None
     cosine: float | None = None
     nonfinite: float | None = None
+    scatter: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -349,12 +352,14 @@ _COLUMNS = (
     _Shown("Mean", "forward", "mean"),
     _Shown("Std", "forward", "std"),
     _Shown("RMS", "forward", "rms"),
+    _Shown("±", "forward", "scatter", share=True),
     _Shown("Zeros", "forward", "zeros", share=True, only_if_any=True),
     _Shown("Satur.", "forward", "saturated", share=True),
     _Shown("Kurt.", "forward", "kurtosis"),
     _Shown("Cosine", "forward", "cosine"),
     _Shown("Nonfinite", "forward", "nonfinite", share=True, only_if_any=True),
     _Shown("Grad RMS", "backward", "rms"),
+    _Shown("Grad ±", "backward", "scatter", share=True),
     _Shown("Grad nonfinite", "backward", "nonfinite", share=True, only_if_any=True),
 )
 

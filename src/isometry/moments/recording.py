@@ -34,7 +34,7 @@ from isometry.moments import algebra as alg
 from isometry.moments import latents
 from isometry.moments.axes import Array
 from isometry.moments.concrete import LIMIT, Concrete, moments_of, pair_means
-from isometry.moments.interpreter import Interpreter, Key, key_of
+from isometry.moments.interpreter import Interpreter, key_of
 from isometry.moments.record import Moments
 from isometry.moments.rules.base import Unknown, Value
 from isometry.restore import random_state
@@ -52,7 +52,7 @@ class Recording:
     model: nn.Module
     interpreter: Interpreter
     written: set[int]
-    twins: dict[Key, Tensor]
+    twins: dict[Any, Tensor]
 
     def value(self, tensor: Tensor) -> Value | None:
         """Return what a parameter or buffer would hold; None for a real tensor that was not drawn into."""
@@ -93,7 +93,7 @@ class _OnMeta(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.interpreter = interpreter
         self.written: set[int] = set()
-        self.twins: dict[Key, Tensor] = {}
+        self.twins: dict[Any, Tensor] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})

@@ -30,12 +30,17 @@ def bernoulli(ctx: Context, m: Moments, p: Any = None, **_: Any) -> Moments:
     return alg.with_marginal(dims, table, np.full([1] * count, share), values.reshape([1] * count + [-1]))
 
 
+def _filled(given: list[float], first: float, second: float) -> tuple[float, float]:
+    """Return two arguments of which the positional ones were given; trailing defaults are not dispatched."""
+    return (given[0] if given else first), (given[1] if len(given) > 1 else second)
+
+
 @rule("normal_", "randn", "randn_like", "normal", accuracy="exact")
 def normal(ctx: Context, *args: Any, mean: float = 0.0, std: float = 1.0, **_: Any) -> Moments:
     """Independent normal draws."""
     if ctx.op in ("normal_", "normal"):
-        given = [x for x in args if isinstance(x, int | float)]
-        mean, std = [*given, *(mean, std)[len(given) :]]
+        given = [float(x) for x in args if isinstance(x, int | float)]
+        mean, std = _filled(given, mean, std)
     return alg.normal(ctx.shape, mean, std)
 
 
@@ -44,8 +49,8 @@ def uniform(ctx: Context, *args: Any, **named: float) -> Moments:
     """Independent uniform draws."""
     low, high = 0.0, 1.0
     if ctx.op == "uniform_":
-        given = [x for x in args if isinstance(x, int | float)]
-        low, high = [*given, *(named.get("from", 0.0), named.get("to", 1.0))[len(given) :]]
+        given = [float(x) for x in args if isinstance(x, int | float)]
+        low, high = _filled(given, named.get("from", 0.0), named.get("to", 1.0))
     return alg.independent(ctx.shape, low + (high - low) * UNIFORM)
 
 

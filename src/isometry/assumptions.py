@@ -1,0 +1,115 @@
+"""Assumptions of a prediction that a model can be seen to violate, and what follows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from isometry.moments.record import Moments
+from isometry.moments.rules.base import Unknown, Value
+
+NARROW = 16  # a sum of fewer terms is visibly not normal
+
+
+def violations(
+    model: nn.Module, values: Mapping[str, Value], calls: Iterable[tuple[str, int]]
+) -> tuple[str, ...]:
+    """Return a sentence per violated assumption that can be seen, with its consequence.
+
+    Args:
+        model: The model.
+        values: The records of its parameters by name.
+        calls: The module calls of its forward pass, as (name, call).
+
+    Returns:
+        The sentences.
+    """
+    found = [
+        _uninitialised(values),
+        _cloned(model, values),
+        _tied(model),
+        _again(model, calls),
+        _narrow(model),
+    ]
+    return tuple(line for line in found if line)
+
+
+def _uninitialised(values: Mapping[str, Value]) -> str:
+    names = [name for name, value in values.items() if isinstance(value, Unknown)]
+    if not names:
+        return ""
+    return f"assumption: no initialiser was seen for {few(names)}; what depends on them is unknown"
+
+
+def _cloned(model: nn.Module, values: Mapping[str, Value]) -> str:
+    """Layers that begin with the same values, as copies of one module do."""
+    groups: dict[object, list[str]] = {}
+    parameters = dict(model.named_parameters())
+    for name, value in values.items():
+        if isinstance(value, Moments) and float(value.variance.max()) > 0 and parameters[name].dim() > 1:
+            groups.setdefault(_identity(parameters[name], value), []).append(name)
+    cloned = [names for names in groups.values() if len(names) > 1]
+    if not cloned:
+        return ""
+    return (
+        f"assumption: identical values in {few(cloned[0])}"
+        + (f" and in {len(cloned) - 1} more groups" if len(cloned) > 1 else "")
+        + "; their layers are not independent, so a residual stream and its gradients grow faster than predicted"
+    )
+
+
+def _identity(parameter: Tensor, value: Moments) -> object:
+    """What two parameters share if they hold the same values: the bytes, or on meta the latent they came from."""
+    if parameter.is_meta:
+        return tuple(f.key for term in value.terms for f in term.factors)
+    sample = parameter.detach().reshape(-1)[:64].to("cpu", torch.float64)
+    return (tuple(parameter.shape), float(parameter.detach().double().sum()), tuple(sample.tolist()))
+
+
+def _tied(model: nn.Module) -> str:
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    tied = [" = ".join(group) for group in names.values() if len(group) > 1]
+    if not tied:
+        return ""
+    return (
+        f"assumption: tied parameters ({few(tied)}); their uses are taken as independent, so the first sees no "
+        "correlation with the last, and their gradients add as if uncorrelated"
+    )
+
+
+def _again(model: nn.Module, calls: Iterable[tuple[str, int]]) -> str:
+    owners = dict(model.named_modules())
+    names = [
+        name
+        for name, call in calls
+        if call == 1 and name in owners and next(owners[name].parameters(), None) is not None
+    ]
+    if not names:
+        return ""
+    return (
+        f"assumption: {few(names)} used more than once in a pass; each use is taken as new independent weights, "
+        "so gradients and signals that return to the same weights are off"
+    )
+
+
+def _narrow(model: nn.Module) -> str:
+    names = [
+        name
+        for name, p in model.named_parameters()
+        if p.dim() > 1 and 1 < min(p.shape[1:].numel(), p.numel() // max(p.shape[1], 1)) < NARROW
+    ]
+    if not names:
+        return ""
+    return (
+        f"assumption: sums of fewer than {NARROW} terms at {few(names)}; they are not quite normal, and a single "
+        "draw scatters widely"
+    )
+
+
+def few(names: list[str]) -> str:
+    """Return at most three names, and how many more there are."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

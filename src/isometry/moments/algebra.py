@@ -126,7 +126,21 @@ def _term_mean(term: Term) -> Array:
 
 def _dual(f: Factor, g: Factor, axes: tuple[Axis, ...]) -> Array:
     """Return E[f(z) g(z′)] by pair class, for two functions of one variable."""
-    return latents.dual(first(f.values, axes), second(g.values, axes), f.rho)
+    ours, theirs = f.spectrum, g.spectrum
+    if f.values is not g.values:  # what the coefficients leave of E[f g], in place of that of E[f²] and E[g²]
+        left = latents.mean(f.values * g.values) - np.einsum(
+            "...k,...k->...", ours[..., :-1], theirs[..., :-1]
+        )
+        size = ours[..., -1] * theirs[..., -1]
+        share = np.divide(left, size, out=np.zeros_like(left), where=size > 0)
+        ours = np.concatenate(
+            [
+                np.broadcast_to(ours[..., :-1], (*share.shape, latents.ORDER)),
+                (ours[..., -1] * share)[..., None],
+            ],
+            -1,
+        )
+    return latents.mehler(first(ours, axes) * second(theirs, axes), f.rho)
 
 
 def _cross(a: Term, b: Term, axes: tuple[Axis, ...]) -> Array | None:

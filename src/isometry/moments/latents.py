@@ -50,7 +50,26 @@ def mean(values: Array) -> Array:
 
 def coefficients(values: Array) -> Array:
     """Return the Hermite coefficients a_0 … a_{ORDER−1} of values f(`NODES`), along the last axis."""
-    return np.asarray(values @ _POLYNOMIALS)
+    flat = values.reshape(-1, values.shape[-1]) @ _POLYNOMIALS
+    return np.asarray(flat.reshape((*values.shape[:-1], ORDER)))
+
+
+def spectrum(values: Array) -> Array:
+    """Return the Hermite coefficients and, last, the root of what they leave of E[f²], shape (..., ORDER + 1)."""
+    a = coefficients(values)
+    rest = (values * values) @ WEIGHTS - np.einsum("...k,...k->...", a, a)
+    return np.concatenate([a, np.sqrt(np.maximum(rest, 0.0))[..., None]], axis=-1)
+
+
+def mehler(products: Array, rho: Array) -> Array:
+    """Return Σ_k products_k ρ^k over the last axis, in the broadcast shape of what is left."""
+    weight = np.abs(products).reshape(-1, products.shape[-1]).max(0)
+    above = np.flatnonzero(weight > 1e-13 * weight.max())
+    top = int(above[-1]) if above.size else 0
+    result = products[..., top]
+    for k in range(top - 1, -1, -1):
+        result = result * rho + products[..., k]
+    return np.broadcast_to(result, np.broadcast_shapes(result.shape, rho.shape))
 
 
 def dual(f: Array, g: Array, rho: Array) -> Array:
@@ -64,17 +83,9 @@ def dual(f: Array, g: Array, rho: Array) -> Array:
     Returns:
         The joint moments, in the broadcast shape.
     """
-    a, b = coefficients(f), coefficients(g)
-    total = (f * g) @ WEIGHTS
-    products = a * b
-    rest = total - products.sum(-1)
-    scale = np.maximum(np.abs(total), 1e-300)
-    if np.all(np.abs(products[..., 2:]).sum(-1) + np.abs(rest) <= 1e-12 * scale):
-        return np.asarray(products[..., 0] + products[..., 1] * rho)  # affine: the usual case by far
-    result = rest * np.ones_like(rho)
-    for k in range(ORDER - 1, -1, -1):
-        result = result * rho + products[..., k]
-    return np.asarray(result)
+    products = coefficients(f) * coefficients(g)
+    rest = (f * g) @ WEIGHTS - products.sum(-1)
+    return mehler(np.concatenate([products, rest[..., None]], axis=-1), rho)
 
 
 def conditional(values: Array, rho: Array) -> Array:

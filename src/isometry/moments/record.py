@@ -93,6 +93,11 @@ class Factor:
         """E[f(z)], a block array."""
         return latents.mean(self.values)
 
+    @cached_property
+    def spectrum(self) -> Array:
+        """The Hermite coefficients of f, by block; see `latents.spectrum`."""
+        return latents.spectrum(self.values)
+
     @property
     def key(self) -> tuple[object, tuple[Label, ...]]:
         """What identifies the variable."""

@@ -56,12 +56,12 @@ def _cloned(model: nn.Module, values: Mapping[str, Value]) -> str:
     return (
         f"assumption: identical values in {few(cloned[0])}"
         + (f" and in {len(cloned) - 1} more groups" if len(cloned) > 1 else "")
-        + "; their layers are not independent, so a residual stream and its gradients grow faster than predicted"
+        + "; their layers are not independent: a residual stream and its gradients grow faster"
     )
 
 
 def _identity(parameter: Tensor, value: Moments) -> object:
-    """What two parameters share if they hold the same values: the bytes, or on meta the latent they came from."""
+    """What two parameters share if they hold the same values: numbers, or on meta their latent."""
     if parameter.is_meta:
         return tuple(f.key for term in value.terms for f in term.factors)
     sample = parameter.detach().reshape(-1)[:64].to("cpu", torch.float64)
@@ -76,8 +76,8 @@ def _tied(model: nn.Module) -> str:
     if not tied:
         return ""
     return (
-        f"assumption: tied parameters ({few(tied)}); their uses are taken as independent, so the first sees no "
-        "correlation with the last, and their gradients add as if uncorrelated"
+        f"assumption: tied parameters ({few(tied)}); their uses are taken as independent, so signals that "
+        "meet the same weights twice are off"
     )
 
 
@@ -91,22 +91,18 @@ def _again(model: nn.Module, calls: Iterable[tuple[str, int]]) -> str:
     if not names:
         return ""
     return (
-        f"assumption: {few(names)} used more than once in a pass; each use is taken as new independent weights, "
-        "so gradients and signals that return to the same weights are off"
+        f"assumption: {few(names)} used more than once in a pass; each use is taken as new, independent "
+        "weights, so signals and gradients that return to the same weights are off"
     )
 
 
 def _narrow(model: nn.Module) -> str:
-    names = [
-        name
-        for name, p in model.named_parameters()
-        if p.dim() > 1 and 1 < min(p.shape[1:].numel(), p.numel() // max(p.shape[1], 1)) < NARROW
-    ]
+    names = [name for name, p in model.named_parameters() if p.dim() > 1 and 1 < p.shape[1:].numel() < NARROW]
     if not names:
         return ""
     return (
-        f"assumption: sums of fewer than {NARROW} terms at {few(names)}; they are not quite normal, and a single "
-        "draw scatters widely"
+        f"assumption: sums of fewer than {NARROW} terms at {few(names)}; they are not quite normal, and a "
+        "single draw scatters widely"
     )
 
 

@@ -1,4 +1,4 @@
-"""Predict a model's signal, forward and backward, from its code and initialisers alone: no weights, no data."""
+"""Predict a model's signal, forward and backward, from its code and initialisers: no weights, no data."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def predict(
     """Return the expected statistics of every module call, forward and backward, without running on numbers.
 
     The model's own forward code and autograd's own backward run on meta tensors, and the second moments of
-    every tensor are carried along: mean, RMS √E[x²], share of zeros and cosine between samples of every output,
-    the RMS of the gradient there, and of every parameter's gradient. `scatter` is how far a single draw of a
-    network of this width is expected to lie from it.
+    every tensor are carried along: mean, RMS √E[x²], share of zeros and cosine between samples of every
+    output, the RMS of the gradient there, and of every parameter's gradient. `scatter` is how far a single
+    draw of a network of this width is expected to lie from it.
 
-    A *builder* is run on meta too, and what its initialisers would draw is recorded: no memory at any size. Of
-    a model with values the parameters' own mean and spread are used. A model whose code needs values that meta
-    tensors lack runs on a real copy; the notes say so, and list what is unknown, which approximations were
-    used, and which assumptions the model violates.
+    A *builder* is run on meta too, and what its initialisers would draw is recorded: no memory at any size.
+    Of a model with values the parameters' own mean and spread are used. A model whose code needs values
+    that meta tensors lack runs on a real copy; the notes say so, and list what is unknown, which
+    approximations were used, and which assumptions the model violates.
 
     *Assumes* random, independent weights and (as mean-field theory does) gradients that do not depend on the
     weights they pass; exact as widths grow, for most operations; see docs/predict.md for the errors measured.
@@ -52,7 +52,8 @@ def predict(
 
     Args:
         model: The model, or a function without arguments that builds it.
-        inputs: A tensor, a tuple, a dict, a loader (its first batch is used) or a spec such as `"32x1024"`; see
+        inputs: A tensor, a tuple, a dict, a loader (its first batch is used) or a spec such as `"32x1024"`;
+        see
             `isometry.inputs.batches`. Integers and masks keep their values; the floats of a spec and of meta
             tensors stand for N(0, 1).
         loss: `loss(output)`, or `loss(output, target)` where a loader brings a target; returns one number.
@@ -97,13 +98,15 @@ def _first(inputs: object) -> Batch:
 @contextmanager
 def _plain_kernels() -> Iterator[None]:
     """Let attention and recurrent layers run as ordinary operations, which have rules."""
-    fast = torch.backends.mha.get_fastpath_enabled()
+    fast, fused = torch.backends.mha.get_fastpath_enabled(), torch._C._get_mkldnn_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
+    torch._C._set_mkldnn_enabled(False)
     try:
-        with sdpa_kernel(SDPBackend.MATH), torch.backends.mkldnn.flags(enabled=False):
+        with sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+        torch._C._set_mkldnn_enabled(fused)
 
 
 @dataclass

@@ -54,7 +54,8 @@ class Stats:
         kurtosis: E[(x − mean)⁴]/std⁴, 3 for a normal distribution; None for a constant.
         cosine: Mean cosine between the outputs of two different samples of a batch; None below two samples.
         nonfinite: Share of entries that are nan or infinite.
-        scatter: Relative standard deviation of `rms` from one random draw of weights and inputs to the next, as
+        scatter: Relative standard deviation of `rms` from one random draw of weights and inputs to the
+        next, as
             predicted for this finite width; None where it is not predicted.
     """
 

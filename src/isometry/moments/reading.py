@@ -16,7 +16,8 @@ from isometry.profile import Stats
 def stats_of(m: Moments, *, samples: int = 0, scatter: float | None = None) -> Stats:
     """Return the statistics of a tensor, as expectations over random weights and inputs.
 
-    `rms` is √E[x²]; `cosine` is E[x·x′]/E[x²] for two samples, which is the mean cosine where norms hardly vary.
+    `rms` is √E[x²]; `cosine` is E[x·x′]/E[x²] for two samples, which is the mean cosine where norms hardly
+    vary.
 
     Args:
         m: The record.
@@ -44,7 +45,7 @@ def stats_of(m: Moments, *, samples: int = 0, scatter: float | None = None) -> S
 
 
 def zeros_of(m: Moments) -> float:
-    """Return the share of exact zeros: a product vanishes where a factor does, a sum where all its terms do."""
+    """Return the share of exact zeros: of a product where a factor vanishes, of a sum where all terms do."""
     share: Any = 1.0
     for term in m.terms:
         present: Any = (term.coef != 0).astype(float)

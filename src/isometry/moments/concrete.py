@@ -39,12 +39,16 @@ class Concrete:
 
     def beside(self, dims: Dims) -> Moments:
         """Return the exact moments on the axes and blocks that a tensor has which it meets elementwise."""
-        shape = tuple(self.tensor.shape)
-        met = ((),) * (len(shape) - len(dims)) + dims[max(len(dims) - len(shape), 0) :]
-        own = tuple(() if n == 1 else d or ((n,),) for n, d in zip(shape, met, strict=True))
+        own = met_axes(tuple(self.tensor.shape), dims)
         if own not in self._cut:
             self._cut[own] = moments_of(self.tensor, own)
         return self._cut[own]
+
+
+def met_axes(shape: tuple[int, ...], dims: Dims) -> Dims:
+    """Return the axes of a tensor that meets one with `dims` elementwise, aligned from the last dim on."""
+    met = ((),) * (len(shape) - len(dims)) + dims[max(len(dims) - len(shape), 0) :]
+    return tuple(() if n == 1 else d or ((n,),) for n, d in zip(shape, met, strict=True))
 
 
 def moments_of(tensor: Tensor, dims: Dims | None = None) -> Moments:
@@ -142,7 +146,7 @@ def _pair_sums(array: Array, axes: tuple[Axis, ...], free: tuple[bool, ...]) -> 
     for position, axis in enumerate(axes):
         if free[position]:
             array = np.add.reduceat(array, _starts(axis), axis=position)
-    left = [k for k in range(rank)]
+    left = list(range(rank))
     right = [k + rank if free[k] else k for k in range(rank)]
     out = [x for k in range(rank) for x in ((k, k + rank) if free[k] else (k,))]
     product = np.einsum(array, left, array, right, out)

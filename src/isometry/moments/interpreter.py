@@ -25,12 +25,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from isometry.moments import regrouping as reg
-from isometry.moments import running
+from isometry.moments import running, symbolic
 from isometry.moments.aliasing import Key, disjoint, key_of
 from isometry.moments.concrete import LIMIT, Concrete, moments_of
 from isometry.moments.record import Moments
 from isometry.moments.rules.base import RULES, Context, NoRule, Rule, Shifted, Unknown, Value
 from isometry.moments.rules.pointwise import UNTAGGED, as_moments, pointwise
+from isometry.moments.symbolic import Lazy
 
 _LIKE = (
     "zeros_like",
@@ -96,6 +97,7 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.count = 0
         self.used: Counter[str] = Counter()
         self._storages: dict[int, _Storage] = {}
+        self._known: dict[object, tuple[list[Value | None], list[Value | None] | None]] = {}
 
     # --- records of tensors ---------------------------------------------------------------------------------------
 
@@ -273,14 +275,14 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Return the records of an operation's outputs."""
         name = func._schema.name.split("::")[1]
         outputs = list(_tensors(out))
-        inputs = [self.value(t) if t.numel() or True else None for t in _tensors((args, kwargs))]
+        inputs = [self.value(t) for t in _tensors((args, kwargs))]
         if name in _LIKE or not inputs:
             made = self._factory(func, args, kwargs, outputs)
             if made is not None:
                 return made
         known = [v for v in inputs if v is not None]
-        if inputs and len(known) == len(inputs) and all(isinstance(v, Concrete) for v in known):
-            made = self._on_values(func, args, kwargs, outputs)
+        if inputs and len(known) == len(inputs) and all(isinstance(v, Concrete | Lazy) for v in known):
+            made = self._remembered(func, args, kwargs, outputs)
             if made is not None:
                 return made
         for value in known:
@@ -312,13 +314,29 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return None
         return [Concrete(func(*args, **{**kwargs, "device": "cpu"}))]
 
+    def _remembered(
+        self, func: Any, args: Any, kwargs: dict[str, Any], outputs: list[Tensor]
+    ) -> list[Value | None] | None:
+        """Run an operation on known values once: layers repeat what they do with masks and positions."""
+        key = _identity((func, args, kwargs), lambda t: id(self.value(t)))
+        if key not in self._known:
+            inputs = [
+                self.value(t) for t in _tensors((args, kwargs))
+            ]  # kept, so that an id is not used again
+            self._known[key] = (inputs, self._on_values(func, args, kwargs, outputs))
+        return self._known[key][1]
+
     def _on_values(
         self, func: Any, args: Any, kwargs: dict[str, Any], outputs: list[Tensor]
     ) -> list[Value | None] | None:
         """Run an operation on known values, where they are small enough to hold."""
         name = func._schema.name.split("::")[1]
-        if max(t.numel() for t in outputs) > LIMIT and not func.is_view:
-            return None
+        held = all(isinstance(self.value(t), Concrete) for t in _tensors((args, kwargs)))
+        if not held or (max(t.numel() for t in outputs) > LIMIT and not func.is_view):
+            if len(outputs) != 1 or func._schema.is_mutable:
+                return None
+            made = symbolic.evaluate(func, *_mapped((args, kwargs), self.value), tuple(outputs[0].shape))
+            return None if made is None else [made]
         if name.endswith("_") and func._schema.is_mutable:
             found = _functional(func)
             if found is None:
@@ -411,6 +429,17 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
     elif isinstance(tree, dict):
         for item in tree.values():
             yield from _tensors(item)
+
+
+def _identity(tree: Any, of: Callable[[Tensor], int]) -> object:
+    """Return a hashable stand-in for an operation's arguments, tensors by what `of` tells of them."""
+    if isinstance(tree, Tensor):
+        return ("tensor", of(tree))
+    if isinstance(tree, list | tuple):
+        return tuple(_identity(x, of) for x in tree)
+    if isinstance(tree, dict):
+        return tuple((k, _identity(v, of)) for k, v in tree.items())
+    return type(tree), tree
 
 
 def _mapped(tree: Any, fn: Callable[[Tensor], Any]) -> Any:

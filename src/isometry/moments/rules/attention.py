@@ -15,12 +15,13 @@ and keys are cut into blocks that double in size.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from isometry.moments import algebra as alg
 from isometry.moments import axes as ax
@@ -31,6 +32,7 @@ from isometry.moments.axes import Array, Axis
 from isometry.moments.record import Moments, Term
 from isometry.moments.rules.base import Context, NoRule, Shifted, rule
 from isometry.moments.rules.pointwise import as_moments
+from isometry.moments.symbolic import Known, entries, shape_of
 
 ROWS = 3  # rows sampled per block of queries
 
@@ -64,7 +66,7 @@ def doubling(n: int) -> Axis:
 @rule("_softmax", "_safe_softmax", accuracy="asymptotic", raw=(0,))
 def softmax(ctx: Context, x: Any, dim: int, *_: Any) -> Moments:
     """Softmax; see the module. Assumes normal scores, independent of what they weigh."""
-    shift = x.shift.tensor if isinstance(x, Shifted) else None
+    shift = x.shift if isinstance(x, Shifted) else None
     scores = x.random if isinstance(x, Shifted) else as_moments(x)
     rank = len(ctx.shape)
     dim %= rank
@@ -77,17 +79,15 @@ def softmax(ctx: Context, x: Any, dim: int, *_: Any) -> Moments:
         return _weights(scores, key, None, rows)
     if dim != rank - 1 or rank < 2:
         raise NoRule("a mask over another dim than the last")
-    pattern = _pattern(shift, ctx.shape)
     scores = reg.single_axis(scores, dim - 1)
-    uneven = bool(pattern.shape[1] > 1)
-    if not uneven:
-        key_axis = _key_blocks(pattern)
-        scores = reg.recut_axis(scores, key, ax.common_blocks(scores.axes[key], key_axis))
-        return _weights(scores, key, None, _sampled_rows(pattern, None, scores.axes[key]))
+    edge = _edge_blocks(shift, ctx.shape)
+    if edge is not None:
+        scores = reg.recut_axis(scores, key, ax.common_blocks(scores.axes[key], edge))
+        return _weights(scores, key, None, rows_of(shift, ctx.shape, None, scores.axes[key]))
     (query,) = scores.positions(dim - 1)
     scores = reg.recut_axis(scores, query, ax.common_blocks(scores.axes[query], doubling(ctx.shape[dim - 1])))
     scores = reg.recut_axis(scores, key, ax.common_blocks(scores.axes[key], doubling(ctx.shape[dim])))
-    return _weights(scores, key, query, _sampled_rows(pattern, scores.axes[query], scores.axes[key]))
+    return _weights(scores, key, query, rows_of(shift, ctx.shape, scores.axes[query], scores.axes[key]))
 
 
 def _uniform(keys: Axis) -> Rows:
@@ -95,34 +95,37 @@ def _uniform(keys: Axis) -> Rows:
     return Rows(share[None, None], share[None, None], (share / ax.size(keys))[None, None])
 
 
-def _pattern(shift: Tensor, shape: tuple[int, ...]) -> Array:
-    """Return u = softmax(shift) as (samples of the leading dims, queries or 1, keys)."""
-    shift = shift.reshape([1] * (len(shape) - shift.dim()) + list(shift.shape))
-    for d, step in enumerate(shift.stride()):
-        if step == 0 and d < len(shape) - 1:
-            shift = shift.narrow(d, 0, 1)
-    shift = shift.expand(*shift.shape[:-1], shape[-1])
-    u = torch.softmax(shift.to(torch.float64), -1).nan_to_num(0.0).reshape(-1, shift.shape[-2], shape[-1])
-    if u.shape[1] > 1 and bool((u == u[:, :1]).all()):
-        u = u[:, :1]
-    return u[torch.linspace(0, u.shape[0] - 1, min(u.shape[0], 4)).long()].numpy()
+def _pattern(shift: Known, shape: tuple[int, ...], rows: Sequence[int]) -> Array:
+    """Return u = softmax(shift) of the chosen rows, as (samples of the leading dims, rows, keys)."""
+    at = torch.arange(shape[-1])
+    own = (1,) * (len(shape) - len(shape_of(shift))) + shape_of(shift)
+    leading = [torch.linspace(0, n - 1, min(n, 2)).long() for n in own[:-2]]
+    grid = (*leading, torch.tensor(rows), at)
+    values = entries(shift, grid[len(grid) - len(shape_of(shift)) :])
+    values = values.to(torch.float64).expand(*[len(g) for g in grid])
+    return torch.softmax(values, -1).nan_to_num(0.0).reshape(-1, len(rows), shape[-1]).numpy()
 
 
-def _key_blocks(pattern: Array) -> Axis:
-    """Cut keys where the weights of a mask that is the same for all queries jump, up to 8 blocks."""
+def _edge_blocks(shift: Known, shape: tuple[int, ...]) -> Axis | None:
+    """Where all rows are alike (a padding mask), cut keys where their weights jump, up to 8 blocks; else None."""
+    rows = sorted({int(r) for r in np.linspace(0, shape[-2] - 1, min(shape[-2], 64))})
+    pattern = _pattern(shift, shape, rows)
+    if bool((pattern != pattern[:, :1]).any()):
+        return None
     mean = pattern.mean((0, 1))
     edges = np.flatnonzero(np.abs(np.diff(mean)) > 1e-9 * mean.max()) + 1
     if len(edges) == 0 or len(edges) > 7:
-        return (pattern.shape[-1],)
-    cuts = [0, *edges.tolist(), pattern.shape[-1]]
+        return (shape[-1],)
+    cuts = [0, *edges.tolist(), shape[-1]]
     return tuple(b - a for a, b in itertools.pairwise(cuts))
 
 
-def _sampled_rows(pattern: Array, queries: Axis | None, keys: Axis) -> Rows:
+@lru_cache(maxsize=8)
+def rows_of(shift: Known, shape: tuple[int, ...], queries: Axis | None, keys: Axis) -> Rows:
     """Sample pairs of rows for every pair class of the queries; samples of the leading dims are further samples."""
     starts = np.cumsum([0, *keys[:-1]])
     if queries is None:
-        u = pattern[:, 0]
+        u = _pattern(shift, shape, [0])[:, 0]
         share = np.add.reduceat(u, starts, axis=-1)[None]
         return Rows(share, share, np.add.reduceat(u * u, starts, axis=-1)[None])
     edges = np.cumsum([0, *queries])
@@ -132,24 +135,36 @@ def _sampled_rows(pattern: Array, queries: Axis | None, keys: Axis) -> Rows:
         else np.arange(lo, hi)
         for lo, hi in itertools.pairwise(edges)
     ]
-    left, right = ax.sides(queries)
-    pairs = []
-    for k, (b, c) in enumerate(zip(left, right, strict=True)):
-        same = k < len(queries)
-        chosen = (
-            [(t, t) for t in picks[b]] if same else [(s, t) for s in picks[b] for t in picks[c] if s != t]
-        )
-        chosen = chosen or [(picks[b][0], picks[c][0])]
-        pairs.append(
-            np.resize(np.asarray(chosen), (ROWS * ROWS, 2))
-            if len(chosen) <= ROWS * ROWS
-            else np.asarray(chosen)
-        )
-    index = np.stack(pairs)  # (classes, samples, 2)
-    first, second = pattern[:, index[..., 0]], pattern[:, index[..., 1]]  # (leading, classes, samples, keys)
-    parts = [np.add.reduceat(a, starts, axis=-1) for a in (first, second, first * second)]
+    rows = np.concatenate(picks)
+    ends = np.cumsum([0, *[len(p) for p in picks]])
+    index = np.stack([_row_pairs(ends, b, c) for b, c in _query_classes(queries)])  # (classes, samples, 2)
+    u = _pattern(shift, shape, rows.tolist())
+    share = np.add.reduceat(u, starts, axis=-1)
+    overlap = np.stack(
+        [part @ part.swapaxes(1, 2) for part in np.split(u, starts[1:], axis=-1)], axis=-1
+    )  # (leading, rows, rows, key blocks)
+    parts = (share[:, index[..., 0]], share[:, index[..., 1]], overlap[:, index[..., 0], index[..., 1]])
     one, two, both = (np.moveaxis(p, 0, 1).reshape(p.shape[1], -1, len(keys)) for p in parts)
     return Rows(one, two, both)
+
+
+def _query_classes(queries: Axis) -> list[tuple[int, int | None]]:
+    """Return for each pair class its two blocks, the second None where the class pairs a row with itself."""
+    left, right = ax.sides(queries)
+    return [
+        (int(b), None if k < len(queries) else int(c))
+        for k, (b, c) in enumerate(zip(left, right, strict=True))
+    ]
+
+
+def _row_pairs(ends: Array, b: int, c: int | None) -> Array:
+    """Return ROWS² pairs of sampled rows of one class, repeated where there are fewer."""
+    ours = range(int(ends[b]), int(ends[b + 1]))
+    if c is None:
+        chosen = [(t, t) for t in ours]
+    else:
+        chosen = [(s, t) for s in ours for t in range(int(ends[c]), int(ends[c + 1])) if s != t]
+    return np.resize(np.asarray(chosen or [(ours[0], ours[0])]), (ROWS * ROWS, 2))
 
 
 def _weights(scores: Moments, key: int, query: int | None, rows: Rows) -> Moments:

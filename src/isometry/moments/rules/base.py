@@ -25,6 +25,7 @@ from typing import Any, Literal
 
 from isometry.moments.concrete import Concrete
 from isometry.moments.record import Moments
+from isometry.moments.symbolic import Known, Lazy
 
 Accuracy = Literal["exact", "asymptotic", "approximate"]
 
@@ -47,10 +48,10 @@ class Shifted:
     """A random tensor plus a known one that must not be read as variance: attention scores and their mask or bias."""
 
     random: Moments
-    shift: Concrete
+    shift: Known
 
 
-Value = Moments | Concrete | Shifted | Unknown
+Value = Moments | Concrete | Lazy | Shifted | Unknown
 
 
 @dataclass

@@ -11,20 +11,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from math import prod
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from isometry.moments import algebra as alg
-from isometry.moments import latents
+from isometry.moments import latents, symbolic
 from isometry.moments import regrouping as reg
 from isometry.moments.axes import Array
 from isometry.moments.concrete import Concrete
 from isometry.moments.record import Moments, Term
 from isometry.moments.rules.base import Context, NoRule, Shifted, rule
 from isometry.moments.rules.linear import plus
+from isometry.moments.symbolic import Known, Lazy, is_float, shape_of
 
 # Operations that act entry by entry and that PyTorch does not tag so.
 UNTAGGED = frozenset(
@@ -63,44 +64,45 @@ UNTAGGED = frozenset(
     ]
 )
 
-Operand = Moments | Concrete | Shifted | float | int
+Operand = Moments | Known | Shifted | float | int
 
 
 def as_moments(x: Any, beside: Any = None) -> Moments:
     """Return an operand as a record; known values on the axes and blocks of the record that they meet."""
     if isinstance(x, Moments):
         return x
-    if isinstance(x, Concrete):
+    if isinstance(x, Concrete | Lazy):
         other = beside.random if isinstance(beside, Shifted) else beside
         return x.beside(other.dims) if isinstance(other, Moments) else x.moments
     if isinstance(x, Shifted):
-        shift = x.shift.tensor
-        if not bool(torch.isfinite(shift).all()):
+        shift = x.shift.beside(x.random.dims)
+        if not np.isfinite(shift.table).all():
             raise NoRule("a masked tensor (with infinite entries) is used by something else than a softmax")
-        return plus(x.random, x.shift.beside(x.random.dims))
+        return plus(x.random, shift)
     return alg.constant((), float(x))
 
 
-def _is_known(x: Operand) -> bool:
-    return isinstance(x, Concrete) and x.tensor.numel() > 1 and x.tensor.is_floating_point()
+def _is_known(x: Operand) -> TypeGuard[Known]:
+    return isinstance(x, Concrete | Lazy) and prod(shape_of(x)) > 1 and is_float(x)
 
 
 @rule("add", accuracy="exact", raw=(0, 1))
 def add(ctx: Context, a: Operand, b: Operand, *, alpha: float = 1) -> Moments | Shifted:
     """Sum. Exact; a known tensor that varies is kept beside the random one, for a softmax to use."""
-    if alpha == 1 and isinstance(a, Moments | Shifted) and _is_known(b) and isinstance(b, Concrete):
-        return shifted(a, b.tensor)
-    if alpha == 1 and isinstance(b, Moments | Shifted) and _is_known(a) and isinstance(a, Concrete):
-        return shifted(b, a.tensor)
+    if alpha == 1 and isinstance(a, Moments | Shifted) and _is_known(b):
+        return shifted(a, b)
+    if alpha == 1 and isinstance(b, Moments | Shifted) and _is_known(a):
+        return shifted(b, a)
     return plus(as_moments(a, b), alg.scale(as_moments(b, a), alpha))
 
 
-def shifted(x: Moments | Shifted, shift: Tensor) -> Moments | Shifted:
+def shifted(x: Moments | Shifted, shift: Known) -> Moments | Shifted:
     """Return x plus a known tensor, kept apart where it varies."""
-    random, known = (x.random, x.shift.tensor + shift) if isinstance(x, Shifted) else (x, shift)
-    if known.min() == known.max():
-        return plus(random, alg.constant(known.shape, float(known.min())))
-    return Shifted(random, Concrete(known))
+    if isinstance(x, Shifted):
+        x, shift = x.random, symbolic.pointwise(torch.add, x.shift, shift)
+    if isinstance(shift, Concrete) and shift.tensor.min() == shift.tensor.max():
+        return plus(x, alg.constant(shift.tensor.shape, float(shift.tensor.min())))
+    return Shifted(x, shift)
 
 
 @rule("sub", accuracy="exact", raw=(0, 1))
@@ -125,7 +127,8 @@ def neg(ctx: Context, a: Moments) -> Moments:
 def mul(ctx: Context, a: Any, b: Any) -> Moments | Shifted:
     """Product: node by node where both depend on one latent, else of independents."""
     if isinstance(a, Shifted) and _number(b) is not None:
-        return Shifted(alg.scale(a.random, _number(b) or 0.0), Concrete(a.shift.tensor * (_number(b) or 0.0)))
+        by = _number(b) or 0.0
+        return Shifted(alg.scale(a.random, by), symbolic.pointwise(torch.mul, a.shift, by))
     return times(as_moments(a, b), as_moments(b, a))
 
 
@@ -178,12 +181,17 @@ def pow_(ctx: Context, a: Any, b: Any) -> Moments:
 @rule("where", accuracy="exact", raw=(0, 1, 2))
 def where(ctx: Context, condition: Any, a: Any, b: Any) -> Moments | Shifted:
     """Choice: condition · a + (1 − condition) · b; a known condition with a huge negative number becomes a shift."""
-    if isinstance(condition, Concrete):
-        for mask, x, fill in ((condition.tensor, a, b), (~condition.tensor, b, a)):
+    if isinstance(condition, Concrete | Lazy):
+        for kept, x, fill in ((True, a, b), (False, b, a)):
             number = _number(fill)
             if isinstance(x, Moments | Shifted) and number is not None and number <= -1e3:
-                return shifted(x, torch.zeros(mask.shape).masked_fill_(~mask, number))
+                return shifted(x, _penalty(condition, kept, number))
     return _choice(condition, a, b)
+
+
+def _penalty(mask: Known, kept: bool, number: float) -> Known:
+    """Return 0 where the mask equals `kept`, and else a number."""
+    return symbolic.pointwise(lambda m: torch.where(m.bool() == kept, 0.0, number), mask)
 
 
 def _choice(condition: Any, a: Any, b: Any) -> Moments:
@@ -198,8 +206,8 @@ def _choice(condition: Any, a: Any, b: Any) -> Moments:
 def masked_fill(ctx: Context, x: Any, mask: Any, value: Any) -> Moments | Shifted:
     """Choice between a tensor and a number; see `where`."""
     number = float(value.mean.reshape(-1)[0]) if isinstance(value, Moments) else float(value)
-    if isinstance(mask, Concrete) and isinstance(x, Moments | Shifted) and number <= -1e3:
-        return shifted(x, torch.zeros(mask.tensor.shape).masked_fill_(mask.tensor, number))
+    if isinstance(mask, Concrete | Lazy) and isinstance(x, Moments | Shifted) and number <= -1e3:
+        return shifted(x, _penalty(mask, False, number))
     return _choice(mask, number, x)
 
 

@@ -4,6 +4,7 @@ from collections import Counter
 
 import pytest
 from cases import CASES
+from sequence_cases import SEQUENCE
 from simulation import Case, check, predicted
 
 from isometry.moments.rules.base import RULES
@@ -11,7 +12,7 @@ from isometry.moments.rules.base import RULES
 _USED: Counter[str] = Counter()
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", (*CASES, *SEQUENCE), ids=lambda case: case.name)
 def test_rule_agrees_with_simulation(case: Case) -> None:
     if case.wrong:
         _USED.update(predicted(case)[1].used)

@@ -27,6 +27,9 @@ def run(func: Any, args: Any, kwargs: dict[str, Any], real: Real) -> Any:
     name = func._schema.name.split("::")[1]
     if name == "_grouped_mm" and args[0].is_meta:
         return _grouped_mm(*args, **kwargs)
+    if name == "masked_select" and args[0].is_meta and (mask := real(args[1])) is not None:
+        shape = torch.broadcast_shapes(args[0].shape, mask.shape)
+        return args[0].new_empty(int(mask.expand(shape).sum()))
     try:
         return func(*args, **kwargs)
     except (NotImplementedError, RuntimeError):

@@ -1,6 +1,7 @@
 """The rules, by family; importing this package registers all of them."""
 
 from isometry.moments.rules import attention as attention
+from isometry.moments.rules import conv as conv
 from isometry.moments.rules import index as index
 from isometry.moments.rules import linear as linear
 from isometry.moments.rules import loss as loss
@@ -8,4 +9,5 @@ from isometry.moments.rules import norm as norm
 from isometry.moments.rules import pointwise as pointwise
 from isometry.moments.rules import random as random
 from isometry.moments.rules import reduce as reduce
+from isometry.moments.rules import scatter as scatter
 from isometry.moments.rules import views as views

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
+from math import prod
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from isometry.moments import algebra as alg
 from isometry.moments import axes as ax
+from isometry.moments import lookup
 from isometry.moments import record as rec
 from isometry.moments import regrouping as reg
-from isometry.moments.axes import Array
+from isometry.moments.axes import Array, Axis
 from isometry.moments.concrete import Concrete, equal_share
-from isometry.moments.record import Moments
+from isometry.moments.drawing import draw
+from isometry.moments.record import Label, Moments, Run
 from isometry.moments.rules.base import Context, NoRule, rule
+from isometry.moments.rules.pointwise import as_moments
+from isometry.moments.running import masks_as_positions
 
 
 def _equal(ids: Any, rows: int) -> tuple[Array, rec.Dims]:
@@ -70,3 +80,173 @@ def embedding_backward(ctx: Context, g: Moments, ids: Any, rows: int, *_: Any) -
         )
     table = np.stack([same / rows, differ / max(rows * (rows - 1), 1)], axis=0)
     return alg.gaussian((((rows,),), *g.dims[len(dims) :]), table, np.expand_dims(mean / rows, 0))
+
+
+class _Chosen(NamedTuple):
+    """An axis made of chosen entries of an axis of n entries."""
+
+    of: Label
+    ids: bytes
+    size: int
+
+
+def positions(ctx: Context, ids: Any) -> Tensor:
+    """Return the values of an index tensor; those that only data tell are drawn once."""
+    if isinstance(ids, Concrete):
+        return ids.tensor
+    ctx.note("indices that depend on data are one typical draw")
+    return draw(as_moments(ids), seed=len(ctx.shape)).round().long().clamp_(min=0)
+
+
+def gathered(m: Moments, dims: Sequence[int], ids: Sequence[Tensor]) -> Moments:
+    """Return the entries at known indices along some dims; the indices' own dims come first.
+
+    Exact second moments. The result stays a function of the same latents, of which two entries are one variable
+    where their indices are equal: their correlation is averaged over the pairs of a class.
+
+    Args:
+        m: The record.
+        dims: The dims that are indexed; they disappear.
+        ids: For each of them its indices, all of one shape.
+    """
+    shape = tuple(ids[0].shape)
+    for d in dims:
+        m = reg.single_axis(m, d)
+    rest = [d for d in range(len(m.dims)) if d not in dims]
+    m = reg.transposed(m, (*dims, *rest))
+    codes = [i.reshape(-1).to(torch.int64) % m.shape[k] for k, i in enumerate(ids)]
+    used = [c.numpy() for k, c in enumerate(codes) if m.dims[k]]
+    m = replace(m, dims=tuple(d for k, d in enumerate(m.dims) if d or k >= len(dims)))
+    given: list[Axis] = [(n,) for n in shape if n != 1]
+    taken = m.axes[: len(used)]
+    if len(given) == 1 and len(used) == 1:
+        given = [lookup.runs(taken[0], used[0])]
+    elif prod(len(a) for a in taken) * codes[0].numel() > lookup.HISTOGRAM >> 4:
+        for p in range(len(used)):
+            m = reg.recut_axis(m, p, (ax.size(m.axes[p]),))
+        taken = m.axes[: len(used)]
+    tail = m.dims[len(used) :]
+    axes = iter(given)
+    dims_given = tuple((next(axes),) if n != 1 else () for n in shape)
+    if not used:
+        lead = replace(m, dims=((),) * len(shape) + m.dims)
+        return reg.broadcast(lead, (*dims_given, *m.dims))
+    how = lookup.gathering(taken, given, used)
+
+    def relabel(labels: tuple[Label, ...]) -> tuple[Label, ...]:
+        if all(label is None for label in labels):
+            return (None,) * len(given)
+        if len(labels) == len(given) == 1:
+            return (_chosen(labels[0], used[0], ax.size(taken[0])),)
+        mark = tuple(c.tobytes() for c in used)
+        return tuple(Run(("index", mark, labels, k), 1, 0) for k in range(len(given)))
+
+    return replace(reg.remap(m, 0, how, relabel), dims=(*dims_given, *tail))
+
+
+def _chosen(label: Label, ids: NDArray[np.int64], n: int) -> Label:
+    """Return the label of an axis of which entries were chosen; a permutation and its inverse cancel."""
+    before = label.base if isinstance(label, Run) and label[1:] == (1, 0) else None
+    if isinstance(before, _Chosen):
+        label, ids, n = before.of, np.frombuffer(before.ids, dtype=np.int64)[ids], before.size
+    if len(ids) == n and np.array_equal(ids, np.arange(n)):
+        return label
+    return Run(_Chosen(label, ids.tobytes(), n), 1, 0)
+
+
+def added(m: Moments, count: int, sizes: Sequence[int], ids: Sequence[Tensor]) -> Moments:
+    """Return zeros into which entries are added at known indices: the first `count` dims of m become dims of `sizes`.
+
+    Exact second moments; taken as normal. Entries that nothing is added to are blocks of their own where they lie
+    together.
+    """
+    for d in range(count):
+        m = reg.single_axis(m, d)
+    taken = m.axes[: sum(1 for d in range(count) if m.dims[d])]
+    codes = [i.reshape(-1).to(torch.int64) % n for i, n in zip(ids, sizes, strict=True)]
+    used = [c.numpy() for c, n in zip(codes, sizes, strict=True) if n != 1]
+    given: list[Axis] = [(n,) for n in sizes if n != 1]
+    if len(given) == 1:
+        given = [lookup.landing(given[0][0], used[0])]
+    axes = iter(given)
+    dims = (*((next(axes),) if n != 1 else () for n in sizes), *m.dims[count:])
+    how = lookup.adding(taken, given, used)
+    old, new = ([len(a) for a in x] for x in (taken, given))
+    table = lookup.total(how.pairs, m.table, [b * (b + 1) for b in old], [b * (b + 1) for b in new])
+    return alg.gaussian(dims, table, lookup.total(how.blocks, m.mean, old, new))
+
+
+def _indices(ctx: Context, indices: Any) -> tuple[list[int], list[Tensor]]:
+    """Return the dims that an advanced index takes, and its index tensors broadcast to one shape."""
+    known = [None if i is None else positions(ctx, i) for i in indices]
+    flat = masks_as_positions(known, lambda t: t)
+    dims = [k for k, i in enumerate(flat) if i is not None]
+    shape = np.broadcast_shapes(*[tuple(i.shape) for i in flat if i is not None])
+    return dims, [i.expand(shape) for i in flat if i is not None]
+
+
+def _place(dims: Sequence[int]) -> int:
+    """Return where the index's own dims go: in place of neighbouring dims, else to the front."""
+    return dims[0] if list(dims) == list(range(dims[0], dims[0] + len(dims))) else 0
+
+
+def _moved(m: Moments, count: int, place: int) -> Moments:
+    """Move the first `count` dims to `place`."""
+    rest = list(range(count, len(m.dims)))
+    return reg.transposed(m, (*rest[:place], *range(count), *rest[place:]))
+
+
+@rule("index", accuracy="exact", raw=(1,))
+def index(ctx: Context, m: Moments, indices: Any) -> Moments:
+    """Advanced indexing by known integers or masks; see `gathered`."""
+    dims, ids = _indices(ctx, indices)
+    return _moved(gathered(m, dims, ids), ids[0].dim(), _place(dims))
+
+
+@rule("index_select", accuracy="exact", raw=(2,))
+def index_select(ctx: Context, m: Moments, dim: int, ids: Any) -> Moments:
+    """Entries along a dim by known indices; see `gathered`."""
+    dim %= len(m.dims)
+    return _moved(gathered(m, [dim], [positions(ctx, ids).reshape(-1)]), 1, dim)
+
+
+@rule("masked_select", accuracy="exact", raw=(1,))
+def masked_select(ctx: Context, m: Moments, mask: Any) -> Moments:
+    """The entries where a known mask is true; see `gathered`."""
+    where = positions(ctx, mask).expand(m.shape).nonzero(as_tuple=True)
+    return gathered(m, range(len(m.dims)), where)
+
+
+def varying(ids: Tensor, dim: int, sizes: Sequence[int]) -> list[int]:
+    """Return the dims along which an index tensor is no mere repetition, `dim` among them."""
+
+    def repeats(d: int) -> bool:
+        if ids.shape[d] != sizes[d]:
+            return False
+        return ids.stride(d) == 0 or bool((ids == ids.narrow(d, 0, 1)).all())
+
+    return [d for d in range(ids.dim()) if d == dim or not repeats(d)]
+
+
+def own_and_given(ids: Tensor, dim: int, dims: Sequence[int]) -> list[Tensor]:
+    """Return for each of `dims` the indices of an entry along it: its own, but those given along `dim`."""
+    for d in range(ids.dim()):
+        if d not in dims:
+            ids = ids.narrow(d, 0, 1)
+    ids = ids.reshape([ids.shape[d] for d in dims])
+    grids = torch.meshgrid(*[torch.arange(n) for n in ids.shape], indexing="ij")
+    return [ids if d == dim else grid for d, grid in zip(dims, grids, strict=True)]
+
+
+@rule("gather", accuracy="exact", raw=(2,))
+def gather(ctx: Context, m: Moments, dim: int, ids: Any, **_: Any) -> Moments:
+    """Entries along a dim by indices known for each place; see `gathered`."""
+    if not m.dims:
+        return m
+    values = positions(ctx, ids)
+    dim %= values.dim()
+    dims = varying(values, dim, m.shape)
+    m = gathered(m, dims, own_and_given(values, dim, dims))
+    rest = [d for d in range(values.dim()) if d not in dims]
+    order = [*dims, *rest]
+    return reg.transposed(m, tuple(order.index(d) for d in range(len(order))))

@@ -202,7 +202,7 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 out = running.decomposed(func, args, kwargs)
             if out is not NotImplemented:
                 return out
-        out = running.run(func, args, kwargs, self._known)
+        out = running.run(func, args, kwargs, self._values_of)
         outputs = list(_tensors(out))
         if not outputs:
             return out
@@ -233,7 +233,7 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._remember_view(func_of, (before, *args[1:]), [out])
         return out
 
-    def _known(self, tensor: Tensor) -> Tensor | None:
+    def _values_of(self, tensor: Tensor) -> Tensor | None:
         value = self.value(tensor)
         return value.tensor if isinstance(value, Concrete) else None
 

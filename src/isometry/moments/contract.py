@@ -36,7 +36,7 @@ def contract(spec: str, a: Moments, b: Moments) -> Moments:
     """
     inputs, out = spec.split("->")
     in_a, in_b = inputs.split(",")
-    a, b = _meet(a, in_a, b, in_b)
+    a, b = meet(a, in_a, b, in_b)
     letters_c = [x for x in out if x in in_a and x in in_b]
     letters_s = [x for x in in_a if x in in_b and x not in out]
     letters_a = [x for x in out if x in in_a and x not in in_b]
@@ -136,7 +136,7 @@ def _outer_all(vectors: list[Array]) -> Array:
     return np.asarray(result)
 
 
-def _meet(a: Moments, in_a: str, b: Moments, in_b: str) -> tuple[Moments, Moments]:
+def meet(a: Moments, in_a: str, b: Moments, in_b: str) -> tuple[Moments, Moments]:
     """Cut the dims that both inputs have into the same axes; a dim of size 1 is broadcast."""
     for x in in_a:
         if x not in in_b:

@@ -1,0 +1,222 @@
+"""Convolutions of every kind, and their gradients.
+
+With the taps (o, k, i) of a window (see `taps`) a convolution, its gradient at the input and its gradient at the weight
+are one sum with three readings,
+
+    y[o] = Σ x[i]·w[k],     dx[i] = Σ g[o]·w[k],     dw[k] = Σ g[o]·x[i],
+
+over all taps and over the channels that the result lacks; a transposed convolution is the second. So
+
+    E[y y′](s_o) = Σ F[s_o, s_k, s_i] · E[x x′](s_i) · E[w w′](s_k) / pairs(s_o)
+
+with the number F of pairs of taps by pair classes, one F per spatial dim. Groups are one more shared axis. Assumes that the
+two tensors are independent; second moments exact, normal in the wide limit. The spatial axes of a result have one block:
+its borders count by their share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import count
+from math import prod
+from typing import Any, Literal
+
+import numpy as np
+
+from isometry.moments import algebra as alg
+from isometry.moments import axes as ax
+from isometry.moments import contract as con
+from isometry.moments import regrouping as reg
+from isometry.moments.axes import Array, Axis
+from isometry.moments.record import Moments
+from isometry.moments.rules.base import Context, rule
+from isometry.moments.rules.linear import plus, with_shape
+from isometry.moments.taps import Window, tap_pairs
+
+Role = Literal["o", "k", "i"]
+_ROLES: tuple[Role, ...] = ("o", "k", "i")
+
+
+def windowed(spec: str, a: Moments, b: Moments, roles: str, windows: Sequence[Window]) -> Moments:
+    """Return the sum over taps of a·b.
+
+    Args:
+        spec: The dims before the spatial ones as in `contract`, "ngc,goc->ngo".
+        a: First tensor; its last dims are spatial.
+        b: Second tensor.
+        roles: What the spatial dims of a, of b and of the result are: outputs "o", kernel "k" or inputs "i".
+        windows: One window per spatial dim.
+
+    Returns:
+        The record; the result is taken as normal.
+    """
+    inputs, out = spec.split("->")
+    in_a, in_b = inputs.split(",")
+    a, b = _spatial(a, len(in_a)), _spatial(b, len(in_b))
+    a, b = con.meet(a, in_a, b, in_b)
+    axes = {x: m.dims[names.index(x)] for m, names in ((a, in_a), (b, in_b)) for x in names}
+    target: list[Axis] = []
+    for d, window in enumerate(windows):
+        sizes = {"o": window.outputs, "k": window.kernel, "i": window.inputs}
+        axes |= {f"{roles[0]}{d}": a.dims[len(in_a) + d], f"{roles[1]}{d}": b.dims[len(in_b) + d]}
+        axes[f"{roles[2]}{d}"] = ((sizes[roles[2]],),)
+        target.append((sizes[roles[2]],))
+    places = [f"{role}{d}" for d in range(len(windows)) for role in _ROLES]
+    names = [[*in_a, *[f"{roles[0]}{d}" for d in range(len(windows))]]]
+    names += [[*in_b, *[f"{roles[1]}{d}" for d in range(len(windows))]]]
+    result = [*out, *[f"{roles[2]}{d}" for d in range(len(windows))]]
+    full = set(places) | (set(in_a) & set(in_b))
+    pairs = [tap_pairs(w, *(axes[f"{r}{d}"][0] for r in _ROLES)) for d, w in enumerate(windows)]
+    table = _summed([a.table, b.table], names, [p for p, _ in pairs], result, axes, full, of_pairs=True)
+    mean = _summed([a.mean, b.mean], names, [m for _, m in pairs], result, axes, full, of_pairs=False)
+    dims = tuple(axes[x] for x in result)
+    return _dropped(alg.gaussian(dims, table, mean), len(out))
+
+
+def _summed(
+    arrays: list[Array],
+    names: list[list[str]],
+    taps: list[Array],
+    result: list[str],
+    axes: dict[str, tuple[Axis, ...]],
+    full: set[str],
+    *,
+    of_pairs: bool,
+) -> Array:
+    """Return the einsum of two arrays, the taps' counts, and the counts of the channels that are summed over."""
+    fresh, letters = count(), dict[str, list[int]]()
+
+    def labels(name: str) -> list[int]:
+        return letters.setdefault(name, [next(fresh) for _ in axes[name]])
+
+    def weight(axis: Axis) -> Array:
+        return ax.pair_counts(axis) if of_pairs else np.asarray(axis, dtype=np.float64)
+
+    operands: list[Any] = []
+    for array, own in zip(arrays, names, strict=True):
+        shape, marks = [], []
+        for name in own:
+            for axis, label in zip(axes[name], labels(name), strict=True):
+                present = array.shape[len(shape)]
+                shape.append(len(weight(axis)) if name in full else present)
+                marks.append(label)
+        operands += [np.broadcast_to(array, shape), marks]
+    for d, counts in enumerate(taps):
+        operands += [counts, [labels(f"{role}{d}")[0] for role in _ROLES]]
+    for name in full - set(result):
+        if name[1:] == "":  # a channel, not a place
+            for axis, label in zip(axes[name], labels(name), strict=True):
+                operands += [weight(axis), [label]]
+    total = np.einsum(*operands, [x for name in result for x in labels(name)], optimize="greedy")
+    for d in range(len(taps)):
+        position = total.ndim - len(taps) + d
+        (axis,) = axes[result[len(result) - len(taps) + d]]
+        shape = [-1 if p == position else 1 for p in range(total.ndim)]
+        total = total / np.maximum(weight(axis), 1.0).reshape(shape)
+    return np.asarray(total)
+
+
+def _spatial(m: Moments, lead: int) -> Moments:
+    """Give every dim from `lead` on exactly one axis."""
+    for d in range(lead, len(m.dims)):
+        m = reg.single_axis(m, d) if m.dims[d] else m
+    return reg.broadcast(m, (*m.dims[:lead], *[d or ((1,),) for d in m.dims[lead:]]))
+
+
+def _dropped(m: Moments, lead: int) -> Moments:
+    """Take the axes of size 1 away from the dims from `lead` on."""
+    for d in range(lead, len(m.dims)):
+        if m.shape[d] == 1 and m.dims[d]:
+            m = reg.selected(m, d, 0, keep=True)
+    return m
+
+
+# --- convolution ----------------------------------------------------------------------------------------------------
+
+
+def windows_of(
+    outputs: Sequence[int], kernel: Sequence[int], inputs: Sequence[int], stride: Any, padding: Any, dilation: Any
+) -> list[Window]:
+    """Return the windows of each spatial dim; arguments of one number serve all dims."""
+    rank = len(outputs)
+    each = [list(x) * rank if len(x) == 1 else list(x) for x in (stride, padding, dilation)]
+    return [Window(*all_) for all_ in zip(outputs, kernel, inputs, *each, strict=True)]
+
+
+def _grouped(m: Moments, dim: int, groups: int) -> Moments:
+    """Return the record with a dim cut into (groups, the rest)."""
+    shape = m.shape
+    return reg.regrouped(m, (*shape[:dim], groups, shape[dim] // groups, *shape[dim + 1 :]))
+
+
+def _ungrouped(m: Moments, dim: int) -> Moments:
+    """Return the record with two neighbouring dims as one."""
+    return replace(m, dims=(*m.dims[:dim], (*m.dims[dim], *m.dims[dim + 1]), *m.dims[dim + 2 :]))
+
+
+def _batched(m: Moments, rank: int) -> Moments:
+    return m if len(m.dims) == rank + 2 else replace(m, dims=((), *m.dims))
+
+
+@rule("convolution", "convolution_overrideable", "_convolution", accuracy="asymptotic")
+def convolution(
+    ctx: Context,
+    x: Moments,
+    w: Moments,
+    b: Moments | None,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    transposed: bool,
+    output_padding: Any,
+    groups: int,
+    *_: Any,
+) -> Moments:
+    """Convolution, transposed or not. Assumes weights that are independent of the input; exact second moments."""
+    rank = len(w.dims) - 2
+    small, large = (x.shape, ctx.shape) if transposed else (ctx.shape, x.shape)
+    windows = windows_of(small[-rank:], w.shape[2:], large[-rank:], stride, padding, dilation)
+    x, w = _grouped(_batched(x, rank), 1, groups), _grouped(w, 0, groups)
+    if transposed:  # the weight is (inputs, outputs), and x is what a convolution would give
+        y = windowed("ngo,goc->ngc", x, w, "oki", windows)
+    else:
+        y = windowed("ngc,goc->ngo", x, w, "iko", windows)
+    y = _ungrouped(y, 1)
+    if b is not None:
+        y = plus(y, replace(b, dims=(b.dims[0], *[()] * rank)))
+    return y if len(ctx.shape) == rank + 2 else replace(y, dims=y.dims[1:])
+
+
+@rule("convolution_backward", "convolution_backward_overrideable", accuracy="asymptotic")
+def convolution_backward(
+    ctx: Context,
+    g: Moments,
+    x: Moments,
+    w: Moments,
+    bias_sizes: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    transposed: bool,
+    output_padding: Any,
+    groups: int,
+    mask: Any,
+) -> tuple[Moments | None, ...]:
+    """Gradients of a convolution. Assumes that the gradient is independent of input and weight; exact second moments."""
+    rank = len(w.dims) - 2
+    shapes = x.shape, w.shape
+    small, large = (x.shape, g.shape) if transposed else (g.shape, x.shape)
+    windows = windows_of(small[-rank:], w.shape[2:], large[-rank:], stride, padding, dilation)
+    db = con.total(g, tuple(d for d in range(len(g.dims)) if d != len(g.dims) - rank - 1)) if mask[2] else None
+    x, g = (_grouped(_batched(m, rank), 1, groups) for m in (x, g))
+    w = _grouped(w, 0, groups)
+    dx = dw = None
+    if mask[0]:
+        spec, roles = ("ngc,goc->ngo", "iko") if transposed else ("ngo,goc->ngc", "oki")
+        dx = with_shape(_ungrouped(windowed(spec, g, w, roles, windows), 1), (*shapes[0],))
+    if mask[1]:
+        small_one, large_one = (x, g) if transposed else (g, x)
+        dw = _ungrouped(windowed("ngo,ngc->goc", small_one, large_one, "oik", windows), 0)
+    assert prod(shapes[1]) > 0
+    return dx, dw, db

@@ -19,6 +19,7 @@ from isometry.strictjson import dump, number_to_data
 from isometry.tables import Column, Table, compact
 
 Side = Literal["forward", "backward"]
+ACCURACY = 0.02  # what the rules themselves may be off by, see docs/predict.md
 UNTOLD = 0.1  # relative deviation allowed where no scatter is predicted
 ZERO = 1e-6  # of the median RMS: below this a value is rounding noise
 
@@ -178,8 +179,8 @@ def audit(
 ) -> Audit:
     """Predict and measure a model, and mark where they differ by more than a finite width explains.
 
-    A row is outside where |ln(measured/predicted)| > sigmas·scatter/√draws; where no scatter is predicted,
-    beyond 10 %. A model with values is one draw: its own.
+    A row is outside where |ln(measured/predicted)| > sigmas·scatter/√draws + 2 %; where no scatter is
+    predicted, beyond 10 %. A model with values is one draw: its own.
 
     Args:
         model: The model, or a function without arguments that builds it.
@@ -270,7 +271,7 @@ def _compared(
     )
     outside = False
     if told is not None and real is not None and max(told, real) > floor:
-        allowed = UNTOLD if scatter is None else sigmas * scatter
+        allowed = UNTOLD if scatter is None else sigmas * scatter + ACCURACY
         outside = min(told, real) <= 0 or not math.isfinite(real) or abs(math.log(real / told)) > allowed
     return Comparison(
         name=row.name,

@@ -325,7 +325,7 @@ class _Recorder:
 def read(interpreter: Interpreter, tensor: Tensor, *, samples: int = 0) -> Stats | None:
     """Return the statistics of a tensor's record; None where it is unknown."""
     m = interpreter.moments(tensor)
-    return None if m is None else stats_of(m, samples=samples)
+    return None if m is None else stats_of(m, samples=samples, scatter=interpreter.spread.scatter(m))
 
 
 def _parameters(twin: nn.Module, interpreter: Interpreter) -> tuple[Signal, ...]:

@@ -89,14 +89,19 @@ class Carrier:
             return self.known(tensor)
         twin = torch.randn(tensor.shape).to(tensor.dtype) if tensor.is_meta and self.kind == "real" else None
         twin = self._like(tensor) if twin is None else twin
-        self.interpreter.assign(twin, alg.normal(tensor.shape))
+        self._vary(twin)
         return twin.requires_grad_(tensor.requires_grad)
 
     def seed(self, tensor: Tensor) -> Tensor:
         """Return an i.i.d. unit gradient for an output."""
         made = torch.empty_like(tensor) if self.kind == "meta" else torch.randn_like(tensor)
-        self.interpreter.assign(made, alg.normal(made.shape))
+        self._vary(made)
         return made
+
+    def _vary(self, tensor: Tensor) -> None:
+        drawn = alg.normal(tensor.shape)
+        self.interpreter.assign(tensor, drawn)
+        self.interpreter.spread.begin(drawn)
 
     def _like(self, tensor: Tensor) -> Tensor:
         if self.kind == "meta":

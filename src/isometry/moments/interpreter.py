@@ -31,6 +31,7 @@ from isometry.moments.concrete import LIMIT, Concrete, moments_of
 from isometry.moments.record import Moments
 from isometry.moments.rules.base import RULES, Context, NoRule, Rule, Shifted, Unknown, Value
 from isometry.moments.rules.pointwise import UNTAGGED, as_moments, pointwise
+from isometry.moments.spread import Spread
 from isometry.moments.symbolic import Lazy
 
 _LIKE = (
@@ -87,6 +88,7 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         module: Path of the module now running, for messages; set it from module hooks.
         count: Operations seen.
         used: How often each rule was used, by its operation's name.
+        spread: How far one draw is expected to lie from the records.
     """
 
     def __init__(self) -> None:
@@ -96,6 +98,7 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.module = ""
         self.count = 0
         self.used: Counter[str] = Counter()
+        self.spread = Spread()
         self._storages: dict[int, _Storage] = {}
         self._known: dict[object, tuple[list[Value | None], list[Value | None] | None]] = {}
 
@@ -277,7 +280,10 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         outputs = list(_tensors(out))
         inputs = [self.value(t) for t in _tensors((args, kwargs))]
         if name in _LIKE or not inputs:
-            made = self._factory(func, args, kwargs, outputs)
+            key = (_identity((func, args, kwargs), lambda _: 0), tuple(outputs[0].shape))
+            if key not in self._known:
+                self._known[key] = ([], self._factory(func, args, kwargs, outputs))
+            made = self._known[key][1]
             if made is not None:
                 return made
         known = [v for v in inputs if v is not None]
@@ -383,6 +389,7 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if found is not None:
             self.used[context.op] += 1
         results = list(result) if isinstance(result, tuple | list) else [result]
+        self.spread.follow(context.op, (ready, named), results)
         return results[: len(outputs)] + [None] * (len(outputs) - len(results))
 
     def _argument(self, x: Any, raw: bool) -> Any:

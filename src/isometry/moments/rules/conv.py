@@ -19,7 +19,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import count
-from math import prod
 from typing import Any, Literal
 
 import numpy as np
@@ -38,7 +37,9 @@ Role = Literal["o", "k", "i"]
 _ROLES: tuple[Role, ...] = ("o", "k", "i")
 
 
-def windowed(spec: str, a: Moments, b: Moments, roles: str, windows: Sequence[Window]) -> Moments:
+def windowed(
+    spec: str, a: Moments, b: Moments, roles: str, windows: Sequence[Window], like: Moments | None = None
+) -> Moments:
     """Return the sum over taps of a·b.
 
     Args:
@@ -47,6 +48,7 @@ def windowed(spec: str, a: Moments, b: Moments, roles: str, windows: Sequence[Wi
         b: Second tensor.
         roles: What the spatial dims of a, of b and of the result are: outputs "o", kernel "k" or inputs "i".
         windows: One window per spatial dim.
+        like: A record whose spatial blocks the result shall have; without, one block each.
 
     Returns:
         The record; the result is taken as normal.
@@ -56,20 +58,17 @@ def windowed(spec: str, a: Moments, b: Moments, roles: str, windows: Sequence[Wi
     a, b = _spatial(a, len(in_a)), _spatial(b, len(in_b))
     a, b = con.meet(a, in_a, b, in_b)
     axes = {x: m.dims[names.index(x)] for m, names in ((a, in_a), (b, in_b)) for x in names}
-    target: list[Axis] = []
     for d, window in enumerate(windows):
         sizes = {"o": window.outputs, "k": window.kernel, "i": window.inputs}
         axes |= {f"{roles[0]}{d}": a.dims[len(in_a) + d], f"{roles[1]}{d}": b.dims[len(in_b) + d]}
-        axes[f"{roles[2]}{d}"] = ((sizes[roles[2]],),)
-        target.append((sizes[roles[2]],))
-    places = [f"{role}{d}" for d in range(len(windows)) for role in _ROLES]
+        axes[f"{roles[2]}{d}"] = ((sizes[roles[2]],),) if like is None else _axis(like, d - len(windows))
     names = [[*in_a, *[f"{roles[0]}{d}" for d in range(len(windows))]]]
     names += [[*in_b, *[f"{roles[1]}{d}" for d in range(len(windows))]]]
     result = [*out, *[f"{roles[2]}{d}" for d in range(len(windows))]]
-    full = set(places) | (set(in_a) & set(in_b))
+    channels = set(in_a) & set(in_b)
     pairs = [tap_pairs(w, *(axes[f"{r}{d}"][0] for r in _ROLES)) for d, w in enumerate(windows)]
-    table = _summed([a.table, b.table], names, [p for p, _ in pairs], result, axes, full, of_pairs=True)
-    mean = _summed([a.mean, b.mean], names, [m for _, m in pairs], result, axes, full, of_pairs=False)
+    table = _summed([a.table, b.table], names, [p for p, _ in pairs], result, axes, channels, of_pairs=True)
+    mean = _summed([a.mean, b.mean], names, [m for _, m in pairs], result, axes, channels, of_pairs=False)
     dims = tuple(axes[x] for x in result)
     return _dropped(alg.gaussian(dims, table, mean), len(out))
 
@@ -80,7 +79,7 @@ def _summed(
     taps: list[Array],
     result: list[str],
     axes: dict[str, tuple[Axis, ...]],
-    full: set[str],
+    channels: set[str],
     *,
     of_pairs: bool,
 ) -> Array:
@@ -99,15 +98,14 @@ def _summed(
         for name in own:
             for axis, label in zip(axes[name], labels(name), strict=True):
                 present = array.shape[len(shape)]
-                shape.append(len(weight(axis)) if name in full else present)
+                shape.append(len(weight(axis)) if name in channels or len(name) > 1 else present)
                 marks.append(label)
         operands += [np.broadcast_to(array, shape), marks]
     for d, counts in enumerate(taps):
         operands += [counts, [labels(f"{role}{d}")[0] for role in _ROLES]]
-    for name in full - set(result):
-        if name[1:] == "":  # a channel, not a place
-            for axis, label in zip(axes[name], labels(name), strict=True):
-                operands += [weight(axis), [label]]
+    for name in channels - set(result):
+        for axis, label in zip(axes[name], labels(name), strict=True):
+            operands += [weight(axis), [label]]
     total = np.einsum(*operands, [x for name in result for x in labels(name)], optimize="greedy")
     for d in range(len(taps)):
         position = total.ndim - len(taps) + d
@@ -122,6 +120,11 @@ def _spatial(m: Moments, lead: int) -> Moments:
     for d in range(lead, len(m.dims)):
         m = reg.single_axis(m, d) if m.dims[d] else m
     return reg.broadcast(m, (*m.dims[:lead], *[d or ((1,),) for d in m.dims[lead:]]))
+
+
+def _axis(m: Moments, dim: int) -> tuple[Axis, ...]:
+    """Return the blocks of a dim as one axis."""
+    return reg.single_axis(m, dim % len(m.dims)).dims[dim] or ((1,),)
 
 
 def _dropped(m: Moments, lead: int) -> Moments:
@@ -205,7 +208,7 @@ def convolution_backward(
 ) -> tuple[Moments | None, ...]:
     """Gradients of a convolution. Assumes that the gradient is independent of input and weight; exact second moments."""
     rank = len(w.dims) - 2
-    shapes = x.shape, w.shape
+    shape = x.shape
     small, large = (x.shape, g.shape) if transposed else (g.shape, x.shape)
     windows = windows_of(small[-rank:], w.shape[2:], large[-rank:], stride, padding, dilation)
     db = con.total(g, tuple(d for d in range(len(g.dims)) if d != len(g.dims) - rank - 1)) if mask[2] else None
@@ -214,9 +217,9 @@ def convolution_backward(
     dx = dw = None
     if mask[0]:
         spec, roles = ("ngc,goc->ngo", "iko") if transposed else ("ngo,goc->ngc", "oki")
-        dx = with_shape(_ungrouped(windowed(spec, g, w, roles, windows), 1), (*shapes[0],))
+        dx = _ungrouped(windowed(spec, g, w, roles, windows, x), 1)
+        dx = with_shape(dx if len(shape) == rank + 2 else replace(dx, dims=dx.dims[1:]), shape)
     if mask[1]:
         small_one, large_one = (x, g) if transposed else (g, x)
-        dw = _ungrouped(windowed("ngo,ngc->goc", small_one, large_one, "oik", windows), 0)
-    assert prod(shapes[1]) > 0
+        dw = _ungrouped(windowed("ngo,ngc->goc", small_one, large_one, "oik", windows, w), 0)
     return dx, dw, db

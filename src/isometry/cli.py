@@ -11,7 +11,7 @@ from importlib.metadata import version
 from inspect import signature
 from itertools import zip_longest
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import torch
 import typer
@@ -26,6 +26,8 @@ from isometry.comparison import Comparison
 from isometry.contenders import Start
 from isometry.datasets import DATASETS
 from isometry.errors import InvalidValueError, IsometryError, IsometryWarning
+from isometry.gain import Direction, describe, gain
+from isometry.gain_table import gain_table
 from isometry.measure import measure
 from isometry.strictjson import dump, parse
 from isometry.tables import Table
@@ -44,6 +46,15 @@ app = typer.Typer(
 
 # The one place for defaults is `compare` itself.
 _DEFAULT: dict[str, Any] = {name: p.default for name, p in signature(compare).parameters.items()}
+
+# Activations in one table, so that it fits a screen of 100 columns.
+_ABREAST = 5
+
+
+def _examples(*lines: str) -> str:
+    """The end of a help page; a blank line keeps each example on a line of its own."""
+    return "Examples:\n\n" + "\n\n".join(f"isometry {line}" for line in lines)
+
 
 Target = Annotated[
     str,
@@ -106,7 +117,56 @@ def _root(
         raise typer.Exit
 
 
-@app.command(name="measure")
+@app.command(
+    name="gain", epilog=_examples("gain silu gelu tanh", "gain my_file.py:my_activation --direction backward")
+)
+def _gain(
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="NAME...",
+            help="Names such as silu, leaky_relu(0.2), swiglu; or package.module:function, "
+            "or path/file.py:function.",
+        ),
+    ],
+    direction: Annotated[
+        str | None,
+        typer.Option(help="Print only this gain, a line each: forward, backward or balanced."),
+    ] = None,
+    gated: Annotated[
+        bool,
+        typer.Option(
+            "--gated", help="Take each as the φ of a gated unit φ(a)·b; swiglu and its like are already."
+        ),
+    ] = False,
+    mean: Annotated[float, typer.Option(help="Mean of the activation's input.")] = 0.0,
+    std: Annotated[float, typer.Option(help="Standard deviation of the activation's input.")] = 1.0,
+    json: JsonFile = None,
+) -> None:
+    """Show the gain of activations, what follows for a deep network, and where torch differs."""
+    activations = [find(name) if ":" in name else name for name in names]
+    is_gated = True if gated else None
+    if direction is not None:
+        for name, activation in zip(names, activations, strict=True):
+            value = gain(
+                activation, direction=cast("Direction", direction), gated=is_gated, mean=mean, std=std
+            )
+            typer.echo(f"{name} {value:.9g}")
+        return
+    found = [describe(activation, gated=is_gated, mean=mean, std=std) for activation in activations]
+    console = _console(json)
+    for start in range(0, len(found), _ABREAST):
+        _print(console, gain_table(found[start : start + _ABREAST]))
+    _write_json(dump({name: one.to_dict() for name, one in zip(names, found, strict=True)}), json)
+
+
+@app.command(
+    name="measure",
+    epilog=_examples(
+        "measure model.py:build -i 64x1024",
+        "measure model.py:build --arg depth=30 -i 64x1024 --init kaiming",
+    ),
+)
 def _measure(
     target: Target,
     inputs: Annotated[
@@ -136,10 +196,7 @@ def _measure(
     json: JsonFile = None,
     seed: Annotated[int, typer.Option(help="Of the weights.")] = 0,
 ) -> None:
-    """Run a model once on random inputs and show the signal in every module, forward and backward.
-
-    Example: isometry measure examples/plain.py:build --arg depth=30 -i 64x64 --init kaiming
-    """
+    """Run a model once on random inputs and show the signal in every module, forward and backward."""
     torch.manual_seed(seed)
     model = builder(target, parse_arguments(arg or []))()
     if init is not None:
@@ -155,11 +212,19 @@ def _measure(
     _write_json(profile.to_json(), json)
 
 
-@app.command(name="compare")
+@app.command(
+    name="compare",
+    epilog=_examples(
+        "compare --demo --out out",
+        "compare model.py:build --data digits32 --init torch --init kaiming",
+    ),
+)
 def _compare(
     target: Annotated[
         str | None,
-        typer.Argument(help="The model, as for measure; none with --demo.", show_default=False),
+        typer.Argument(
+            metavar="[TARGET]", help="The model, as for measure; none with --demo.", show_default=False
+        ),
     ] = None,
     show: Annotated[
         bool, typer.Option("--demo", help="Compare on deep plain networks (relu, tanh, gelu), no TARGET.")
@@ -196,13 +261,7 @@ def _compare(
     ] = None,
     json: JsonFile = None,
 ) -> None:
-    """Train the same model from several initialisations: same data, same batches, same budget.
-
-    Examples:
-    isometry compare --demo --out out
-
-    isometry compare model.py:build --data digits --init torch --init kaiming --lr 0.01 --lr 0.03
-    """
+    """Train the same model from several initialisations: same data, same batches, same budget."""
     if show == (target is not None):
         raise InvalidValueError("name a TARGET such as model.py:build, or use --demo (one of the two)")
     options: dict[str, Any] = {

@@ -102,6 +102,8 @@ def compare(
     )
     rates = _rates(lr)
     task = _data(data)
+    if not 0 < threshold <= 1:
+        raise InvalidValueError(f"threshold must be an accuracy above 0 and at most 1, got {threshold!r}")
     if not seeds:
         raise InvalidValueError("seeds must hold at least one number")
     first = _build(build, seeds[0])
@@ -249,6 +251,10 @@ def _data(data: Data | str | tuple[Tensor, Tensor]) -> Data:
         return load(data)
     if isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
         inputs, targets = data
+        if len(inputs) != len(targets):
+            raise InvalidValueError(
+                f"data needs as many targets as inputs, got {len(inputs)} inputs and {len(targets)} targets"
+            )
         if len(inputs) < 5:
             raise InvalidValueError(
                 f"data needs at least five samples, one in five for the test; got {len(inputs)}"
@@ -257,9 +263,9 @@ def _data(data: Data | str | tuple[Tensor, Tensor]) -> Data:
         return Data(
             name="your data",
             train_inputs=inputs[~test],
-            train_targets=targets[: len(inputs)][~test],
+            train_targets=targets[~test],
             test_inputs=inputs[test],
-            test_targets=targets[: len(inputs)][test],
+            test_targets=targets[test],
         )
     raise InvalidTypeError(
         f"data must be isometry.datasets.Data, the name of a data set, or (inputs, targets), "

@@ -63,10 +63,11 @@ def materialize_(
     Example:
         >>> from isometry.sampling import Constant, Normal, materialize_
         >>> with torch.device("meta"):
-        ...     model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
-        >>> laws = {"0.weight": Normal(0.5), "0.bias": Constant(0.0), "1.weight": Constant(1.0), "1.bias":
-        Constant(0.0)} >>> materialize_(model, laws) >>> model[1].running_var.tolist(),
-        model[0].weight.device.type ([1.0, 1.0, 1.0], 'cpu')
+        ...     model = nn.Sequential(nn.Linear(4, 3, bias=False), nn.BatchNorm1d(3))
+        >>> laws = {"0.weight": Normal(0.5), "1.weight": Constant(1.0), "1.bias": Constant(0.0)}
+        >>> materialize_(model, laws)
+        >>> model[1].running_var.tolist(), model[0].weight.device.type
+        ([1.0, 1.0, 1.0], 'cpu')
     """
     if not isinstance(model, nn.Module):
         raise InvalidTypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")

@@ -1,8 +1,10 @@
 """Fans against simulation through the real, non-square modules."""
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -450,3 +452,10 @@ def test_several_axes_in_one_role() -> None:
 def test_zero_fan_has_no_variance() -> None:
     with pytest.raises(InvalidValueError, match="length zero"):
         fans_of_tensor(torch.empty(3, 0)).by_mode("fan_in")
+
+
+def test_the_examples_of_the_documentation_run() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "fans.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 3
+    exec("\n".join(blocks), {})

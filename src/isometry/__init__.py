@@ -1,6 +1,6 @@
 """Initial weights that keep the signal alive."""
 
-from isometry import init
+from isometry import datasets, init
 from isometry.compare import compare
 from isometry.comparison import Comparison
 from isometry.criticality import critical_line, critical_point, fixed_point
@@ -37,6 +37,7 @@ __all__ = [
     "compare",
     "critical_line",
     "critical_point",
+    "datasets",
     "fans",
     "fans_of_tensor",
     "fixed_point",

@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 
 from isometry.errors import InvalidTypeError, InvalidValueError, ModelError, NotFoundError
 from isometry.names import canonical_name
-from isometry.parametrised import weight_norm_hooks
+from isometry.parametrised import shape_of, weight_norm_hooks
 from isometry.roles import Role, role_of
 from isometry.sampling import Distribution
 
@@ -63,7 +63,7 @@ class Slot:
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of the values to draw; a parametrised weight's own."""
-        return tuple(getattr(self.uses[0].owner, self.uses[0].leaf).shape)
+        return shape_of(self.uses[0].owner, self.uses[0].leaf)
 
 
 @dataclass(frozen=True)

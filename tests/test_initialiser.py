@@ -372,3 +372,28 @@ def test_initialisers_can_be_copied_and_pickled() -> None:
     expected = kaiming(nn.Linear(6, 4)).weight.detach()
     for twin in (copy.deepcopy(kaiming), pickle.loads(pickle.dumps(kaiming))):
         assert torch.equal(twin(nn.Linear(6, 4)).weight, expected)
+
+
+def test_sharded_parameters_get_the_values_of_whole_ones() -> None:
+    from torch import distributed
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    def build() -> nn.Sequential:
+        layers = [nn.Embedding(10, 6, padding_idx=2), nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 4)]
+        return nn.Sequential(*layers)
+
+    whole, sharded = Orthogonal()(build()), build()
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        for module in sharded:
+            for name, parameter in module._parameters.items():
+                module._parameters[name] = nn.Parameter(
+                    distribute_tensor(parameter.detach(), mesh, [Shard(0)])
+                )
+        Orthogonal()(sharded)
+        for one, other in zip(whole.parameters(), sharded.parameters(), strict=True):
+            assert torch.equal(one, other.full_tensor())
+    finally:
+        distributed.destroy_process_group()

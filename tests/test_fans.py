@@ -402,7 +402,7 @@ def test_lazy_module_asks_for_a_run() -> None:
 
 def test_unknown_parameter_name_suggests_the_nearest() -> None:
     with pytest.raises(NotFoundError, match=r"did you mean '0\.weight'"):
-        fans(nn.Sequential(nn.Linear(2, 3)), "0.weigth")
+        fans(nn.Sequential(nn.Linear(2, 3)), "0.weights")
     with pytest.raises(NotFoundError, match="no parameter"):
         fans(nn.ReLU(), "weight")
 

@@ -299,7 +299,13 @@ def bad_models() -> dict[str, tuple[nn.Module, Initialiser, type[Exception], str
         "expanded": (expanded, Kaiming(), InvalidValueError, r"1\.weight.*expanded"),
         "overlapping": (overlapping, Kaiming(), ModelError, "share memory"),
         "lazy": (nn.Sequential(nn.Linear(3, 4), nn.LazyLinear(2)), Kaiming(), ModelError, r"1\.weight.*lazy"),
-        "pattern": (plain, Kaiming(skip="1.weigth"), NotFoundError, r"did you mean '1\.weight'"),
+        "pattern": (plain, Kaiming(skip="1.weights"), NotFoundError, r"did you mean '1\.weight'"),
+        "distributions name a module": (
+            plain,
+            Kaiming(distributions={"1": Constant(0.0)}),
+            NotFoundError,
+            "matches no parameter",
+        ),
         "axes pattern": (plain, Kaiming(axes={"2.w": {}}), NotFoundError, "axes="),
         "axes": (plain, Kaiming(axes={"1.weight": {"in_axis": 5}}), InvalidValueError, "in_axis=5"),
         "law that fails": (
@@ -345,7 +351,7 @@ def test_what_is_no_module(thing: object) -> None:
     [
         ({"nonlinearity": "geluu"}, NotFoundError, "gelu"),
         ({"mode": "fan_ins"}, InvalidValueError, "did you mean 'fan_in'"),
-        ({"distribution": "orthogonl"}, InvalidValueError, "did you mean 'orthogonal'"),
+        ({"distribution": "orthogonal_"}, InvalidValueError, "did you mean 'orthogonal'"),
         ({"gain": math.nan}, InvalidValueError, "gain"),
         ({"gain": -1.0}, InvalidValueError, "gain"),
         ({"input_gain": math.inf}, InvalidValueError, "input_gain"),

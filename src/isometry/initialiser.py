@@ -19,7 +19,7 @@ from isometry.assignment import (
     check_slot,
     first_match,
     modules_of,
-    require_match,
+    require_use,
     selectors,
     slots_of,
 )
@@ -184,7 +184,8 @@ class Initialiser(ABC):
         self._selection.check(slots)
         for argument, patterns in (("axes", self.axes), ("distributions", self.distributions)):
             for pattern in patterns:
-                require_match(argument, pattern, slots)
+                used = any(first_match({pattern: True}, slot) for slot in slots)
+                require_use(argument, pattern, slots, used=used)
 
     def _given_law(self, slot: Slot) -> Distribution | None:
         """The user's own distribution; one that cannot draw this shape fails before any write."""

@@ -87,8 +87,7 @@ def draws(shard: Shard, distribution: Distribution, key: bytes) -> Iterator[Draw
     elif isinstance(distribution, Elementwise):
         if shard.local.is_complex():
             part = distribution.component()
-            planes = torch.view_as_real(shard.local.resolve_conj())
-            for label, plane in (("real", planes[..., 0]), ("imaginary", planes[..., 1])):
+            for label, plane in (("real", shard.local.real), ("imaginary", shard.local.imag)):
                 yield from _elementwise(shard._replace(local=plane), part, subkey(key, label))
         else:
             yield from _elementwise(shard, distribution, key)

@@ -5,11 +5,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isometry.errors import InvalidTypeError, InvalidValueError, ModelError
-from isometry.sampling import Constant, Normal, TruncatedNormal, Uniform, Whole, engine, fill_, fill_keyed_, workers
+from isometry.sampling import (
+    Constant,
+    Normal,
+    TruncatedNormal,
+    Uniform,
+    Whole,
+    engine,
+    fill_,
+    fill_keyed_,
+    workers,
+)
 from isometry.sampling.shards import shard_of
 from isometry.sampling.streams import stream_key
 
-LAWS = [Normal(0.3, 0.1), Uniform(-0.2, 0.7), TruncatedNormal(0.5), TruncatedNormal(0.5, 1.0, 3.5), Constant(1.5)]
+LAWS = [
+    Normal(0.3, 0.1),
+    Uniform(-0.2, 0.7),
+    TruncatedNormal(0.5),
+    TruncatedNormal(0.5, 1.0, 3.5),
+    Constant(1.5),
+]
 
 
 def drawn(shape, law, dtype=torch.float32, name="w", seed=0):
@@ -34,7 +50,9 @@ def test_other_dtypes_hold_the_float32_values_rounded(law, dtype):
     if law.bounds is not None and dtype.itemsize == 2:
         expected = expected.double().clamp(*law.bounds).to(torch.float32)
         # a clamped value is the last one of the dtype inside
-        expected = torch.where(expected.to(dtype).double() == expected.double(), expected, torch.nan).to(dtype)
+        expected = torch.where(expected.to(dtype).double() == expected.double(), expected, torch.nan).to(
+            dtype
+        )
         stored = drawn((40, 37), law, dtype)
         inside = ~expected.isnan()
         assert inside.float().mean() > 0.9
@@ -50,13 +68,19 @@ def test_strides_and_shape_do_not_matter(shape, law, random):
     random.shuffle(order)
     plain = drawn(shape, law)
     inverse = [order.index(d) for d in range(len(shape))]
-    strided = torch.empty([2 * shape[d] for d in order])[tuple(slice(None, None, 2) for _ in order)].permute(inverse)
+    strided = torch.empty([2 * shape[d] for d in order])[tuple(slice(None, None, 2) for _ in order)].permute(
+        inverse
+    )
     assert strided.shape == plain.shape
     assert torch.equal(fill_keyed_(strided, law, seed=0, name="w"), plain)
 
 
-@pytest.mark.parametrize("law", [TruncatedNormal(0.5), TruncatedNormal(0.013, 1.0, 3.5), Uniform(-0.2, 0.7), Uniform(3, 3.3)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.float8_e4m3fn])
+@pytest.mark.parametrize(
+    "law", [TruncatedNormal(0.5), TruncatedNormal(0.013, 1.0, 3.5), Uniform(-0.2, 0.7), Uniform(3, 3.3)]
+)
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.float8_e4m3fn]
+)
 def test_no_stored_value_leaves_the_bounds(law, dtype):
     x = drawn(300_000, law, dtype).double()
     low, high = law.bounds
@@ -69,7 +93,9 @@ def test_groups_of_small_tensors_get_what_each_gets_alone():
     shapes = [(n,) for n in range(1, 60)] + [(7, 11), (3000,), (1, 5, 2)]
     tensors = [torch.empty(shape) for shape in shapes]
     for law in (Normal(1.0), TruncatedNormal(1.0, cut=3.0), Uniform(0, 1)):
-        work = (d for i, t in enumerate(tensors) for d in engine.draws(shard_of(t), law, stream_key(0, str(i))))
+        work = (
+            d for i, t in enumerate(tensors) for d in engine.draws(shard_of(t), law, stream_key(0, str(i)))
+        )
         workers.run(engine.tasks(work))
         for i, tensor in enumerate(tensors):
             assert torch.equal(tensor, drawn(shapes[i], law, name=str(i)))
@@ -85,7 +111,9 @@ def test_keyed_draws_leave_torchs_random_state_alone():
 
 
 def test_a_generator_decides_the_values():
-    draws = [fill_(torch.empty(50, 3), Normal(1.0), generator=torch.Generator().manual_seed(s)) for s in (0, 0, 1)]
+    draws = [
+        fill_(torch.empty(50, 3), Normal(1.0), generator=torch.Generator().manual_seed(s)) for s in (0, 0, 1)
+    ]
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2])
     torch.manual_seed(0)
@@ -102,7 +130,9 @@ def test_complex_entries_have_the_variance_asked_for():
         assert abs(correlation) < 5 / n**0.5
     assert drawn(3, Constant(2.0), torch.complex64).tolist() == [2 + 0j] * 3
     conjugated = torch.empty(50, dtype=torch.complex64).conj()
-    assert torch.equal(fill_keyed_(conjugated, Normal(1.0), seed=0, name="w"), drawn(50, Normal(1.0), torch.complex64))
+    assert torch.equal(
+        fill_keyed_(conjugated, Normal(1.0), seed=0, name="w"), drawn(50, Normal(1.0), torch.complex64)
+    )
 
 
 def test_gradients_flags_and_versions():

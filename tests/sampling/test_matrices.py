@@ -13,9 +13,12 @@ def generator(seed=0):
 
 
 @pytest.mark.parametrize(
-    ("batch", "rows", "cols"), [(1, 1, 1), (3, 1, 4), (3, 5, 1), (2, 300, 137), (1, 129, 260), (600, 8, 9), (2, 0, 3), (0, 3, 2)]
+    ("batch", "rows", "cols"),
+    [(1, 1, 1), (3, 1, 4), (3, 5, 1), (2, 300, 137), (1, 129, 260), (600, 8, 9), (2, 0, 3), (0, 3, 2)],
 )
-@pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 3e-6), (torch.float64, 1e-14), (torch.bfloat16, 1e-2)])
+@pytest.mark.parametrize(
+    ("dtype", "error"), [(torch.float32, 3e-6), (torch.float64, 1e-14), (torch.bfloat16, 1e-2)]
+)
 def test_rows_or_columns_are_orthonormal(batch, rows, cols, dtype, error):
     q = haar(batch, rows, cols, generator(), dtype=dtype)
     assert q.shape == (batch, rows, cols)
@@ -23,7 +26,9 @@ def test_rows_or_columns_are_orthonormal(batch, rows, cols, dtype, error):
     assert q.is_contiguous()
     exact = q.double()
     gram = exact @ exact.mT if rows <= cols else exact.mT @ exact
-    assert torch.allclose(gram, torch.eye(min(rows, cols), dtype=torch.float64).expand_as(gram), rtol=0, atol=error)
+    assert torch.allclose(
+        gram, torch.eye(min(rows, cols), dtype=torch.float64).expand_as(gram), rtol=0, atol=error
+    )
 
 
 def test_the_law_is_haars():

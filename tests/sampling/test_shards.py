@@ -16,7 +16,11 @@ from isometry.sampling.tiles import Run
 def test_every_process_holds_its_shard_of_what_one_process_draws(processes):
     worker = Path(__file__).with_name("distributed_worker.py")
     # The loopback address alone; the rendezvous chooses a free port itself.
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "MASTER_ADDR": "127.0.0.1"}
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "GLOO_SOCKET_IFNAME": "lo",
+        "MASTER_ADDR": "127.0.0.1",
+    }
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
     rendezvous = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "--local-addr", "127.0.0.1"]
     result = subprocess.run(

@@ -66,7 +66,9 @@ def test_uniform_covers_the_closed_interval_evenly():
 
 
 def test_logarithm_is_right_from_the_smallest_word_to_one():
-    x = np.concatenate([np.logspace(-9.63, 0, 200_000, dtype=np.float32), [np.float32(2.0**-32), np.float32(1)]])
+    x = np.concatenate(
+        [np.logspace(-9.63, 0, 200_000, dtype=np.float32), [np.float32(2.0**-32), np.float32(1)]]
+    )
     x = np.minimum(x, np.float32(1)).astype(np.float32)
     out = x.copy()
     scratch = np.empty_like(x), np.empty(x.shape, np.int32), np.empty_like(x)

@@ -82,11 +82,6 @@ def materialize_(
                 raise ModelError(f"{part!r} is to be kept but is on the meta device and has no values")
     sources = find_buffers(model, build=build, given=buffers or {}, seed=seed)
     fresh = [(name, p, _allocate(p, target)) for name, p in places.parameters.items() if p.is_meta]
-    for name, parameter, _ in fresh:
-        if weakref.getweakrefcount(parameter) and _has_hooks(parameter):
-            raise ModelError(
-                f"{name!r} has hooks and weak references and cannot be given memory: remove the hooks"
-            )
     with unfinished(model):
         for _, parameter, memory in fresh:
             _replace(model, parameter, memory)
@@ -110,25 +105,27 @@ def _allocate(parameter: nn.Parameter, device: torch.device) -> nn.Parameter:
     else:
         data = torch.empty_strided(data.shape, data.stride(), dtype=data.dtype, device=device)
     fresh = nn.Parameter(data, requires_grad=parameter.requires_grad)
+    fresh.__class__ = type(parameter)
     fresh.__dict__.update(parameter.__dict__)
     return fresh
 
 
-def _has_hooks(parameter: nn.Parameter) -> bool:
-    return bool(parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None))
-
-
 def _replace(model: nn.Module, parameter: nn.Parameter, memory: nn.Parameter) -> None:
     """Put memory under a parameter, keeping the object; a new object where weak references forbid that."""
-    if not weakref.getweakrefcount(parameter):
-        if type(parameter) is not nn.Parameter:
-            memory.__class__ = type(parameter)
+    hooks: Any = parameter._backward_hooks
+    after: Any = getattr(parameter, "_post_accumulate_grad_hooks", None)
+    if weakref.getweakrefcount(parameter):
+        for module in model.modules():
+            for name, held in module._parameters.items():
+                if held is parameter:
+                    module._parameters[name] = memory
+        parameter = memory
+    else:
         torch.utils.swap_tensors(parameter, memory)  # type: ignore[no-untyped-call]
-        return
-    for module in model.modules():
-        for name, held in module._parameters.items():
-            if held is parameter:
-                module._parameters[name] = memory
+    # Assigning installs them at the new memory: autograd keeps its own list.
+    parameter._backward_hooks = hooks
+    if after is not None:
+        parameter._post_accumulate_grad_hooks = after
 
 
 def _reset_fully_sharded(model: nn.Module) -> None:

@@ -59,7 +59,7 @@ def test_tails(kind):
 
 
 def test_nothing_correlates():
-    """Between seeds, neighbouring names, tiles, rows, columns, and the two values of a pair; also of squares."""
+    """Between seeds, neighbouring names, tiles, rows, columns, and the two of a pair; nor do squares."""
     law = Normal(1.0)
     base = draw(law).reshape(1024, 1024)
     blocks = [base[i : i + 256, j : j + 512] for i, j in itertools.product(range(0, 1024, 256), (0, 512))]

@@ -32,7 +32,7 @@ def test_rows_or_columns_are_orthonormal(batch, rows, cols, dtype, error):
 
 
 def test_the_law_is_haars():
-    """Traces of powers of a Haar matrix (Diaconis and Shahshahani, 1994) and the law of one entry, both exact."""
+    """Traces of powers of a Haar matrix (Diaconis and Shahshahani, 1994), the law of one entry; exact."""
     n, k = 40_000, 5
     q = haar(n, k, k, generator(1)).double()
     power = torch.eye(k, dtype=torch.float64).expand(n, k, k)

@@ -224,6 +224,7 @@ def _write_whole(shard: Shard, distribution: Whole, key: bytes) -> None:
         shard.local.copy_(drawn)
 
 
+@functools.lru_cache(maxsize=1024)
 def _representable(bounds: tuple[float, float] | None, dtype: torch.dtype) -> tuple[float, float] | None:
     """For dtypes shorter than float32: the smallest and largest number of the dtype within the bounds."""
     if bounds is None or dtype.itemsize >= 4:

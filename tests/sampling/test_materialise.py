@@ -188,6 +188,6 @@ def test_the_peak_of_memory_is_the_parameters_and_a_tile():
     result = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
     grown, parameters = map(int, result.stdout.split())
     assert parameters == 2**28
-    # Beyond the parameters 16 MiB cover a tile, its scratch and what Python allocates. A copy of a matrix, 16 MiB
-    # more, would show.
+    # Beyond the parameters 16 MiB cover a tile, its scratch and what Python allocates. A copy of a matrix,
+    # 16 MiB more, would show.
     assert 0.9 * parameters < grown < parameters + 2**24

@@ -45,6 +45,22 @@ def test_each_parameter_gets_the_values_of_its_name():
         assert torch.equal(parameter, keyed(parameter.shape, LAWS[name], name, 4)), name
 
 
+@pytest.mark.parametrize("setting", ["device", "dtype"])
+def test_torchs_defaults_do_not_matter(setting):
+    first, second = model(), model()
+    write_(first, LAWS)
+    if setting == "device":
+        with torch.device("meta"):
+            write_(second, LAWS)
+    else:
+        torch.set_default_dtype(torch.float64)
+        try:
+            write_(second, LAWS)
+        finally:
+            torch.set_default_dtype(torch.float32)
+    assert same(first.state_dict(), second.state_dict())
+
+
 def test_other_parameters_and_their_order_do_not_matter():
     first, second = model(), model()
     second.insert(0, nn.Linear(5, 5))  # names move on, so name it as before

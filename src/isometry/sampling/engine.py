@@ -192,7 +192,7 @@ def _buffer(draw: Draw) -> Floats:
     kind = "pinned" if pinned else "plain"
     found: Floats | None = _local.__dict__.get(kind)
     if found is None:
-        found = torch.empty(TILE_ELEMENTS, dtype=torch.float32, pin_memory=pinned).numpy()
+        found = torch.empty(TILE_ELEMENTS, dtype=torch.float32, device="cpu", pin_memory=pinned).numpy()
         setattr(_local, kind, found)
     return found
 
@@ -218,7 +218,7 @@ def _write_whole(shard: Shard, distribution: Whole, key: bytes) -> None:
             shard.local.copy_(drawn)
             return
         for dim, runs in enumerate(shard.runs):
-            index = torch.cat([torch.arange(run.start, run.start + run.length) for run in runs])
+            index = torch.cat([torch.arange(r.start, r.start + r.length, device="cpu") for r in runs])
             if index.numel() < drawn.shape[dim]:
                 drawn = drawn.index_select(dim, index)
         shard.local.copy_(drawn)
@@ -229,7 +229,7 @@ def _representable(bounds: tuple[float, float] | None, dtype: torch.dtype) -> tu
     """For dtypes shorter than float32: the smallest and largest number of the dtype within the bounds."""
     if bounds is None or dtype.itemsize >= 4:
         return None
-    low, high = torch.tensor(bounds, dtype=torch.float64).to(dtype).double().tolist()
+    low, high = torch.tensor(bounds, dtype=torch.float64, device="cpu").to(dtype).double().tolist()
     # One step of the dtype at most separates a bound from its rounding.
     if low < bounds[0]:
         low = _next(bounds[0], dtype, up=True)
@@ -242,10 +242,8 @@ def _next(value: float, dtype: torch.dtype, *, up: bool) -> float:
     """The nearest number of the dtype beyond `value`, whose own rounding lies on the other side."""
     info = torch.finfo(dtype)
     step = max(abs(value) * info.eps, info.smallest_normal * info.eps)
-    candidates = torch.tensor(
-        [value + sign * step * k / 8 for k in range(33) for sign in ((1,) if up else (-1,))],
-        dtype=torch.float64,
-    )
+    signed = step if up else -step
+    candidates = torch.tensor([value + signed * k / 8 for k in range(33)], dtype=torch.float64, device="cpu")
     rounded = candidates.to(dtype).double()
     inside = rounded[rounded >= value] if up else rounded[rounded <= value]
     return float(inside.min() if up else inside.max())

@@ -1,6 +1,6 @@
 """How deep a plain network still learns from each start, on handwritten digits.
 
-    python benchmarks/depth.py                   # all depths, about four minutes on one core
+    python benchmarks/depth.py                   # all depths, about five minutes
     python benchmarks/depth.py --depths 30 300   # some of them
 
 Prints the tables and sentences of docs/depth.md. Every start keeps its best of four learning rates.
@@ -28,7 +28,8 @@ def main() -> None:
     parser.add_argument("--depths", type=int, nargs="+", choices=BUDGETS, default=list(BUDGETS))
     parser.add_argument("--activation", default="gelu", choices=("relu", "gelu"))
     options = parser.parse_args()
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads\n")
+    torch.set_num_threads(1)  # the matrices are small: more threads gain nothing
+    print(f"torch {torch.__version__}, one thread\n")
     for depth in options.depths:
         steps, every = BUDGETS[depth]
         began = time.perf_counter()

@@ -7,6 +7,7 @@ from torch import nn
 
 import isometry
 
+torch.manual_seed(0)
 data = isometry.datasets.digits(size=32)
 model = nn.Sequential(
     nn.Linear(1024, 512), nn.ReLU(), nn.Linear(512, 256), nn.ReLU(), nn.Linear(256, 128), nn.ReLU(),

@@ -196,7 +196,7 @@ def test_errors_are_one_line_with_the_nearest_name(capsys, file):
     assert "did you mean 'model_for_cli.py'" in error_line(
         capsys, "measure", f"{file.parent}/model_for_clu.py:build", "-i", "2x64"
     )
-    assert "did you mean 'build'" in error_line(capsys, "measure", f"{file}:biuld", "-i", "2x64")
+    assert "did you mean 'build'" in error_line(capsys, "measure", f"{file}:bulld", "-i", "2x64")
     assert "returned a str" in error_line(capsys, "measure", f"{file}:no_model", "-i", "2x64")
     assert "no argument 'deep'" in error_line(
         capsys, "measure", f"{file}:build", "-i", "2x64", "-a", "deep=3"

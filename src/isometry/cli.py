@@ -281,11 +281,12 @@ def _compare(
     with _progress(console) as report:
         if target is None:
             shown = [activation] if activation else list(demo.ACTIVATIONS)
-            for name, one in demo.run(
-                activations=shown, data=data, arguments=arguments, progress=report, **options
-            ):
-                found[name] = one
-                _show(console, one, out and out / name)
+            with _one_thread():
+                for name, one in demo.run(
+                    activations=shown, data=data, arguments=arguments, progress=report, **options
+                ):
+                    found[name] = one
+                    _show(console, one, out and out / name)
         else:
             build, phi = builder(target, arguments), _activation(activation)
             one = compare(build, data, activation=phi, title=target, progress=report, **options)
@@ -367,6 +368,17 @@ def _progress(console: Console) -> Iterator[Report]:
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("starting")
         yield lambda name, done, total: bar.update(task, description=name, completed=done, total=total)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute on one thread: the demo's small matrices gain nothing from more, and lose on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @contextmanager

@@ -26,7 +26,6 @@ from isometry.verdicts import Evidence, arrow, evidence, hidden, sentence
 
 SCHEMA = "isometry.comparison"
 VERSION = 1
-_LOSS = "Training loss (▲ = diverged)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,11 +163,13 @@ class Comparison(Sequence[Entry]):
         """
         folder = Path(directory)
         drawn = [self._plot_signal(folder / "signal.png")] if hidden(self.entries[0].profile) else []
-        panels = {_LOSS: {entry.name: _loss_curve(entry.run) for entry in self.entries}}
+        lost = any(entry.run.diverged is not None for entry in self.entries)
+        loss = "Training loss (▲ = diverged)" if lost else "Training loss"
+        panels = {loss: {entry.name: _loss_curve(entry.run) for entry in self.entries}}
         if self.chance is not None:
             panels["Test accuracy"] = {entry.name: _accuracy_curve(entry.run) for entry in self.entries}
         path = folder / "training.png"
-        curves(panels, title=f"{self.title} on {self.data}", scales={_LOSS: "log"}, path=path)
+        curves(panels, title=f"{self.title} on {self.data}", scales={loss: "log"}, path=path)
         return [*drawn, path]
 
     def _plot_signal(self, path: Path) -> Path:

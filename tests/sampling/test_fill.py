@@ -165,6 +165,10 @@ def test_tensors_that_cannot_be_filled(tensor, error, words):
         fill_(tensor, Normal(1.0))
 
 
+class Unhashable(Normal):
+    __hash__ = None
+
+
 def test_laws_that_do_not_fit():
     class Bad(Whole):
         def draw(self, shape, generator):
@@ -174,6 +178,8 @@ def test_laws_that_do_not_fit():
         fill_(torch.zeros(3, 4), Bad())
     with pytest.raises(InvalidTypeError, match="is a law of real tensors"):
         fill_(torch.zeros(2, 2, dtype=torch.complex64), Bad())
+    with pytest.raises(InvalidTypeError, match="Unhashable cannot be hashed"):
+        fill_(torch.zeros(2, 2), Unhashable(1.0))
     with pytest.raises(InvalidTypeError, match="needs a distribution"):
         fill_(torch.zeros(2, 2), 0.02)
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from isometry.errors import InvalidTypeError, InvalidValueError, ModelError, NotFoundError
-from isometry.sampling import Constant, Normal, materialize_, write_
+from isometry.sampling import Constant, Normal, Whole, fill_keyed_, incomplete, materialize_, write_
 
 
 class Attention(nn.Module):
@@ -92,8 +92,40 @@ def test_weak_references_forbid_that_and_ties_hold_all_the_same():
     materialize_(meta, laws(meta), build=Attention)
     assert reference() is not meta.embed.weight
     assert meta.head.weight is meta.embed.weight
+    assert torch.equal(
+        meta.embed.weight, fill_keyed_(torch.empty(9, 6), Normal(0.5), seed=0, name="embed.weight")
+    )
     meta(torch.arange(4)).square().sum().backward()
     assert seen == [(9, 6)]
+
+
+def test_an_interrupt_after_the_memory_came_marks_the_model():
+    class Fails(Whole):
+        def draw(self, shape, generator):
+            raise KeyboardInterrupt
+
+    meta = on_meta()
+    with pytest.raises(KeyboardInterrupt):
+        materialize_(meta, laws(meta) | {"proj.weight": Fails()}, build=Attention)
+    assert incomplete(meta)
+    with pytest.raises(ModelError, match="this Attention is incomplete"):
+        meta(torch.arange(4))
+    materialize_(meta, laws(meta), build=Attention)
+    assert not incomplete(meta)
+    expected = on_meta()
+    materialize_(expected, laws(meta), build=Attention)
+    assert torch.equal(meta(torch.arange(4)), expected(torch.arange(4)))
+
+
+def test_parametrised_weights_come_from_meta_too():
+    def build():
+        return nn.utils.parametrizations.weight_norm(nn.Linear(3, 4))
+
+    with torch.device("meta"):
+        layer = build()
+    materialize_(layer, {"weight": Normal(0.5), "bias": Constant(0.0)})
+    drawn = fill_keyed_(torch.empty(4, 3), Normal(0.5), seed=0, name="weight")
+    torch.testing.assert_close(layer.weight.detach(), drawn)
 
 
 def test_values_of_buffers_may_be_given():

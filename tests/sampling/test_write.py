@@ -144,6 +144,8 @@ def test_nothing_is_written_where_a_parameter_cannot_take_values():
     assert torch.equal(m[0].weight, before)
     with pytest.raises(InvalidTypeError, match=r"must be a torch\.nn\.Module, got dict"):
         write_({}, {})
+    with pytest.raises(InvalidTypeError, match="distributions must be a dict"):
+        write_(m, [("0.weight", Normal(1.0))])
 
 
 class Interrupt(Elementwise):

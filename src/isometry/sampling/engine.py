@@ -34,15 +34,20 @@ def check(tensor: Tensor, distribution: Distribution, name: str = "the tensor") 
     """Raise unless `distribution` can be written into `tensor`.
 
     Raises:
-        InvalidTypeError: If the tensor holds integers or booleans, or is sparse or quantised, or if it is
-        complex
-            and the distribution joint, or if the distribution is none.
+        InvalidTypeError: If the tensor holds integers or booleans, or is sparse or quantised, or is complex
+            and the distribution joint; or if the distribution is none, or cannot be hashed.
         InvalidValueError: If several of its elements share one place in memory.
     """
     if not isinstance(distribution, Elementwise | Whole):
         raise InvalidTypeError(
             f"{name} needs a distribution such as isometry.sampling.Normal(std=0.02), got {distribution!r}"
         )
+    try:
+        hash(distribution)
+    except TypeError:
+        raise InvalidTypeError(
+            f"{type(distribution).__name__} cannot be hashed: make it a frozen dataclass"
+        ) from None
     if tensor.layout is not torch.strided:
         raise InvalidTypeError(f"{name} must be a dense tensor, got layout {tensor.layout}")
     if not (tensor.is_floating_point() or tensor.is_complex()):

@@ -36,8 +36,8 @@ def materialize_(
     per thread; joint distributions need one whole matrix at a time, in float32.
 
     A buffer on the meta device, persistent or not, and any tensor that a module holds as a plain attribute,
-    gets its values from the first of: `buffers`; the model that `build` returns; `reset_running_stats` for
-    the running statistics of normalisations.
+    gets its values from the first of: `buffers`; the model that `build` returns; the start of
+    the running statistics of torch's normalisations (mean 0, variance 1, count 0).
 
     Args:
         model: A model with all or some tensors on the meta device. Others are written where they are.
@@ -57,8 +57,8 @@ def materialize_(
         InvalidTypeError: If a parameter cannot hold what should be drawn.
         InvalidValueError: If a parameter has no distribution, or a value for a buffer does not fit.
         ModelError: If a buffer has no source of values, by name; if two parameters share a canonical name.
-        After
-            these errors the model is as before. If writing is interrupted it is marked: see `incomplete`.
+            After these errors the model is as before. If writing is interrupted, or the inverse of a
+            parametrisation refuses its weight, the model is marked: see `incomplete`.
 
     Example:
         >>> from isometry.sampling import Constant, Normal, materialize_
@@ -75,7 +75,7 @@ def materialize_(
     if target.type == "meta":
         raise InvalidValueError("device is where values go and must not be 'meta': pass 'cpu' or 'cuda'")
     places = Places(model)
-    jobs = list(check(places, distributions, seed=seed, keep=keep, on_meta=True))
+    list(check(places, distributions, seed=seed, keep=keep, on_meta=True))
     for name in keep:
         for part, parameter in places.find(name).parameters.items():
             if parameter.is_meta:
@@ -87,7 +87,8 @@ def materialize_(
             _replace(model, parameter, memory)
         _reset_fully_sharded(model)
         fill_buffers(sources, target)
-    write_jobs(model, jobs, seed=seed)
+        # Some parameters may be new objects now.
+        write_jobs(model, list(check(Places(model), distributions, seed=seed, keep=keep)), seed=seed)
 
 
 def _allocate(parameter: nn.Parameter, device: torch.device) -> nn.Parameter:

@@ -240,7 +240,9 @@ def _parameters(module: nn.Module, gradients: dict[str, Pool]) -> tuple[Signal, 
     rows = []
     kinds = {name: type(owner).__name__ for name, owner in named_modules(module).items()}
     named = [(canonical_name(name), parameter) for name, parameter in module.named_parameters()]
-    pieces = {name: reduce_entries(parameter) for name, parameter in named if has_values(parameter)}
+    pieces = {
+        name: reduce_entries(parameter, shape=True) for name, parameter in named if has_values(parameter)
+    }
     numbers = fetch(list(pieces.values()))
     for name, parameter in named:
         values: Stats | None = None

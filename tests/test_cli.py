@@ -153,14 +153,16 @@ def test_compare_prints_a_table_a_sentence_each_and_writes_files(capsys, file, t
     out = ok(
         capsys, "compare", f"{file}:build", "--init", "torch", "--init", f"{file}:zero", "--steps", 4,
         "--lr", 0.1, "--lr", 0.2, "--seed", 1, "--seed", 2, "--batch-size", 32,
-        "--optimizer", "adam", "--threshold", 0.5, "--arg", "depth=4", "--out", tmp_path / "out", "--json", tmp_path / "own.json",
+        "--optimizer", "adam", "--threshold", 0.5, "--arg", "depth=4",
+        "--out", tmp_path / "out", "--json", tmp_path / "own.json",
     )  # fmt: skip
     found = Comparison.load(tmp_path / "out" / "comparison.json")
     assert found.to_json() == Comparison.load(tmp_path / "own.json").to_json()
-    assert [entry.name for entry in found] == ["torch", f"{file}:zero"]
+    assert [entry.name for entry in found] == ["torch", "zero"]
     assert {(run.lr, run.seed) for run in found["torch"].runs} == {(0.1, 1), (0.2, 1), (0.1, 2), (0.2, 2)}
     assert len(found["torch"].run.losses) == 4
     assert found.threshold == 0.5
+    assert found.title == "model_for_cli.py:build"
     assert len(found["torch"].profile.leaves()) == 7
     assert found["torch"].profile["0"].shape[0] == 32
     assert "torch: It " in out
@@ -235,6 +237,21 @@ def test_a_missing_extra_is_named(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "typer", None)
     assert main(["--version"]) == 2
     assert "pip install 'isometry[cli]'" in capsys.readouterr().err
+
+
+def test_missing_matplotlib_is_said_before_the_work(monkeypatch, capsys, file, tmp_path):
+    monkeypatch.setattr(cli, "find_spec", lambda name: None)
+    monkeypatch.setattr(cli, "compare", None)
+    assert "isometry[plots]" in error_line(capsys, "compare", f"{file}:build", "--out", tmp_path)
+    assert "isometry[plots]" in error_line(
+        capsys, "measure", f"{file}:build", "-i", "2x64", "--plot", tmp_path / "x.png"
+    )
+
+
+def test_a_file_that_cannot_be_written_is_one_line(capsys, tmp_path):
+    (tmp_path / "taken").write_text("a file, not a folder")
+    assert main(["gain", "relu", "--json", str(tmp_path / "taken" / "gains.json")]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
 
 
 def test_python_m_isometry_runs():

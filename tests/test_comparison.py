@@ -116,6 +116,13 @@ def test_the_plots_are_two_pictures_of_some_size(comparison, tmp_path):
         assert height > 500
 
 
+def test_long_names_of_starts_leave_room_to_draw(tmp_path):
+    names = [f"path/to/some/file_of_mine.py:start_{i}" for i in range(8)]
+    many = tuple(entry(name, [run()]) for name in names)
+    found = Comparison(title="t", data="d", chance=0.1, threshold=0.9, entries=many)
+    assert len(found.plot(tmp_path)) == 2  # matplotlib warns, and warnings are errors, where there is no room
+
+
 def test_a_model_without_hidden_layers_is_plotted_by_its_training_alone(tmp_path):
     flat = Profile((Signal(name="", kind="Linear", forward=Stats(rms=1.0)),))
     one = Entry(name="torch", description="", profile=flat, runs=(run(),), lr=0.1)

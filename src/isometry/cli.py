@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
+from importlib.util import find_spec
 from inspect import signature
 from itertools import zip_longest
 from pathlib import Path
@@ -25,7 +26,7 @@ from isometry.compare import Progress as Report
 from isometry.comparison import Comparison
 from isometry.contenders import Start
 from isometry.datasets import DATASETS
-from isometry.errors import InvalidValueError, IsometryError, IsometryWarning
+from isometry.errors import InvalidValueError, IsometryError, IsometryWarning, MissingExtraError
 from isometry.gain import Direction, describe, gain
 from isometry.gain_table import gain_table
 from isometry.measure import measure
@@ -99,6 +100,9 @@ def run(arguments: Sequence[str]) -> int:
         with _warnings_as_lines(errors):
             app(_with_bare_json(arguments), prog_name="isometry")
     except IsometryError as error:
+        errors.print(Text.assemble(("error: ", "bold red"), str(error)))
+        return 2
+    except OSError as error:  # a file or folder that cannot be written
         errors.print(Text.assemble(("error: ", "bold red"), str(error)))
         return 2
     except SystemExit as stop:  # how typer ends, always
@@ -197,6 +201,8 @@ def _measure(
     seed: Annotated[int, typer.Option(help="Of the weights.")] = 0,
 ) -> None:
     """Run a model once on random inputs and show the signal in every module, forward and backward."""
+    if plot is not None:
+        _require_plots()
     torch.manual_seed(seed)
     model = builder(target, parse_arguments(arg or []))()
     if init is not None:
@@ -264,6 +270,8 @@ def _compare(
     """Train the same model from several initialisations: same data, same batches, same budget."""
     if show == (target is not None):
         raise InvalidValueError("name a TARGET such as model.py:build, or use --demo (one of the two)")
+    if out is not None:
+        _require_plots()
     options: dict[str, Any] = {
         "steps": steps,
         "optimizer": optimizer,
@@ -289,7 +297,7 @@ def _compare(
                     _show(console, one, out and out / name)
         else:
             build, phi = builder(target, arguments), _activation(activation)
-            one = compare(build, data, activation=phi, title=target, progress=report, **options)
+            one = compare(build, data, activation=phi, title=_title(target), progress=report, **options)
             _show(console, one, out)
     if target is None:
         _write_json(dump({name: parse(one.to_json()) for name, one in found.items()}), json)
@@ -312,7 +320,13 @@ def _with_bare_json(arguments: Sequence[str]) -> list[str]:
 
 def _start(text: str) -> Start:
     """A start by its name, or by where to find a callable."""
-    return (text, find(text)) if ":" in text else text
+    return (text.rpartition(":")[2], find(text)) if ":" in text else text
+
+
+def _title(target: str) -> str:
+    """A target without the folders of its file."""
+    where, _, attribute = target.rpartition(":")
+    return f"{Path(where).name}:{attribute}"
 
 
 def _activation(text: str | None) -> contenders.Activation | None:
@@ -346,6 +360,12 @@ def _show(console: Console, found: Comparison, folder: Path | None) -> None:
         found.save(written[-1])
         console.print(f"wrote {', '.join(map(str, written))}", style="dim", soft_wrap=True)
     console.print()
+
+
+def _require_plots() -> None:
+    """Say that matplotlib is missing before the work, not after it."""
+    if find_spec("matplotlib") is None:
+        raise MissingExtraError("matplotlib", "plots")
 
 
 def _write_json(text: str, json: str | None) -> None:

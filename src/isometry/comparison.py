@@ -165,15 +165,19 @@ class Comparison(Sequence[Entry]):
         drawn = [self._plot_signal(folder / "signal.png")] if hidden(self.entries[0].profile) else []
         lost = any(entry.run.diverged is not None for entry in self.entries)
         loss = "Training loss (▲ = diverged)" if lost else "Training loss"
-        panels = {loss: {entry.name: _loss_curve(entry.run) for entry in self.entries}}
+        labels = self._labels()
+        panels = {loss: {labels[entry.name]: _loss_curve(entry.run) for entry in self.entries}}
         if self.chance is not None:
-            panels["Test accuracy"] = {entry.name: _accuracy_curve(entry.run) for entry in self.entries}
+            panels["Test accuracy"] = {
+                labels[entry.name]: _accuracy_curve(entry.run) for entry in self.entries
+            }
         path = folder / "training.png"
         curves(panels, title=f"{self.title} on {self.data}", scales={loss: "log"}, path=path)
         return [*drawn, path]
 
     def _plot_signal(self, path: Path) -> Path:
-        rows = {entry.name: hidden(entry.profile) for entry in self.entries}
+        labels = self._labels()
+        rows = {labels[entry.name]: hidden(entry.profile) for entry in self.entries}
         lines_by_depth(
             {
                 "Forward: RMS of the hidden layers": {
@@ -190,6 +194,15 @@ class Comparison(Sequence[Entry]):
             path=path,
         )
         return path
+
+    def _labels(self) -> dict[str, str]:
+        """Names as the plots write them: long ones are numbered and cut, so that they leave room to draw."""
+        names = [entry.name for entry in self.entries]
+        room = 20
+        return {
+            name: name if len(name) <= room else f"{number} {name[: room - 3]}…"
+            for number, name in enumerate(names, 1)
+        }
 
     def to_json(self) -> str:
         """Write the comparison as strict JSON with a versioned schema.

@@ -130,14 +130,20 @@ def test_the_activation_of_a_model():
     assert isinstance(activation_of(net(nn.GELU)), nn.GELU)
     with_head = nn.Sequential(nn.Linear(3, 4), nn.SiLU(), nn.Linear(4, 5), nn.Softmax(-1))
     assert isinstance(activation_of(with_head), nn.SiLU)
+    in_place = nn.Sequential(nn.ReLU(), nn.ReLU(inplace=True))
+    assert isinstance(activation_of(in_place), nn.ReLU)
     with pytest.raises(InvalidValueError, match="no activation module"):
         activation_of(nn.Linear(3, 4))
-    with pytest.raises(InvalidValueError, match=r"has several \(ReLU\(\), Tanh\(\)\)"):
+    with pytest.raises(InvalidValueError, match=r"has several \(relu, tanh\)"):
         activation_of(nn.Sequential(nn.ReLU(), nn.Tanh()))
     with pytest.raises(InvalidValueError, match="several"):
         activation_of(nn.Sequential(nn.LeakyReLU(0.1), nn.LeakyReLU(0.2)))
 
 
 def test_no_mirror_tells_why():
-    assert no_mirror(nn.LeakyReLU(0.3)) is None
-    assert "no mirrored slope" in no_mirror("sigmoid")
+    chain = nn.Sequential(nn.Linear(3, 4), nn.LeakyReLU(0.3), nn.Linear(4, 2))
+    before = chain[0].weight.clone()
+    assert no_mirror(chain, nn.LeakyReLU(0.3)) is None
+    assert torch.equal(chain[0].weight, before)
+    assert "no mirrored slope" in no_mirror(chain, "sigmoid")
+    assert no_mirror(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.LSTM(4, 5)), "relu")

@@ -16,7 +16,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -47,18 +47,30 @@ GPTS = {"tiny": (2, 256, 1024), "124m": (12, 768, 50257), "1.3b": (24, 2048, 502
 Row = dict[str, Any]
 
 
-def rivals(*runs: Callable[[], Any], budget: float, least: int = 3, most: int = 301) -> list[float]:
-    """Median seconds of each, timed in turn until the budget of seconds is spent."""
-    times: list[list[float]] = [[] for _ in runs]
+class Cost(NamedTuple):
+    """Seconds on the clock, and of processor time over all threads, which feels a busy machine less."""
+
+    wall: float
+    cpu: float
+
+
+def rivals(*runs: Callable[[], Any], budget: float, least: int = 3, most: int = 301) -> list[Cost]:
+    """Median cost of each, timed in turn, to and fro, until the budget of seconds is spent."""
+    times: list[list[Cost]] = [[] for _ in runs]
     for run in runs:
         run()
     end = time.perf_counter() + budget
+    order = list(zip(runs, times, strict=True))
     while len(times[0]) < least or (time.perf_counter() < end and len(times[0]) < most):
-        for run, taken in zip(runs, times, strict=True):
-            start = time.perf_counter()
+        for run, taken in order:
+            wall, cpu = time.perf_counter(), time.process_time()
             run()
-            taken.append(time.perf_counter() - start)
-    return [statistics.median(taken) for taken in times]
+            taken.append(Cost(time.perf_counter() - wall, time.process_time() - cpu))
+        order.reverse()
+    return [
+        Cost(statistics.median(c.wall for c in taken), statistics.median(c.cpu for c in taken))
+        for taken in times
+    ]
 
 
 def elementwise(largest: float, budget: float) -> list[Row]:
@@ -77,19 +89,23 @@ def elementwise(largest: float, budget: float) -> list[Row]:
                     lambda x=x: x.fill_(1.0),
                     budget=budget,
                 )
-                rows.append(row(law, f"1e{power}", name, ours, theirs, size) | {"of fill_": fill / ours})
+                rows.append(
+                    row(law, f"1e{power}", name, ours, theirs, size) | {"of fill_": fill.wall / ours.wall}
+                )
     return rows
 
 
-def row(what: str, size: str, dtype: str, ours: float, theirs: float | None, elements: int) -> Row:
+def row(what: str, size: str, dtype: str, ours: Cost, theirs: Cost | None, elements: int) -> Row:
     """One line of the table; the ratio says how many times as fast as torch."""
     return {
         "what": what,
         "size": size,
         "dtype": dtype,
-        "ns/element": ours / elements * 1e9,
-        "torch ns/element": None if theirs is None else theirs / elements * 1e9,
-        "ratio": None if theirs is None else theirs / ours,
+        "ns/element": ours.wall / elements * 1e9,
+        "torch": None if theirs is None else theirs.wall / elements * 1e9,
+        "ratio": None if theirs is None else theirs.wall / ours.wall,
+        "CPU ns": ours.cpu / elements * 1e9,
+        "torch CPU": None if theirs is None else theirs.cpu / elements * 1e9,
     }
 
 
@@ -189,7 +205,7 @@ def threads(budget: float) -> list[Row]:
 
 def table(rows: list[Row]) -> Table:
     """Lay the lines out for people."""
-    columns = ["what", "size", "dtype", "ns/element", "torch ns/element", "ratio", "of fill_"]
+    columns = ["what", "size", "dtype", "ns/element", "torch", "ratio", "CPU ns", "torch CPU", "of fill_"]
 
     def cell(value: object) -> str:
         return "–" if value is None else value if isinstance(value, str) else f"{value:.3g}"

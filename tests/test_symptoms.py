@@ -82,6 +82,10 @@ def test_what_is_allowed_grows_with_depth_over_width():
     assert names(symptoms.gradients(0, chain(*geometric(ratio, 40), width=20))) == []
 
 
+def test_a_sudden_fall_near_the_output_counts_too():
+    assert names(symptoms.gradients(0, chain(*[1e-7] * 9, 1e-4, 0.1, 1.0))) == [("vanishing gradient", "0")]
+
+
 def test_branches_that_start_from_zero_are_healthy():
     assert names(symptoms.gradients(0, chain(*[1e-6] * 10, 1.0))) == []
 

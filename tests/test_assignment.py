@@ -77,8 +77,8 @@ def test_selectors_match_by_name_and_by_type_of_any_holder(selector: object, exp
 
 def test_a_pattern_that_matches_nothing_is_an_error() -> None:
     slots = slots_of(nn.Sequential(nn.Linear(2, 3)))
-    with pytest.raises(NotFoundError, match=r"skip=.*'0\.weigth'.*did you mean '0\.weight'"):
-        Selection((), ("0.weigth",)).check(slots)
+    with pytest.raises(NotFoundError, match=r"skip=.*'0\.weights'.*did you mean '0\.weight'"):
+        Selection((), ("0.weights",)).check(slots)
     Selection((nn.LSTM,), (nn.Conv2d,)).check(slots)  # a type the model lacks is no mistake
 
 

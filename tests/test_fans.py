@@ -1,8 +1,10 @@
 """Fans against simulation through the real, non-square modules."""
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -400,7 +402,7 @@ def test_lazy_module_asks_for_a_run() -> None:
 
 def test_unknown_parameter_name_suggests_the_nearest() -> None:
     with pytest.raises(NotFoundError, match=r"did you mean '0\.weight'"):
-        fans(nn.Sequential(nn.Linear(2, 3)), "0.weigth")
+        fans(nn.Sequential(nn.Linear(2, 3)), "0.weights")
     with pytest.raises(NotFoundError, match="no parameter"):
         fans(nn.ReLU(), "weight")
 
@@ -450,3 +452,10 @@ def test_several_axes_in_one_role() -> None:
 def test_zero_fan_has_no_variance() -> None:
     with pytest.raises(InvalidValueError, match="length zero"):
         fans_of_tensor(torch.empty(3, 0)).by_mode("fan_in")
+
+
+def test_the_examples_of_the_documentation_run() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "fans.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 3
+    exec("\n".join(blocks), {})

@@ -73,8 +73,7 @@ def test_every_row_agrees_with_scipy(row, mean, std):
         )[0]
         for a, b in itertools.pairwise(points)
     )
-    kept = 1 if row.gated else mean**2 + std**2  # a gated unit's factor E[b²] cancels E[x²]
-    expected = math.sqrt(kept / second)
+    expected = 1 / math.sqrt(second * (mean**2 + std**2 if row.gated else 1))
     assert gain(row.name, mean=mean, std=std) == pytest.approx(expected, rel=1e-8)
 
 
@@ -96,21 +95,19 @@ def test_many_kinks_displaced_by_mean_and_std():
         t, std = draw.choice([draw.uniform(-3, 3), near]), 10 ** draw.uniform(-1, 1)
         mean = t * std
         second = (mean**2 + std**2) * stats.norm.cdf(t) + mean * std * stats.norm.pdf(t)
-        assert gain("relu", mean=mean, std=std) == pytest.approx(
-            math.sqrt((mean**2 + std**2) / second), rel=1e-9
-        )
+        assert gain("relu", mean=mean, std=std) == pytest.approx(1 / math.sqrt(second), rel=1e-9)
         back = gain("relu", mean=mean, std=std, direction="backward")
         assert back == pytest.approx(1 / math.sqrt(stats.norm.cdf(t)), rel=1e-8)
 
 
 def test_definition_at_other_means_and_scales():
-    # Homogeneous maps have the same gain at every scale; E[x²] counts, not the variance.
-    assert gain("relu", std=7.3) == pytest.approx(math.sqrt(2), rel=1e-12)
-    assert gain("linear", mean=3.0, std=0.2) == pytest.approx(1.0, rel=1e-12)
-    assert gain("square", std=3.0) == pytest.approx(math.sqrt(9 / (3 * 81)), rel=1e-12)
+    # The second moment E[x²] counts, not the variance.
+    assert gain("relu", std=7.3) == pytest.approx(math.sqrt(2) / 7.3, rel=1e-12)
+    assert gain("linear", mean=3.0, std=0.2) == pytest.approx(1 / math.sqrt(9.04), rel=1e-12)
+    assert gain("square", std=3.0) == pytest.approx(1 / math.sqrt(3 * 81), rel=1e-12)
     assert gain("square", direction="backward", std=3.0) == pytest.approx(1 / math.sqrt(4 * 9), rel=1e-12)
-    assert gain("tanh", std=1e-4) == pytest.approx(1.0, abs=1e-7)
-    exact = math.sqrt(2 / (1 - math.exp(-2 * 0.25)) * 0.25)  # E[sin²] = (1 − e^(−2σ²))/2
+    assert gain("tanh", std=1e-4) == pytest.approx(1e4, rel=1e-7)
+    exact = math.sqrt(2 / (1 - math.exp(-2 * 0.25)))  # E[sin²] = (1 − e^(−2σ²))/2
     assert gain("sin", std=0.5) == pytest.approx(exact, rel=1e-12)
 
 
@@ -125,7 +122,7 @@ def test_impossible_inputs_are_refused(std):
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_forward_gain_keeps_the_second_moment_through_a_wide_layer(seed):
+def test_forward_gain_gives_second_moment_one_behind_a_wide_layer(seed):
     generator = torch.Generator().manual_seed(seed)
     rows, width, out = 400, 768, 513
     x = 0.4 + 0.7 * torch.randn(rows, width, generator=generator, dtype=torch.float64)
@@ -134,7 +131,7 @@ def test_forward_gain_keeps_the_second_moment_through_a_wide_layer(seed):
         w = torch.randn(out, width, generator=generator, dtype=torch.float64) * g / math.sqrt(width)
         y = fn(x) @ w.T
         # Given x, an output is Gaussian; 513 independent units and the spread of |φ(x)|² set the error.
-        second = float((y**2).mean() / (0.4**2 + 0.7**2))
+        second = float((y**2).mean())
         assert second == pytest.approx(1.0, abs=5 * math.sqrt(2 / out))
 
 
@@ -144,7 +141,7 @@ def test_gated_units_by_formula_and_simulation():
     assert gain("bilinear", direction="backward") == pytest.approx(1 / math.sqrt(2), rel=1e-12)
     assert gain("reglu", direction="backward") == pytest.approx(1.0, rel=1e-12)
     # E[y²] = E[φ²]·E[b²] grows with the fourth power of the scale of a bilinear unit's input.
-    assert gain("bilinear", std=3.0) == pytest.approx(1 / 3, rel=1e-12)
+    assert gain("bilinear", std=3.0) == pytest.approx(1 / 9, rel=1e-12)
 
     generator = torch.Generator().manual_seed(3)
     mean, std, n = 0.3, 1.2, 2_000_000
@@ -153,7 +150,7 @@ def test_gated_units_by_formula_and_simulation():
     b.requires_grad_()
     y = F.silu(a) * b
     squares = y.detach() ** 2
-    expected = (mean**2 + std**2) / gain("swiglu", mean=mean, std=std) ** 2
+    expected = 1 / gain("swiglu", mean=mean, std=std) ** 2
     assert float(squares.mean()) == pytest.approx(expected, abs=5 * float(squares.std()) / math.sqrt(n))
     grad_a, grad_b = torch.autograd.grad(y.sum(), (a, b))
     total = grad_a**2 + grad_b**2

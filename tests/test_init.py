@@ -250,7 +250,7 @@ def test_bad_tensors_are_one_clear_error(key: str) -> None:
         (lambda w: init.variance_scaling_(w, math.nan), "scale"),
         (lambda w: init.variance_scaling_(w, -1.0), "negative"),
         (lambda w: init.variance_scaling_(w, mode="fan_inn"), "did you mean 'fan_in'"),
-        (lambda w: init.variance_scaling_(w, distribution="norml"), "did you mean 'normal'"),
+        (lambda w: init.variance_scaling_(w, distribution="normal_"), "did you mean 'normal'"),
         (lambda w: init.variance_scaling_(w, groups=2, in_axis=0), "groups="),
         (lambda w: init.variance_scaling_(w, groups=5), "divide"),
         (lambda w: init.xavier_normal_(w, math.inf), "gain"),

@@ -299,7 +299,13 @@ def bad_models() -> dict[str, tuple[nn.Module, Initialiser, type[Exception], str
         "expanded": (expanded, Kaiming(), InvalidValueError, r"1\.weight.*expanded"),
         "overlapping": (overlapping, Kaiming(), ModelError, "share memory"),
         "lazy": (nn.Sequential(nn.Linear(3, 4), nn.LazyLinear(2)), Kaiming(), ModelError, r"1\.weight.*lazy"),
-        "pattern": (plain, Kaiming(skip="1.weigth"), NotFoundError, r"did you mean '1\.weight'"),
+        "pattern": (plain, Kaiming(skip="1.weights"), NotFoundError, r"did you mean '1\.weight'"),
+        "distributions name a module": (
+            plain,
+            Kaiming(distributions={"1": Constant(0.0)}),
+            NotFoundError,
+            "matches no parameter",
+        ),
         "axes pattern": (plain, Kaiming(axes={"2.w": {}}), NotFoundError, "axes="),
         "axes": (plain, Kaiming(axes={"1.weight": {"in_axis": 5}}), InvalidValueError, "in_axis=5"),
         "law that fails": (
@@ -345,7 +351,7 @@ def test_what_is_no_module(thing: object) -> None:
     [
         ({"nonlinearity": "geluu"}, NotFoundError, "gelu"),
         ({"mode": "fan_ins"}, InvalidValueError, "did you mean 'fan_in'"),
-        ({"distribution": "orthogonl"}, InvalidValueError, "did you mean 'orthogonal'"),
+        ({"distribution": "orthogonal_"}, InvalidValueError, "did you mean 'orthogonal'"),
         ({"gain": math.nan}, InvalidValueError, "gain"),
         ({"gain": -1.0}, InvalidValueError, "gain"),
         ({"input_gain": math.inf}, InvalidValueError, "input_gain"),
@@ -372,3 +378,28 @@ def test_initialisers_can_be_copied_and_pickled() -> None:
     expected = kaiming(nn.Linear(6, 4)).weight.detach()
     for twin in (copy.deepcopy(kaiming), pickle.loads(pickle.dumps(kaiming))):
         assert torch.equal(twin(nn.Linear(6, 4)).weight, expected)
+
+
+def test_sharded_parameters_get_the_values_of_whole_ones() -> None:
+    from torch import distributed
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    def build() -> nn.Sequential:
+        layers = [nn.Embedding(10, 6, padding_idx=2), nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 4)]
+        return nn.Sequential(*layers)
+
+    whole, sharded = Orthogonal()(build()), build()
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        for module in sharded:
+            for name, parameter in module._parameters.items():
+                module._parameters[name] = nn.Parameter(
+                    distribute_tensor(parameter.detach(), mesh, [Shard(0)])
+                )
+        Orthogonal()(sharded)
+        for one, other in zip(whole.parameters(), sharded.parameters(), strict=True):
+            assert torch.equal(one, other.full_tensor())
+    finally:
+        distributed.destroy_process_group()

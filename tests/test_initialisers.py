@@ -1,6 +1,8 @@
 """The contract of every initialiser over kinds of modules and dtypes, and what it does to a real signal."""
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -202,3 +204,11 @@ def test_mirrored_weights_train_a_plain_network_of_sixty_layers() -> None:
     assert model[4].weight.grad[:, 16].any(), "the weights that read a spare unit (odd width) learn"
     _, stuck = train_deep_gelu(Kaiming(nonlinearity="gelu"))
     assert stuck[-1] > 0.6
+
+
+def test_the_examples_of_the_documentation_run() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "initialisers.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 4
+    torch.manual_seed(0)
+    exec("\n".join(blocks), {})

@@ -68,6 +68,6 @@ def test_bad_input() -> None:
     with pytest.raises(InvalidValueError, match="two units"):
         draw(Mirrored(1.0), 1, 4)
     with pytest.raises(InvalidValueError, match="add up"):
-        draw(Mirrored(1.0, fan_in=Width(1, 1)), 6, 4)
+        draw(Mirrored(1.0, reads=Width(1, 1)), 6, 4)
     with pytest.raises(InvalidValueError, match="scale"):
         Mirrored(math.nan)

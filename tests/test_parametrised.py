@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 from isometry.errors import IsometryWarning
+from isometry.fans import fans
 from isometry.initialisers import Kaiming, Orthogonal
 from isometry.parametrised import pieces_of
 
@@ -74,3 +75,13 @@ def test_pieces_in_registration_order() -> None:
     layer = parametrizations.weight_norm(nn.Conv1d(3, 5, 2))
     g, v = pieces_of(layer, "weight", torch.ones(5, 3, 2))
     assert (g.shape, v.shape) == ((5, 1, 1), (5, 3, 2))
+
+
+def test_planning_does_not_move_the_power_iteration_of_spectral_norm() -> None:
+    torch.manual_seed(0)
+    layer = parametrizations.spectral_norm(nn.Linear(6, 4))
+    buffers = [buffer.clone() for buffer in layer.buffers()]
+    Kaiming().plan(layer)
+    assert fans(layer, "weight").forward == 6
+    assert all(torch.equal(one, other) for one, other in zip(layer.buffers(), buffers, strict=True))
+    assert all(module.training for module in layer.modules())

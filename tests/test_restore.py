@@ -111,3 +111,13 @@ def test_random_state_of_all_three():
     first = random.random(), np.random.rand(), torch.rand(1).item()
     restore()
     assert first == (random.random(), np.random.rand(), torch.rand(1).item())
+
+
+def test_a_leaf_outside_the_parameters_collects_no_gradient():
+    model = nn.Linear(2, 2)
+    model.prompt = torch.zeros(2, requires_grad=True)
+    prompt = model.prompt
+    with preserved(model):
+        model(model.prompt).sum().backward()
+    assert model.prompt is prompt
+    assert prompt.grad is None

@@ -95,8 +95,8 @@ def test_what_is_not_there_comes_with_the_nearest_name(file):
         find(f"{file.parent}/model_for_target.py:build")
     with pytest.raises(NotFoundError, match="no file"):
         find("/no/such/folder/x.py:build")
-    with pytest.raises(NotFoundError, match="no attribute 'biuld'; did you mean 'build'"):
-        find(f"{file}:biuld")
+    with pytest.raises(NotFoundError, match="no attribute 'bulld'; did you mean 'build'"):
+        find(f"{file}:bulld")
     with pytest.raises(NotFoundError, match="no module 'no_such_package'"):
         find("no_such_package.models:build")
     with pytest.raises(NotFoundError, match=r"no module 'torch\.no_such_part'"):
@@ -124,9 +124,9 @@ def test_arguments_are_checked_before_the_call(file):
     with pytest.raises(InvalidValueError, match="needs width: add --arg width=VALUE"):
         builder(f"{file}:build")
     with pytest.raises(
-        InvalidValueError, match=r"no argument 'widht'; did you mean 'width'\? \(it takes width\)"
+        InvalidValueError, match=r"no argument 'widtx'; did you mean 'width'\? \(it takes width\)"
     ):
-        builder(f"{file}:build_strict", {"widht": 3})
+        builder(f"{file}:build_strict", {"widtx": 3})
 
 
 def test_what_is_no_model_is_named(file):

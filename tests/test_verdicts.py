@@ -76,6 +76,8 @@ def test_a_model_without_hidden_layers_has_no_evidence():
             {"backward": (50.0, 1.0)},
             "the gradient grows by ×1.48 a layer on its way back (×50 in all)",
         ),
+        ({"forward": (1.0, 0.0)}, "the signal dies out (RMS 1 → 0)"),
+        ({"backward": (0.0, 0.1)}, "no gradient at all reaches the first layer"),
         ({"cosine": (0.1, 0.98)}, "at a mean cosine of 0.98 (from 0.1)"),
         ({"saturated": 0.7}, "70% of the activations are saturated"),
         ({"forward": (1.0, math.inf), "broken": 8}, "layer 8 is the first to overflow"),
@@ -85,7 +87,7 @@ def test_each_cause_is_named_with_its_numbers_and_alone(changes, expected):
     text = say(found(**changes), run())
     assert text.startswith("It is still at chance (10% after 2 steps): ")
     assert expected in text
-    others = ["the signal", "the gradient", "cosine", "saturated", "overflow"]
+    others = ["the signal", " gradient ", "cosine", "saturated", "overflow"]
     assert sum(word in text for word in others) == 1
 
 

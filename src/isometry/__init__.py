@@ -1,6 +1,6 @@
 """Initial weights that keep the signal alive."""
 
-from isometry import init
+from isometry import datasets, init, sampling
 from isometry.compare import compare
 from isometry.comparison import Comparison
 from isometry.criticality import critical_line, critical_point, fixed_point
@@ -18,6 +18,7 @@ from isometry.initialisers import (
 )
 from isometry.measure import measure
 from isometry.profile import Profile, Signal, Stats
+from isometry.sampling import materialize_
 from isometry.watch import watch
 
 __all__ = [
@@ -37,11 +38,14 @@ __all__ = [
     "compare",
     "critical_line",
     "critical_point",
+    "datasets",
     "fans",
     "fans_of_tensor",
     "fixed_point",
     "gain",
     "init",
+    "materialize_",
     "measure",
+    "sampling",
     "watch",
 ]

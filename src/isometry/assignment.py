@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 
 from isometry.errors import InvalidTypeError, InvalidValueError, ModelError, NotFoundError
 from isometry.names import canonical_name
-from isometry.parametrised import weight_norm_hooks
+from isometry.parametrised import shape_of, weight_norm_hooks
 from isometry.roles import Role, role_of
 from isometry.sampling import Distribution
 
@@ -63,7 +63,7 @@ class Slot:
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of the values to draw; a parametrised weight's own."""
-        return tuple(getattr(self.uses[0].owner, self.uses[0].leaf).shape)
+        return shape_of(self.uses[0].owner, self.uses[0].leaf)
 
 
 @dataclass(frozen=True)
@@ -213,7 +213,8 @@ class Selection:
         for argument, selectors in (("only", self.only), ("skip", self.skip)):
             for selector in selectors:
                 if isinstance(selector, str):
-                    require_match(argument, selector, slots)
+                    used = any(matches(selector, use) for slot in slots for use in slot.uses)
+                    require_use(argument, selector, slots, used=used)
 
 
 def selectors(argument: str, value: Selector | Sequence[Selector]) -> tuple[Selector, ...]:
@@ -224,11 +225,13 @@ def selectors(argument: str, value: Selector | Sequence[Selector]) -> tuple[Sele
         ('head.*',)
     """
     single = isinstance(value, str | type) or not isinstance(value, Iterable)
-    several = (value,) if single else tuple(value)
+    several: tuple[object, ...] = (value,) if single else tuple(cast("Iterable[object]", value))
+    checked: list[Selector] = []
     for one in several:
         if not (isinstance(one, str) or (isinstance(one, type) and issubclass(one, nn.Module))):
             raise InvalidTypeError(f"{argument}= takes name patterns and module types, got {one!r}")
-    return several
+        checked.append(one)
+    return tuple(checked)
 
 
 def matches(selector: Selector, use: Use) -> bool:
@@ -245,12 +248,11 @@ def matches(selector: Selector, use: Use) -> bool:
     return fnmatchcase(use.name, selector) or any(fnmatchcase(name, selector) for name in holders)
 
 
-def require_match(argument: str, pattern: str, slots: Sequence[Slot]) -> None:
-    """Raise a `NotFoundError` with the nearest name where a pattern matches no parameter."""
-    uses = [use for slot in slots for use in slot.uses]
-    if any(matches(pattern, use) for use in uses):
+def require_use(argument: str, pattern: str, slots: Sequence[Slot], *, used: bool) -> None:
+    """Raise a `NotFoundError` with the nearest name where a pattern matched no parameter."""
+    if used:
         return
-    names = [use.name for use in uses]
+    names = [use.name for slot in slots for use in slot.uses]
     near = difflib.get_close_matches(pattern, names, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names[:6]) or 'none'}"
     raise NotFoundError(f"{argument}= has the pattern {pattern!r}, which matches no parameter: {hint}")

@@ -8,10 +8,11 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
+from importlib.util import find_spec
 from inspect import signature
 from itertools import zip_longest
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import torch
 import typer
@@ -25,7 +26,9 @@ from isometry.compare import Progress as Report
 from isometry.comparison import Comparison
 from isometry.contenders import Start
 from isometry.datasets import DATASETS
-from isometry.errors import InvalidValueError, IsometryError, IsometryWarning
+from isometry.errors import InvalidValueError, IsometryError, IsometryWarning, MissingExtraError
+from isometry.gain import Direction, describe, gain
+from isometry.gain_table import gain_table
 from isometry.measure import measure
 from isometry.strictjson import dump, parse
 from isometry.tables import Table
@@ -44,6 +47,15 @@ app = typer.Typer(
 
 # The one place for defaults is `compare` itself.
 _DEFAULT: dict[str, Any] = {name: p.default for name, p in signature(compare).parameters.items()}
+
+# Activations in one table, so that it fits a screen of 100 columns.
+_ABREAST = 5
+
+
+def _examples(*lines: str) -> str:
+    """The end of a help page; a blank line keeps each example on a line of its own."""
+    return "Examples:\n\n" + "\n\n".join(f"isometry {line}" for line in lines)
+
 
 Target = Annotated[
     str,
@@ -90,6 +102,9 @@ def run(arguments: Sequence[str]) -> int:
     except IsometryError as error:
         errors.print(Text.assemble(("error: ", "bold red"), str(error)))
         return 2
+    except OSError as error:  # a file or folder that cannot be written
+        errors.print(Text.assemble(("error: ", "bold red"), str(error)))
+        return 2
     except SystemExit as stop:  # how typer ends, always
         return stop.code if isinstance(stop.code, int) else 0
     return 0
@@ -106,7 +121,56 @@ def _root(
         raise typer.Exit
 
 
-@app.command(name="measure")
+@app.command(
+    name="gain", epilog=_examples("gain silu gelu tanh", "gain my_file.py:my_activation --direction backward")
+)
+def _gain(
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="NAME...",
+            help="Names such as silu, leaky_relu(0.2), swiglu; or package.module:function, "
+            "or path/file.py:function.",
+        ),
+    ],
+    direction: Annotated[
+        str | None,
+        typer.Option(help="Print only this gain, a line each: forward, backward or balanced."),
+    ] = None,
+    gated: Annotated[
+        bool,
+        typer.Option(
+            "--gated", help="Take each as the φ of a gated unit φ(a)·b; swiglu and its like are already."
+        ),
+    ] = False,
+    mean: Annotated[float, typer.Option(help="Mean of the activation's input.")] = 0.0,
+    std: Annotated[float, typer.Option(help="Standard deviation of the activation's input.")] = 1.0,
+    json: JsonFile = None,
+) -> None:
+    """Show the gain of activations, what follows for a deep network, and where torch differs."""
+    activations = [find(name) if ":" in name else name for name in names]
+    is_gated = True if gated else None
+    if direction is not None:
+        for name, activation in zip(names, activations, strict=True):
+            value = gain(
+                activation, direction=cast("Direction", direction), gated=is_gated, mean=mean, std=std
+            )
+            typer.echo(f"{name} {value:.9g}")
+        return
+    found = [describe(activation, gated=is_gated, mean=mean, std=std) for activation in activations]
+    console = _console(json)
+    for start in range(0, len(found), _ABREAST):
+        _print(console, gain_table(found[start : start + _ABREAST]))
+    _write_json(dump({name: one.to_dict() for name, one in zip(names, found, strict=True)}), json)
+
+
+@app.command(
+    name="measure",
+    epilog=_examples(
+        "measure model.py:build -i 64x1024",
+        "measure model.py:build --arg depth=30 -i 64x1024 --init kaiming",
+    ),
+)
 def _measure(
     target: Target,
     inputs: Annotated[
@@ -136,10 +200,9 @@ def _measure(
     json: JsonFile = None,
     seed: Annotated[int, typer.Option(help="Of the weights.")] = 0,
 ) -> None:
-    """Run a model once on random inputs and show the signal in every module, forward and backward.
-
-    Example: isometry measure examples/plain.py:build --arg depth=30 -i 64x64 --init kaiming
-    """
+    """Run a model once on random inputs and show the signal in every module, forward and backward."""
+    if plot is not None:
+        _require_plots()
     torch.manual_seed(seed)
     model = builder(target, parse_arguments(arg or []))()
     if init is not None:
@@ -155,11 +218,19 @@ def _measure(
     _write_json(profile.to_json(), json)
 
 
-@app.command(name="compare")
+@app.command(
+    name="compare",
+    epilog=_examples(
+        "compare --demo --out out",
+        "compare model.py:build --data digits32 --init torch --init kaiming",
+    ),
+)
 def _compare(
     target: Annotated[
         str | None,
-        typer.Argument(help="The model, as for measure; none with --demo.", show_default=False),
+        typer.Argument(
+            metavar="[TARGET]", help="The model, as for measure; none with --demo.", show_default=False
+        ),
     ] = None,
     show: Annotated[
         bool, typer.Option("--demo", help="Compare on deep plain networks (relu, tanh, gelu), no TARGET.")
@@ -196,15 +267,11 @@ def _compare(
     ] = None,
     json: JsonFile = None,
 ) -> None:
-    """Train the same model from several initialisations: same data, same batches, same budget.
-
-    Examples:
-    isometry compare --demo --out out
-
-    isometry compare model.py:build --data digits --init torch --init kaiming --lr 0.01 --lr 0.03
-    """
+    """Train the same model from several initialisations: same data, same batches, same budget."""
     if show == (target is not None):
         raise InvalidValueError("name a TARGET such as model.py:build, or use --demo (one of the two)")
+    if out is not None:
+        _require_plots()
     options: dict[str, Any] = {
         "steps": steps,
         "optimizer": optimizer,
@@ -222,14 +289,15 @@ def _compare(
     with _progress(console) as report:
         if target is None:
             shown = [activation] if activation else list(demo.ACTIVATIONS)
-            for name, one in demo.run(
-                activations=shown, data=data, arguments=arguments, progress=report, **options
-            ):
-                found[name] = one
-                _show(console, one, out and out / name)
+            with _one_thread():
+                for name, one in demo.run(
+                    activations=shown, data=data, arguments=arguments, progress=report, **options
+                ):
+                    found[name] = one
+                    _show(console, one, out and out / name)
         else:
             build, phi = builder(target, arguments), _activation(activation)
-            one = compare(build, data, activation=phi, title=target, progress=report, **options)
+            one = compare(build, data, activation=phi, title=_title(target), progress=report, **options)
             _show(console, one, out)
     if target is None:
         _write_json(dump({name: parse(one.to_json()) for name, one in found.items()}), json)
@@ -252,7 +320,13 @@ def _with_bare_json(arguments: Sequence[str]) -> list[str]:
 
 def _start(text: str) -> Start:
     """A start by its name, or by where to find a callable."""
-    return (text, find(text)) if ":" in text else text
+    return (text.rpartition(":")[2], find(text)) if ":" in text else text
+
+
+def _title(target: str) -> str:
+    """A target without the folders of its file."""
+    where, _, attribute = target.rpartition(":")
+    return f"{Path(where).name}:{attribute}"
 
 
 def _activation(text: str | None) -> contenders.Activation | None:
@@ -288,6 +362,12 @@ def _show(console: Console, found: Comparison, folder: Path | None) -> None:
     console.print()
 
 
+def _require_plots() -> None:
+    """Say that matplotlib is missing before the work, not after it."""
+    if find_spec("matplotlib") is None:
+        raise MissingExtraError("matplotlib", "plots")
+
+
 def _write_json(text: str, json: str | None) -> None:
     if json == "-":
         typer.echo(text)
@@ -308,6 +388,17 @@ def _progress(console: Console) -> Iterator[Report]:
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("starting")
         yield lambda name, done, total: bar.update(task, description=name, completed=done, total=total)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute on one thread: the demo's small matrices gain nothing from more, and lose on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @contextmanager

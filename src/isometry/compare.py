@@ -61,8 +61,8 @@ def compare(
         data: `Data`, the name of one of `isometry.datasets`, or `(inputs, targets)`, of which every
             fifth sample is set aside for the test.
         inits: names ("standard_normal", "torch", "kaiming", "xavier", "orthogonal", "mirrored",
-            "wrong_gain"), callables that initialise a model in place, or `(name, callable)`. A start that
-            this activation cannot have is left out, with the reason in the record.
+            "wrong_gain"), callables that initialise a model in place, or `(name, callable)`. Mirrored
+            weights are left out, with the reason in the record, where model or activation cannot have them.
         activation: whose gain is meant; None looks for the one kind of activation among the modules.
         steps: optimiser steps per run.
         lr: one learning rate for all, or several of which every start keeps its best.
@@ -102,6 +102,8 @@ def compare(
     )
     rates = _rates(lr)
     task = _data(data)
+    if not 0 < threshold <= 1:
+        raise InvalidValueError(f"threshold must be an accuracy above 0 and at most 1, got {threshold!r}")
     if not seeds:
         raise InvalidValueError("seeds must hold at least one number")
     first = _build(build, seeds[0])
@@ -212,13 +214,13 @@ def _measure(work: _Work, model: nn.Module, seed: int) -> Profile:
 def _contenders(
     inits: Sequence[Start], model: nn.Module, activation: Activation | None
 ) -> tuple[list[Contender], tuple[tuple[str, str], ...]]:
-    """Resolve the starts; those that this activation cannot have are returned with the reason."""
+    """Resolve the starts; those that this model cannot have are returned with the reason."""
     if isinstance(inits, str) or not inits:
         raise InvalidTypeError(f"inits must be a sequence of starts, got {inits!r}")
     found: list[Contender] = []
     skipped: list[tuple[str, str]] = []
     for start in inits:
-        if start == "mirrored" and (reason := no_mirror(_activation(model, activation))):
+        if start == "mirrored" and (reason := no_mirror(model, _activation(model, activation))):
             skipped.append(("mirrored", reason))
             continue
         found.append(contender(start, lambda: _activation(model, activation)))
@@ -249,6 +251,10 @@ def _data(data: Data | str | tuple[Tensor, Tensor]) -> Data:
         return load(data)
     if isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
         inputs, targets = data
+        if len(inputs) != len(targets):
+            raise InvalidValueError(
+                f"data needs as many targets as inputs, got {len(inputs)} inputs and {len(targets)} targets"
+            )
         if len(inputs) < 5:
             raise InvalidValueError(
                 f"data needs at least five samples, one in five for the test; got {len(inputs)}"
@@ -257,9 +263,9 @@ def _data(data: Data | str | tuple[Tensor, Tensor]) -> Data:
         return Data(
             name="your data",
             train_inputs=inputs[~test],
-            train_targets=targets[: len(inputs)][~test],
+            train_targets=targets[~test],
             test_inputs=inputs[test],
-            test_targets=targets[: len(inputs)][test],
+            test_targets=targets[test],
         )
     raise InvalidTypeError(
         f"data must be isometry.datasets.Data, the name of a data set, or (inputs, targets), "

@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self, overload
 
-from isometry.errors import NotFoundError
+from isometry.errors import InvalidValueError, NotFoundError
 from isometry.plots import curves, lines_by_depth
 from isometry.profile import Profile
 from isometry.strictjson import (
@@ -26,7 +26,6 @@ from isometry.verdicts import Evidence, arrow, evidence, hidden, sentence
 
 SCHEMA = "isometry.comparison"
 VERSION = 1
-_LOSS = "Training loss (▲ = diverged)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,35 +156,53 @@ class Comparison(Sequence[Entry]):
             directory: where `signal.png` and `training.png` go; made if it does not exist.
 
         Returns:
-            The paths of the two files.
+            The paths of the two files; of the second alone for a model without hidden layers.
 
         Raises:
             MissingExtraError: matplotlib is not installed.
         """
         folder = Path(directory)
-        title = f"{self.title} on {self.data}"
-        signal, training = folder / "signal.png", folder / "training.png"
-        paths = {entry.name: hidden(entry.profile) for entry in self.entries}
+        drawn = [self._plot_signal(folder / "signal.png")] if hidden(self.entries[0].profile) else []
+        lost = any(entry.run.diverged is not None for entry in self.entries)
+        loss = "Training loss (▲ = diverged)" if lost else "Training loss"
+        labels = self._labels()
+        panels = {loss: {labels[entry.name]: _loss_curve(entry.run) for entry in self.entries}}
+        if self.chance is not None:
+            panels["Test accuracy"] = {
+                labels[entry.name]: _accuracy_curve(entry.run) for entry in self.entries
+            }
+        path = folder / "training.png"
+        curves(panels, title=f"{self.title} on {self.data}", scales={loss: "log"}, path=path)
+        return [*drawn, path]
+
+    def _plot_signal(self, path: Path) -> Path:
+        labels = self._labels()
+        rows = {labels[entry.name]: hidden(entry.profile) for entry in self.entries}
         lines_by_depth(
             {
                 "Forward: RMS of the hidden layers": {
-                    name: [row.forward.rms if row.forward else None for row in rows]
-                    for name, rows in paths.items()
+                    name: [None if row.forward is None else row.forward.rms for row in way]
+                    for name, way in rows.items()
                 },
                 "Backward: RMS of the gradient there": {
-                    name: [row.backward.rms if row.backward else None for row in rows]
-                    for name, rows in paths.items()
+                    name: [None if row.backward is None else row.backward.rms for row in way]
+                    for name, way in rows.items()
                 },
             },
-            title=f"{title}: the signal before training",
+            title=f"{self.title} on {self.data}: the signal before training",
             xlabel="hidden layer, from the input on",
-            path=signal,
+            path=path,
         )
-        panels = {_LOSS: {entry.name: _loss_curve(entry.run) for entry in self.entries}}
-        if self.chance is not None:
-            panels["Test accuracy"] = {entry.name: _accuracy_curve(entry.run) for entry in self.entries}
-        curves(panels, title=title, scales={_LOSS: "log"}, path=training)
-        return [signal, training]
+        return path
+
+    def _labels(self) -> dict[str, str]:
+        """Names as the plots write them: long ones are numbered and cut, so that they leave room to draw."""
+        names = [entry.name for entry in self.entries]
+        room = 20
+        return {
+            name: name if len(name) <= room else f"{number} {name[: room - 3]}…"
+            for number, name in enumerate(names, 1)
+        }
 
     def to_json(self) -> str:
         """Write the comparison as strict JSON with a versioned schema.
@@ -239,7 +256,7 @@ class Comparison(Sequence[Entry]):
             chance=number_from_data(table.get("chance"), "chance"),
             threshold=_number(table.get("threshold"), "threshold"),
             entries=tuple(_entry_from_data(entry, f"entries[{i}]") for i, entry in enumerate(entries)),
-            skipped=tuple((str(name), str(reason)) for name, reason in skipped),
+            skipped=tuple(_pair_from_data(pair, f"skipped[{i}]") for i, pair in enumerate(skipped)),
         )
 
     @classmethod
@@ -347,6 +364,13 @@ def _run_from_data(data: object, what: str) -> Run:
         test_losses=_numbers(table.get("test_losses"), f"{what}.test_losses"),
         diverged=None if diverged is None else expect(diverged, int, f"{what}.diverged"),
     )
+
+
+def _pair_from_data(data: object, what: str) -> tuple[str, str]:
+    pair = expect(data, list, what)
+    if len(pair) != 2:
+        raise InvalidValueError(f"{what} must be a name and a reason, got {data!r}")
+    return expect(pair[0], str, what), expect(pair[1], str, what)
 
 
 def _list(table: dict[str, Any], key: str, what: str) -> list[Any]:

@@ -11,6 +11,7 @@
 | wrong_gain | like kaiming, with the gain of another activation |
 """
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -19,7 +20,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from isometry.activations import resolve
-from isometry.errors import InvalidTypeError, InvalidValueError, NotFoundError
+from isometry.errors import InvalidTypeError, InvalidValueError, ModelError, NotFoundError
 from isometry.gain import gain, mirrored_slope
 from isometry.initialisers import Kaiming, Mirrored, Orthogonal, StandardNormal, Xavier
 
@@ -107,7 +108,7 @@ def activation_of(model: nn.Module) -> nn.Module:
     found: dict[str, nn.Module] = {}
     for module in model.modules():
         if type(module).__module__ == nn.ReLU.__module__ and not isinstance(module, _NOT_POINTWISE):
-            found.setdefault(str(module), module)
+            found.setdefault(resolve(module).name, module)
     if len(found) == 1:
         return next(iter(found.values()))
     seen = f"has several ({', '.join(found)})" if found else "has no activation module"
@@ -117,24 +118,26 @@ def activation_of(model: nn.Module) -> nn.Module:
     )
 
 
-def no_mirror(activation: Activation) -> str | None:
-    """Say why an activation cannot have mirrored weights.
+def no_mirror(model: nn.Module, activation: Activation) -> str | None:
+    """Say why a model cannot have mirrored weights.
 
     Args:
+        model: any model; it is not changed.
         activation: a name, module or function.
 
     Returns:
-        The reason, or None where φ(x) − φ(−x) = c·x and mirrored weights exist.
+        The reason; None where φ(x) − φ(−x) = c·x and the layers form a chain.
 
     Example:
-        >>> no_mirror("gelu") is None
+        >>> no_mirror(nn.Sequential(nn.Linear(3, 4), nn.GELU(), nn.Linear(4, 2)), "gelu") is None
         True
-        >>> print(no_mirror("tanh"))
+        >>> print(no_mirror(nn.Linear(3, 4), "tanh"))
         tanh has no mirrored slope: ...
     """
     try:
         mirrored_slope(activation)
-    except InvalidValueError as error:
+        Mirrored(nonlinearity=activation)(copy.deepcopy(model))
+    except (InvalidValueError, ModelError) as error:
         return str(error)
     return None
 

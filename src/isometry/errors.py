@@ -34,7 +34,9 @@ class MissingExtraError(IsometryError, ImportError):
     """An optional dependency is not installed."""
 
     def __init__(self, package: str, extra: str) -> None:
-        super().__init__(f"{package} is needed for this and is not installed: pip install 'isometry[{extra}]'")
+        super().__init__(
+            f"{package} is needed for this and is not installed: pip install 'isometry[{extra}]'"
+        )
 
 
 class IsometryWarning(UserWarning):

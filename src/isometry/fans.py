@@ -15,9 +15,11 @@ from typing import Literal
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
 
 from isometry.errors import InvalidTypeError, InvalidValueError, ModelError, NotFoundError
 from isometry.layout import Axis, Layout, grouped, layout_of_axes
+from isometry.parametrised import shape_of
 
 Mode = Literal["fan_in", "fan_out", "fan_avg", "fan_geo"]
 _MODES = ("fan_in", "fan_out", "fan_avg", "fan_geo")
@@ -140,20 +142,20 @@ def fans(
             f"fans needs a torch.nn.Module, got {type(module).__name__}: pass the module itself"
         )
     owner, leaf = _owner(module, name)
-    tensor = getattr(owner, leaf)
     what = f"{name!r} of {type(owner).__name__}"
-    if is_lazy(tensor):
+    parameter = owner._parameters.get(leaf)
+    if parameter is not None and is_lazy(parameter):
         raise ModelError(
             f"{what} is lazy and has no shape yet: run the model once on an example, then ask again"
         )
     declared = {"in_axis": in_axis, "out_axis": out_axis, "batch_axis": batch_axis}
     explicit = {key: axis for key, axis in declared.items() if axis is not None}
     if explicit:
-        return fans_of_layout(layout_of_axes(tensor.shape, what=what, **explicit))
+        return fans_of_layout(layout_of_axes(shape_of(owner, leaf), what=what, **explicit))
     found = known_fans(owner, leaf, bag_size=bag_size)
     if found is None:
         raise InvalidValueError(
-            f"{what} with shape {tuple(tensor.shape)} has no known layout: if it is a weight, declare its "
+            f"{what} with shape {shape_of(owner, leaf)} has no known layout: if it is a weight, declare its "
             "axes with in_axis=, out_axis= (and batch_axis= for experts); a bias has no fans"
         )
     return found
@@ -212,7 +214,7 @@ def known_fans(module: nn.Module, name: str, *, bag_size: float = 1.0) -> Fans |
         if isinstance(module, kinds):
             return rule(module, name)
     if is_transposed_linear(module) and name == "weight":
-        return fans_of_layout(layout_of_axes(_shape(module, name), in_axis=0, out_axis=1))
+        return fans_of_layout(layout_of_axes(shape_of(module, name), in_axis=0, out_axis=1))
     return None
 
 
@@ -225,20 +227,21 @@ def is_transposed_linear(module: nn.Module) -> bool:
         >>> is_transposed_linear(nn.Conv1d(2, 3, 1))
         False
     """
-    weight, outputs = getattr(module, "weight", None), getattr(module, "nf", None)
-    named = any(kind.__name__ == "Conv1D" for kind in type(module).__mro__)
-    return named and isinstance(weight, Tensor) and weight.ndim == 2 and weight.shape[1] == outputs
+    if not any(kind.__name__ == "Conv1D" for kind in type(module).__mro__):
+        return False
+    shape = shape_of(module, "weight") if isinstance(getattr(module, "weight", None), Tensor) else ()
+    return len(shape) == 2 and shape[1] == getattr(module, "nf", None)
 
 
 def _linear(module: nn.Module, name: str) -> Fans | None:
-    return fans_of_layout(layout_of_axes(_shape(module, name))) if name == "weight" else None
+    return fans_of_layout(layout_of_axes(shape_of(module, name))) if name == "weight" else None
 
 
 def _bilinear(module: nn.Module, name: str) -> Fans | None:
     """One output sums I1·I2 products; the backward fan is the mean over the gradients of both inputs."""
     if name != "weight":
         return None
-    layout = Layout(_shape(module, name), out=(0,), inp=(1, 2))
+    layout = Layout(shape_of(module, name), out=(0,), inp=(1, 2))
     outputs, first, second = layout.shape
     both = 2 * first * second / (first + second) if first + second else 0.0
     return Fans(forward=float(first * second), backward=outputs * both, layout=layout)
@@ -248,7 +251,7 @@ def _conv(module: nn.Module, name: str) -> Fans | None:
     if name != "weight":
         return None
     assert isinstance(module, _Conv)
-    layout = grouped(_shape(module, name), module.groups)
+    layout = grouped(shape_of(module, name), module.groups)
     strides = math.prod(module.stride)
     plain = fans_of_layout(layout)
     return Fans(forward=plain.forward, backward=plain.backward / strides, layout=layout)
@@ -259,7 +262,7 @@ def _conv_transposed(module: nn.Module, name: str) -> Fans | None:
     if name != "weight":
         return None
     assert isinstance(module, _ConvTransposed)
-    inputs, *rest = _shape(module, name)
+    inputs, *rest = shape_of(module, name)
     split = (module.groups, inputs // module.groups, *rest)
     layout = Layout(split, batch=(0,), inp=(1,), out=(2,), taps=tuple(range(3, len(split))))
     strides = math.prod(module.stride)
@@ -271,7 +274,7 @@ def _embedding(module: nn.Module, name: str) -> Fans | None:
     """One row is read: forward 1. The backward fan is that of a one-hot input."""
     if name != "weight":
         return None
-    layout = Layout(_shape(module, name), out=(1,), inp=(0,))
+    layout = Layout(shape_of(module, name), out=(1,), inp=(0,))
     return Fans(forward=1.0, backward=float(layout.outputs), layout=layout)
 
 
@@ -294,7 +297,7 @@ def _recurrent(module: nn.Module, name: str) -> Fans | None:
     """weight_ih, weight_hh: G gates stacked on the first axis; weight_hr projects the state of an LSTM."""
     if not name.startswith(("weight_ih", "weight_hh", "weight_hr")):
         return None
-    shape = _shape(module, name)
+    shape = shape_of(module, name)
     gates = 1 if name.startswith("weight_hr") else gate_count(module)
     return fans_of_layout(grouped(shape, gates))
 
@@ -313,9 +316,9 @@ def gate_count(module: nn.Module) -> int:
 
 def _attention(module: nn.Module, name: str) -> Fans | None:
     if name == "in_proj_weight":
-        return fans_of_layout(grouped(_shape(module, name), 3))
+        return fans_of_layout(grouped(shape_of(module, name), 3))
     if name in ("q_proj_weight", "k_proj_weight", "v_proj_weight"):
-        return fans_of_layout(layout_of_axes(_shape(module, name)))
+        return fans_of_layout(layout_of_axes(shape_of(module, name)))
     return None
 
 
@@ -323,7 +326,7 @@ def _norm(module: nn.Module, name: str) -> Fans | None:
     """A scale acts on each unit alone."""
     if name != "weight":
         return None
-    shape = _shape(module, name)
+    shape = shape_of(module, name)
     layout = Layout(shape, batch=tuple(range(len(shape))), out=(), inp=())
     return Fans(forward=1.0, backward=1.0, layout=layout)
 
@@ -352,11 +355,6 @@ def fans_of_layout(layout: Layout) -> Fans:
     return Fans(forward=float(layout.inputs * taps), backward=float(layout.outputs * taps), layout=layout)
 
 
-def _shape(module: nn.Module, name: str) -> tuple[int, ...]:
-    # A DTensor's shape is the global one, so sharded parameters need no care here.
-    return tuple(int(side) for side in getattr(module, name).shape)
-
-
 def plain_name(module: nn.Module, name: str) -> str:
     """The attribute behind the pieces that weight_norm, spectral_norm and pruning hooks register."""
     for suffix in ("_v", "_orig"):
@@ -375,7 +373,8 @@ def _owner(module: nn.Module, name: str) -> tuple[nn.Module, str]:
             break
         owner = child
     else:
-        if isinstance(getattr(owner, path[-1], None), Tensor):
+        parametrised = parametrize.is_parametrized(owner, path[-1])
+        if parametrised or isinstance(getattr(owner, path[-1], None), Tensor):
             return owner, path[-1]
     known = [known for known, _ in module.named_parameters()]
     near = difflib.get_close_matches(name, known, n=1)

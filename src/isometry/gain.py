@@ -38,10 +38,10 @@ Direction = Literal["forward", "backward", "balanced"]
 
 
 def forward_gain(response: Response, *, gated: bool) -> float:
-    """√(E[x²]/E[φ²]), or √(E[x²]/(E[φ²]·E[b²])) = 1/√E[φ²] for a gated unit, whose b is distributed as x."""
+    """1/√E[φ²], or 1/√(E[φ²]·E[b²]) for a gated unit, whose b is distributed as x."""
     response.require_output()
-    kept = 1.0 if gated else response.mean**2 + response.std**2
-    return math.sqrt(kept / response.second_moment)
+    branch = response.mean**2 + response.std**2 if gated else 1.0
+    return 1 / math.sqrt(response.second_moment * branch)
 
 
 def backward_gain(response: Response, *, gated: bool) -> float:
@@ -66,14 +66,16 @@ def gain(
 ) -> float:
     """The factor on the weights that keeps the signal's second moment through an activation.
 
-    With input x ~ N(mean, std²), E[x²] = mean² + std²:
+    With input x ~ N(mean, std²):
 
-    - forward: √(E[x²] / E[φ(x)²]), which is 1/√E[φ(z)²] at mean 0 and std 1;
+    - forward: 1/√E[φ(x)²], after which the next layer's signal has second moment 1, as N(0, 1) had;
     - backward: 1/√E[φ′(x)²];
     - balanced: the geometric mean of the two.
 
+    To keep a second moment other than 1, multiply the forward gain by √E[x²] = √(mean² + std²).
+
     A gated unit φ(a)·b, with a and b independent and distributed as x, has E[y²] = E[φ(a)²]·E[b²], hence
-    the forward gain √(E[x²]/E[y²]) = 1/√E[φ(a)²], at mean 0 and std 1 that of its φ. Backward, both branches
+    the forward gain 1/√(E[φ(a)²]·E[b²]), at mean 0 and std 1 that of its φ. Backward, both branches
     carry gradient: 1/√(E[φ′(a)²]·E[b²] + E[φ(a)²]), for two weights that each have their own fan (× √2
     when one fused weight counts both halves in its fan).
 

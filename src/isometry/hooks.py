@@ -176,6 +176,7 @@ class Record:
     divisor: float = 1.0
 
 
+Values = tuple[Tensor, Tensor | None]
 Observer = Callable[[str, int, nn.Module, Tensor], None]
 
 
@@ -192,6 +193,7 @@ class Recorder:
         only_training: Look away while gradients are disabled, as during a validation pass.
         observer: Called with name, call, module and tensor for every output with values.
         gradient_observer: Called likewise with every gradient at such an output.
+        shape: Whether to gather kurtosis and cosine of the values too.
     """
 
     def __init__(
@@ -203,6 +205,7 @@ class Recorder:
         only_training: bool = False,
         observer: Observer | None = None,
         gradient_observer: Observer | None = None,
+        shape: bool = True,
     ) -> None:
         self.model = model
         self.records: dict[Key, Record] = {}
@@ -212,6 +215,9 @@ class Recorder:
         self._only_training = only_training
         self._observer = observer
         self._gradient_observer = gradient_observer
+        self._shape = shape
+        self._last_values: tuple[Tensor, tuple[int, int, int | None], Values] | None = None
+        self._last_gradient: tuple[Tensor, Tensor] | None = None
         self._handles: list[RemovableHandle] = []
         self._stack: list[tuple[nn.Module, Record]] = []
         self._calls: dict[str, int] = {}
@@ -228,6 +234,7 @@ class Recorder:
         while self._handles:
             self._handles.pop().remove()
         self._stack.clear()
+        self._last_values = self._last_gradient = None
 
     def __enter__(self) -> Self:
         self.attach()
@@ -286,7 +293,16 @@ class Recorder:
     def _take_values(self, record: Record, module: nn.Module, tensor: Tensor) -> None:
         mask = saturation(module)
         record.saturates = mask is not None
-        record.forward.append((reduce_entries(tensor, mask), _cosine(module, tensor)))
+        axis = _sample_axis(module, tensor) if self._shape else None
+        # A container hands on the very tensor of its last part: there is nothing new to count.
+        same = (id(tensor), 0 if tensor.is_inference() else tensor._version, axis)
+        if mask is not None or self._last_values is None or self._last_values[1] != same:
+            cosine = None if axis is None else reduce_cosine(tensor, axis)
+            values = reduce_entries(tensor, mask, shape=self._shape), cosine
+            self._last_values = (tensor, same, values) if mask is None else None
+        else:
+            values = self._last_values[2]
+        record.forward.append(values)
         if self._observer is not None:
             self._observer(record.name, record.call, module, tensor)
 
@@ -299,7 +315,9 @@ class Recorder:
         if self._gradient_scale is not None:
             record.divisor = self._gradient_scale()
         with torch.no_grad():
-            record.backward.append(reduce_entries(gradient))
+            if self._last_gradient is None or self._last_gradient[0] is not gradient:
+                self._last_gradient = gradient, reduce_entries(gradient)
+            record.backward.append(self._last_gradient[1])
             if self._gradient_observer is not None:
                 self._gradient_observer(record.name, record.call, module, gradient)
 
@@ -312,8 +330,10 @@ class Recorder:
         waiting = [record for record in self.records.values() if record.name == name and not record.backward]
         if len(waiting) > 1:
             with torch.no_grad():
-                again = reduce_entries(tensor, saturation(module))
-            waiting = [record for record in waiting if any(torch.equal(a, again) for a, _ in record.forward)]
+                again = reduce_entries(tensor, saturation(module), shape=self._shape)
+            waiting = [
+                record for record in waiting if any(_equal(entries, again) for entries, _ in record.forward)
+            ]
         if waiting:
             self._follow_gradient(waiting[0], module, tensor)
 
@@ -327,12 +347,15 @@ class Recorder:
         return tuple(_signal(record, numbers) for record in self.records.values())
 
 
-def _cosine(module: nn.Module, tensor: Tensor) -> Tensor | None:
-    """Reduce the cosines between the samples, which lie along dimension 0 (1 for sequence-first modules)."""
-    axis = 1 if getattr(module, "batch_first", True) is False and tensor.dim() == 3 else 0
+def _equal(entries: Tensor, others: Tensor) -> bool:
+    return entries.shape == others.shape and bool(torch.isclose(entries, others, 0, 0, equal_nan=True).all())
+
+
+def _sample_axis(module: nn.Module, tensor: Tensor) -> int | None:
+    """The dimension of the samples: 0, or 1 for sequence-first modules; None where there is no such thing."""
     if tensor.dim() < 2 or tensor.layout is not torch.strided or tensor.is_nested or tensor.numel() == 0:
         return None
-    return reduce_cosine(tensor, axis)
+    return 1 if getattr(module, "batch_first", True) is False and tensor.dim() == 3 else 0
 
 
 def _pieces(record: Record) -> Iterator[Tensor]:

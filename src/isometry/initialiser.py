@@ -9,7 +9,7 @@ from types import FrameType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from isometry.assignment import (
     Assignment,
@@ -19,7 +19,7 @@ from isometry.assignment import (
     check_slot,
     first_match,
     modules_of,
-    require_match,
+    require_use,
     selectors,
     slots_of,
 )
@@ -28,6 +28,7 @@ from isometry.errors import InvalidTypeError, InvalidValueError, IsometryError, 
 from isometry.fans import Fans, fans, gate_count, known_fans
 from isometry.parametrised import invertible
 from isometry.sampling import Constant, Distribution, Normal, Whole, write_
+from isometry.sampling.shards import shard_of
 from isometry.structured import Gates, check_finite
 
 _FROZEN = "requires_grad=False"
@@ -183,7 +184,8 @@ class Initialiser(ABC):
         self._selection.check(slots)
         for argument, patterns in (("axes", self.axes), ("distributions", self.distributions)):
             for pattern in patterns:
-                require_match(argument, pattern, slots)
+                used = any(first_match({pattern: True}, slot) for slot in slots)
+                require_use(argument, pattern, slots, used=used)
 
     def _given_law(self, slot: Slot) -> Distribution | None:
         """The user's own distribution; one that cannot draw this shape fails before any write."""
@@ -224,9 +226,9 @@ class Initialiser(ABC):
         untouched = {*assignment.kept, *assignment.unrecognised}
         written = [use for slot in slots if slot.name not in untouched for use in slot.uses]
         for use in written:
-            padding = getattr(use.owner, "padding_idx", None)
-            if use.role == "embedding" and padding is not None:
-                getattr(use.owner, use.leaf)[padding] = 0.0
+            padding, table = getattr(use.owner, "padding_idx", None), use.owner._parameters.get(use.leaf)
+            if use.role == "embedding" and padding is not None and table is not None:
+                _zero_row(table, padding)
         scaled = {id(use.owner) for use in written if use.role == "scale"}
         for place in modules_of(module):
             norm = place.owner
@@ -251,3 +253,11 @@ class Initialiser(ABC):
                 IsometryWarning,
                 stacklevel=3,
             )
+
+
+def _zero_row(table: Tensor, row: int) -> None:
+    """Zero one row of a table, in the shard that holds it."""
+    shard = shard_of(table)
+    for run in shard.runs[0]:
+        if run.start <= row < run.start + run.length:
+            shard.local[run.local + row - run.start] = 0.0

@@ -18,7 +18,7 @@ from isometry.init.scaling import activation_gain, activation_parameter
 from isometry.initialiser import Initialiser
 from isometry.sampling import Distribution, Normal
 from isometry.structured import DeltaOrthogonal as DeltaOrthogonalKernel
-from isometry.structured import Kind, check_finite, check_scale, of_kind
+from isometry.structured import Kind, check_scale, of_kind
 
 
 @dataclass(kw_only=True, eq=False)
@@ -149,7 +149,7 @@ class Orthogonal(VarianceScaling):
         True
 
     Reference:
-        Saxe, McClelland and Ganguli (2014), section 3.
+        Saxe, McClelland and Ganguli (2014).
     """
 
     distribution: Kind = field(default="orthogonal", init=False)
@@ -170,7 +170,7 @@ class DeltaOrthogonal(Orthogonal):
         64
 
     Reference:
-        Xiao et al. (2018), "Dynamical isometry and a mean field theory of CNNs", algorithm 2.
+        Xiao et al. (2018), "Dynamical isometry and a mean field theory of CNNs".
     """
 
     def law(self, weight: Weight, gain: float) -> Distribution:
@@ -214,7 +214,7 @@ class Mirrored(Initialiser):
         True
 
     Reference:
-        Balduzzi et al. (2017), "The shattered gradients problem", section 3.2; for changing widths see
+        Balduzzi et al. (2017), "The shattered gradients problem"; for changing widths see
         `isometry.chain`.
     """
 
@@ -224,7 +224,7 @@ class Mirrored(Initialiser):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_finite("gain", self.gain)
+        check_scale("gain", self.gain)
         self._slope = mirrored_slope(self.nonlinearity, activation_parameter(self.nonlinearity, self.a))
 
     def weight_laws(self, weights: Sequence[Weight], seed: int) -> Sequence[Distribution]:

@@ -78,6 +78,7 @@ def measure(
     with ExitStack() as stack:
         stack.enter_context(preserved(module))
         stack.enter_context(_loader_state(inputs))
+        stack.enter_context(_no_updates(module))
         stack.enter_context(_eager(module))
         stack.enter_context(torch.inference_mode(mode=False))
         stack.enter_context(torch.set_grad_enabled(backward))
@@ -115,6 +116,20 @@ def _eager(module: nn.Module) -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+
+
+@contextmanager
+def _no_updates(module: nn.Module) -> Iterator[None]:
+    """Silence the hooks that run when a gradient is complete: some users let their optimizer step there."""
+    tables = [getattr(parameter, "_post_accumulate_grad_hooks", None) for parameter in module.parameters()]
+    kept = [(table, dict(table)) for table in tables if table]
+    for table, _ in kept:
+        table.clear()
+    try:
+        yield
+    finally:
+        for table, content in kept:
+            table.update(content)
 
 
 @contextmanager
@@ -161,25 +176,25 @@ def _forward(module: nn.Module, batch: Batch, recorder: Recorder) -> Any:
 def _backward(
     module: nn.Module, output: Any, batch: Batch, loss: Loss | None, gradients: dict[str, Pool]
 ) -> None:
-    """Run one backward pass without touching any `.grad`, and pool the gradients of the parameters."""
+    """Run one backward pass and pool the gradients of the parameters; `preserved` brings each `.grad` back.
+
+    `torch.autograd.grad` would spare us that, but it skips reentrant checkpoints, some without a word.
+    """
     named = [(canonical_name(name), p) for name, p in module.named_parameters() if p.requires_grad]
     if not named:
         return
     ends, seeds = _seeded(output) if loss is None else ([_loss(output, batch, loss)], None)
     if not ends:
         return
+    for _, parameter in named:
+        parameter.grad = None
     try:
-        found = torch.autograd.grad(ends, [p for _, p in named], seeds, allow_unused=True)
+        torch.autograd.backward(ends, seeds)
     except RuntimeError as error:
-        if "use_reentrant" in str(error):
-            raise ModelError(
-                "the model uses reentrant activation checkpointing, which only works with .backward(): "
-                "pass use_reentrant=False to torch.utils.checkpoint, or measure with backward=False"
-            ) from error
         raise ModelError(f"the backward pass failed: {error}") from error
-    pieces = [(name, reduce_entries(g)) for (name, _), g in zip(named, found, strict=True) if g is not None]
-    numbers = fetch([piece for _, piece in pieces])
-    for name, piece in pieces:
+    pieces = {name: reduce_entries(p.grad) for name, p in named if p.grad is not None}
+    numbers = fetch(list(pieces.values()))
+    for name, piece in pieces.items():
         gradients.setdefault(name, Pool()).add(numbers[id(piece)])
 
 
@@ -225,7 +240,9 @@ def _parameters(module: nn.Module, gradients: dict[str, Pool]) -> tuple[Signal, 
     rows = []
     kinds = {name: type(owner).__name__ for name, owner in named_modules(module).items()}
     named = [(canonical_name(name), parameter) for name, parameter in module.named_parameters()]
-    pieces = {name: reduce_entries(parameter) for name, parameter in named if has_values(parameter)}
+    pieces = {
+        name: reduce_entries(parameter, shape=True) for name, parameter in named if has_values(parameter)
+    }
     numbers = fetch(list(pieces.values()))
     for name, parameter in named:
         values: Stats | None = None

@@ -120,7 +120,7 @@ class Mirrored(Whole):
         part: Where in the chain the layer stands.
         layout: The parameter as one block; None: (out, in, *taps).
         tap: For a convolution, the tap that holds the matrix; None: the central one.
-        fan_in: The pairing of the inputs; None: half of them each.
+        reads: The pairing of the inputs; None: half of them each.
         source: The rotation of the inputs.
         target: The rotation of the outputs.
 
@@ -130,7 +130,7 @@ class Mirrored(Whole):
         (True, True)
 
     Reference:
-        Balduzzi et al. (2017), "The shattered gradients problem", section 3.2 (looks-linear); for odd and
+        Balduzzi et al. (2017), "The shattered gradients problem" (looks-linear); for odd and
         changing widths the construction is ours.
     """
 
@@ -138,7 +138,7 @@ class Mirrored(Whole):
     part: Part = "hidden"
     layout: Layout | None = None
     tap: tuple[int, ...] | None = None
-    fan_in: Width | None = None
+    reads: Width | None = None
     source: Rotation | Flattened | None = None
     target: Rotation | None = None
 
@@ -169,7 +169,7 @@ class Mirrored(Whole):
         return layout.restore(on_tap(matrix[None] * self.scale, tuple(taps), self.tap), shape)
 
     def _pairing(self, outputs: int, inputs: int) -> tuple[Width, Width]:
-        reads = self.fan_in or Width.of(inputs)
+        reads = self.reads or Width.of(inputs)
         if self.part in ("hidden", "last") and 2 * reads.pairs + reads.spare != inputs:
             raise InvalidValueError(f"{reads} does not add up to the {inputs} inputs of the layer")
         writes = Width.of(outputs) if self.part in ("first", "hidden") else Width(0, 0)

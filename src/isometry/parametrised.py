@@ -35,6 +35,28 @@ def invertible(owner: nn.Module, leaf: str) -> bool:
 
 
 @torch.no_grad()
+def shape_of(owner: nn.Module, leaf: str) -> tuple[int, ...]:
+    """The shape of a parameter or parametrised weight; of a DTensor the global one.
+
+    A parametrised weight is computed in evaluation mode: in training spectral_norm would move its buffers on.
+
+    Example:
+        >>> shape_of(nn.utils.parametrizations.spectral_norm(nn.Linear(2, 3)), "weight")
+        (3, 2)
+    """
+    if not parametrize.is_parametrized(owner, leaf):
+        return tuple(int(side) for side in getattr(owner, leaf).shape)
+    assert isinstance(owner.parametrizations, nn.ModuleDict)
+    steps = owner.parametrizations[leaf]
+    modes = [(module, module.training) for module in steps.modules()]
+    try:
+        return tuple(steps.eval()().shape)
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@torch.no_grad()
 def pieces_of(owner: nn.Module, leaf: str, weight: Tensor) -> tuple[Tensor, ...]:
     """The parameters from which a parametrised module computes a given weight.
 

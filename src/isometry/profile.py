@@ -40,8 +40,8 @@ VERSION = 1
 class Stats:
     """What is known about the entries of one tensor; a value nobody knows is None.
 
-    With a nan among the entries `mean`, `std`, `rms`, `kurtosis` and `cosine` are nan; with an infinity
-    `rms` is infinite. `min` and `max` are those of the finite entries.
+    With a nan among the entries `mean`, `std` and `rms` are nan; with an infinity `rms` is infinite. `min`
+    and `max` are those of the finite entries; `kurtosis` and `cosine` are None then.
 
     Attributes:
         mean: Mean of the entries.
@@ -108,8 +108,7 @@ class Profile(Sequence[Signal]):
         notes: What the reader should know, such as modules that never ran.
 
     Example:
-        >>> row = Signal(name="fc", kind="Linear", shape=(32, 10), forward=Stats(mean=0.0, rms=1.0))
-        >>> profile = Profile((row,), source="measured")
+        >>> profile = Profile((Signal(name="fc", forward=Stats(mean=0.0, rms=1.0)),))
         >>> profile["fc"].forward.rms
         1.0
         >>> Profile.from_json(profile.to_json()) == profile
@@ -154,7 +153,7 @@ class Profile(Sequence[Signal]):
         """Return the calls of modules that contain no other module of this profile.
 
         Returns:
-            The rows, in order: the path of the signal without the containers that only repeat it.
+            The rows, in order, without the containers that only repeat what is inside them.
 
         Example:
             >>> rows = (Signal(name=""), Signal(name="body"), Signal(name="body.0"), Signal(name="head"))
@@ -206,8 +205,8 @@ class Profile(Sequence[Signal]):
         footer = list(self.notes)
         if len(shown) < len(rows):
             footer.insert(0, f"{len(rows) - len(shown)} deeper rows are not shown.")
-        what = "parameters" if parameters else "signal"
-        return Table(headings, cells, title=f"{self.source.capitalize()} {what}", footer=footer)
+        title = f"{self.source.capitalize()} {'parameters' if parameters else 'signal'}"
+        return Table(headings, cells, title=title, footer=footer)
 
     def __str__(self) -> str:
         return str(self.table())
@@ -236,9 +235,7 @@ class Profile(Sequence[Signal]):
             "forward (values)": [row.forward.rms if row.forward else None for row in rows],
             "backward (gradients)": [row.backward.rms if row.backward else None for row in rows],
         }
-        known = {
-            name: values for name, values in series.items() if any(value is not None for value in values)
-        }
+        known = {name: values for name, values in series.items() if any(v is not None for v in values)}
         return lines_by_depth(
             {"": known},
             labels=[row.name or row.kind for row in rows],
@@ -255,7 +252,7 @@ class Profile(Sequence[Signal]):
         return dump(self.to_data())
 
     def to_data(self) -> dict[str, Any]:
-        """Give the profile as an object of lists, dicts, text and finite numbers, ready for JSON.
+        """Give the profile as lists, dicts, text and finite numbers, ready for JSON.
 
         Returns:
             The object; `from_data` reads it.
@@ -348,7 +345,7 @@ class _Shown:
     only_if_any: bool = False  # left out while every value is zero
 
 
-# min and max are in the record; the table leaves them out so that it stays readable at 110 columns.
+# min and max are left out so that the table stays readable at 110 columns.
 _COLUMNS = (
     _Shown("Mean", "forward", "mean"),
     _Shown("Std", "forward", "std"),

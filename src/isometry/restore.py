@@ -79,17 +79,13 @@ def _swap_in_copies(modules: list[nn.Module]) -> None:
     def copy(tensor: Tensor) -> Tensor:
         # One tensor that two modules share stays shared.
         if id(tensor) not in copies:
-            copies[id(tensor)] = tensor.detach().clone()
+            copies[id(tensor)] = tensor.detach().clone().requires_grad_(tensor.requires_grad)
         return copies[id(tensor)]
 
     for module in modules:
         for table in (module._buffers, module.__dict__):
             for key, value in list(table.items()):
-                if (
-                    isinstance(value, Tensor)
-                    and not isinstance(value, nn.Parameter)
-                    and not value.requires_grad
-                ):
+                if isinstance(value, Tensor) and not isinstance(value, nn.Parameter) and value.is_leaf:
                     table[key] = copy(value)
 
 

@@ -18,7 +18,10 @@ from torch import Tensor, nn
 
 from isometry.profile import Stats
 
-_CHUNK = 1 << 22  # entries that are held in float64 at once
+# Entries that are held in float64 at once: a piece is passed over a dozen times, so on a CPU it should stay
+# in the cache; an accelerator wants large pieces.
+_IN_CACHE = 1 << 16
+_IN_MEMORY = 1 << 22
 _FLAT_SLOPE = 0.01  # a slope below 1 % of the steepest one passes practically no gradient
 
 Mask = Callable[[Tensor], Tensor]
@@ -27,16 +30,17 @@ Mask = Callable[[Tensor], Tensor]
 # --- reductions on the tensor's device ------------------------------------------------------------
 
 
-def reduce_entries(values: Tensor, saturated: Mask | None = None) -> Tensor:
+def reduce_entries(values: Tensor, saturated: Mask | None = None, *, shape: bool = False) -> Tensor:
     """Reduce a tensor to the counts, extremes and central moments of its entries.
 
-    Every piece of at most 2²² entries gives one row: n, nan, +inf, −inf, zeros, saturated, min, max, scale,
-    mean, M2, M3, M4; M_k = Σ(x − mean)^k. The last four are in units of the scale; extremes and moments are
-    over the finite entries.
+    Every piece of a tensor gives one row: n, nan, +inf, −inf, zeros, saturated, min, max, scale, mean, M2,
+    M3, M4; M_k = Σ(x − mean)^k. The last four are in units of the scale; extremes and moments are over the
+    finite entries.
 
     Args:
         values: A floating-point or complex tensor (complex: real and imaginary parts are entries alike).
         saturated: Marks the saturated entries, if the notion has a meaning.
+        shape: Whether to compute M3 and M4; they are nan otherwise.
 
     Returns:
         A float64 tensor of shape (pieces, 13) on the same device.
@@ -44,7 +48,12 @@ def reduce_entries(values: Tensor, saturated: Mask | None = None) -> Tensor:
     flat = _entries(values)
     if flat.numel() == 0:
         return torch.zeros(0, 13, dtype=torch.float64)
-    return torch.stack([_reduce_piece(piece, saturated) for piece in torch.split(flat, _CHUNK)])
+    pieces = torch.split(flat, _piece_size(flat))
+    return torch.stack([_reduce_piece(piece, saturated, shape=shape) for piece in pieces])
+
+
+def _piece_size(tensor: Tensor) -> int:
+    return _IN_CACHE if tensor.device.type == "cpu" else _IN_MEMORY
 
 
 def _entries(values: Tensor) -> Tensor:
@@ -61,36 +70,46 @@ def _entries(values: Tensor) -> Tensor:
     return values.reshape(-1)
 
 
-def _reduce_piece(piece: Tensor, saturated: Mask | None) -> Tensor:
+def _reduce_piece(piece: Tensor, saturated: Mask | None, *, shape: bool) -> Tensor:
     exact = piece.to(torch.float64)
-    nan, positive, negative = exact.isnan(), exact == math.inf, exact == -math.inf
-    bad = nan | positive | negative
-    finite = exact.numel() - bad.sum()
-    clean = exact.masked_fill(bad, 0.0)
-    scale = torch.ones((), dtype=torch.float64, device=exact.device)
-    if piece.dtype is torch.float64:  # its fourth powers can leave the range of float64
-        scale = clean.abs().amax()
-        scale = torch.where(scale > 0, scale, 1.0)
-        clean = clean / scale
-    mean = clean.sum() / finite
-    deviation = (clean - mean).masked_fill(bad, 0.0)
+    total = exact.sum()
+    count = torch.full((), exact.numel(), dtype=torch.float64, device=exact.device)
+    bad, finite, broken = None, count, [torch.zeros_like(count)] * 3
+    # On the CPU a look at the sum is free, and a finite one proves that every entry is finite.
+    if piece.device.type != "cpu" or not math.isfinite(total):
+        nan, positive, negative = exact.isnan(), exact == math.inf, exact == -math.inf
+        bad = nan | positive | negative
+        broken = [nan.sum(), positive.sum(), negative.sum()]
+        finite = count - bad.sum()
+        exact = exact.masked_fill(bad, 0.0)
+        total = exact.sum()
+    low, high = _extremes(piece, bad)
+    scale = torch.ones_like(count)
+    if piece.dtype is torch.float64:  # its fourth powers, and its sum, can leave the range of float64
+        largest = torch.maximum(low.abs(), high.abs())
+        scale = torch.where((largest > 0) & largest.isfinite(), largest, 1.0)
+        exact = exact / scale
+        total = exact.sum()
+    mean = total / finite
+    deviation = exact - mean
+    if bad is not None:
+        deviation = deviation.masked_fill(bad, 0.0)
     square = deviation * deviation
-    numbers = [
-        torch.as_tensor(exact.numel(), device=exact.device),
-        nan.sum(),
-        positive.sum(),
-        negative.sum(),
-        (exact == 0).sum(),
-        finite.new_zeros(()) if saturated is None else saturated(piece).sum(),
-        exact.masked_fill(bad, math.inf).amin(),
-        exact.masked_fill(bad, -math.inf).amax(),
-        scale,
-        mean,
-        square.sum(),
-        (square * deviation).sum(),
-        (square * square).sum(),
-    ]
+    m2, m3, m4 = square.sum(), torch.full_like(count, math.nan), torch.full_like(count, math.nan)
+    if shape:
+        m3, m4 = deviation.mul_(square).sum(), square.mul_(square).sum()
+    zeros = count - torch.count_nonzero(piece)
+    flat = torch.zeros_like(count) if saturated is None else saturated(piece).sum()
+    numbers = [count, *broken, zeros, flat, low, high, scale, mean, m2, m3, m4]
     return torch.stack([number.to(torch.float64) for number in numbers])
+
+
+def _extremes(piece: Tensor, bad: Tensor | None) -> tuple[Tensor, Tensor]:
+    if bad is None:
+        low, high = torch.aminmax(piece)
+    else:
+        low, high = piece.masked_fill(bad, math.inf).amin(), piece.masked_fill(bad, -math.inf).amax()
+    return low.to(torch.float64), high.to(torch.float64)
 
 
 def reduce_cosine(values: Tensor, axis: int = 0) -> Tensor:
@@ -111,18 +130,20 @@ def reduce_cosine(values: Tensor, axis: int = 0) -> Tensor:
     if rows.device.type == "mps":
         rows = rows.cpu()
     rows = rows.movedim(axis, 0).flatten(1)
-    largest = rows.abs().amax(1).to(torch.float64)
-    usable = largest.isfinite() & (largest > 0)
-    pieces = torch.split(rows, max(1, _CHUNK // max(1, len(rows))), dim=1)
-
-    def scaled(piece: Tensor) -> Tensor:
-        return torch.where(usable[:, None], piece.to(torch.float64) / largest[:, None], 0.0)
-
-    squares = torch.stack([scaled(piece).square().sum(1) for piece in pieces]).sum(0)
-    norms = torch.where(usable, squares, 1.0).sqrt()
-    total = torch.stack([(scaled(piece) / norms[:, None]).sum(0).square().sum() for piece in pieces]).sum()
+    if rows.dtype is torch.float64:  # its squares can leave the range of float64
+        rows = rows / torch.where((largest := rows.abs().amax(1, keepdim=True)) > 0, largest, 1.0)
+    pieces = torch.split(rows, max(1, _piece_size(rows) // max(1, len(rows))), dim=1)
+    squares = torch.stack([piece.to(torch.float64).square().sum(1) for piece in pieces]).sum(0)
+    usable = squares.isfinite() & (squares > 0)
+    weights = torch.where(usable, 1 / squares.sqrt(), 0.0)[:, None]
+    sums = []
+    for piece in pieces:
+        exact = piece.to(torch.float64)
+        if piece.device.type != "cpu" or not bool(usable.all()):
+            exact = exact.masked_fill(~usable[:, None], 0.0)
+        sums.append((exact * weights).sum(0).square().sum())
     count = usable.sum()
-    return torch.stack([total - count, (count * (count - 1)).to(torch.float64)])
+    return torch.stack([torch.stack(sums).sum() - count, (count * (count - 1)).to(torch.float64)])
 
 
 # --- pooling on the host --------------------------------------------------------------------------
@@ -243,15 +264,7 @@ class Pool:
             "max": self.high / divisor if self.finite else None,
         }
         if self.nan:
-            return Stats(
-                mean=math.nan,
-                std=math.nan,
-                rms=math.nan,
-                kurtosis=math.nan,
-                cosine=math.nan,
-                **extremes,
-                **shares,
-            )
+            return Stats(mean=math.nan, std=math.nan, rms=math.nan, **extremes, **shares)
         if self.positive or self.negative:
             mean = math.nan if self.positive and self.negative else math.inf if self.positive else -math.inf
             return Stats(mean=mean, std=math.nan, rms=math.inf, **extremes, **shares)
@@ -262,11 +275,16 @@ class Pool:
             mean=self.mean * unit,
             std=math.sqrt(variance) * unit,
             rms=math.sqrt(variance + self.mean**2) * unit,
-            kurtosis=self.m4 / self.finite / variance**2 if variance**2 > 0 else None,
+            kurtosis=self._kurtosis(variance),
             cosine=self.cosines / self.pairs if self.pairs else None,
             **extremes,
             **shares,
         )
+
+    def _kurtosis(self, variance: float) -> float | None:
+        if math.isnan(self.m4) or variance**2 == 0:
+            return None
+        return self.m4 / self.finite / variance**2
 
 
 # --- saturation -----------------------------------------------------------------------------------

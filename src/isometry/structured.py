@@ -37,7 +37,7 @@ class Orthogonal(Whole):
         True
 
     Reference:
-        Saxe, McClelland and Ganguli (2014), section 3.
+        Saxe, McClelland and Ganguli (2014).
     """
 
     std: float
@@ -76,7 +76,7 @@ class DeltaOrthogonal(Whole):
         tensor(True)
 
     Reference:
-        Xiao et al. (2018), "Dynamical isometry and a mean field theory of CNNs", algorithm 2.
+        Xiao et al. (2018), "Dynamical isometry and a mean field theory of CNNs".
     """
 
     std: float
@@ -143,7 +143,7 @@ class Sparse(Whole):
         tensor([6, 6, 6])
 
     Reference:
-        Martens (2010), "Deep learning via Hessian-free optimization", section 5.
+        Martens (2010), "Deep learning via Hessian-free optimization".
     """
 
     sparsity: float

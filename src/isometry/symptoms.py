@@ -104,10 +104,11 @@ def gradients(step: int, profile: Profile) -> Iterator[Finding]:
         return
     ratio = early / late
     allowed = math.exp(SCATTER * scatter(rows))
-    # In a deep chain half of it is lost by the middle. A branch that starts from zero (ReZero, zero
-    # gamma) gets a small gradient at every depth alike, and is healthy.
-    middle = statistics.median(size for row in rows if (size := _size(row, row.backward)) is not None)
-    fades = early <= middle * math.sqrt(VANISHED / allowed)
+    # A branch that starts from zero (ReZero, zero gamma) gets a small gradient at every depth alike and is
+    # healthy: a chain that fades does so against the last quarter of its own layers, not the head alone.
+    sizes = [size for row in rows if (size := _size(row, row.backward)) is not None]
+    late_layers = statistics.median(sizes[-max(3, len(sizes) // 4) :])
+    fades = early <= late_layers * math.sqrt(VANISHED / allowed)
     numbers = (
         f"the gradient's norm is {compact(early)} here and {compact(late)} at {last.name!r}, "
         f"{compact(ratio)} of it, {len(rows)} modules apart"

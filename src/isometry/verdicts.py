@@ -195,6 +195,8 @@ def _causes(found: Evidence) -> list[str]:
     growth = _ratio(last, first)
     if found.broken is not None and found.broken <= found.layers:
         causes.append(f"layer {found.broken} is the first to overflow")
+    elif last == 0:
+        causes.append(f"the signal dies out (RMS {arrow(found.forward)})")
     elif growth is not None and not _within(growth, CHANGE):
         verb = "grows" if growth > 1 else "fades"
         factor = compact(found.forward_factor)
@@ -202,7 +204,9 @@ def _causes(found: Evidence) -> list[str]:
     if found.saturated is not None and found.saturated > SATURATION:
         causes.append(f"{percent(found.saturated)} of the activations are saturated")
     ratio = found.gradient_ratio
-    if ratio is not None and not _within(ratio, CHANGE):
+    if found.backward[0] == 0:
+        causes.append("no gradient at all reaches the first layer")
+    elif ratio is not None and not _within(ratio, CHANGE):
         verb, factor = "grows" if ratio > 1 else "fades", compact(found.backward_factor)
         whole = compact(ratio, digits=2)
         causes.append(f"the gradient {verb} by ×{factor} a layer on its way back (×{whole} in all)")

@@ -206,6 +206,7 @@ class watch:  # noqa: N801 - read as a verb: with isometry.watch(model) as watch
                 only_training=True,
                 observer=self._take_output,
                 gradient_observer=self._units.observe_gradient,
+                shape=False,
             )
             self._recorder.attach()
 
@@ -243,8 +244,9 @@ class watch:  # noqa: N801 - read as a verb: with isometry.watch(model) as watch
             for name, parameter in self._named_parameters():
                 before = self._before.get(name)
                 if before is not None and parameter.numel():
-                    change = (parameter.double() - before.double()).square().mean().sqrt()
-                    self._updates[name] = change / before.double().square().mean().sqrt()
+                    change = torch.linalg.vector_norm(parameter - before, dtype=_wide(parameter.dtype))
+                    size = torch.linalg.vector_norm(before, dtype=_wide(parameter.dtype))
+                    self._updates[name] = (change / size).to(torch.float64)
         self._before = {}
 
     # --- an observed step --------------------------------------------------------------------------------
@@ -371,6 +373,11 @@ class watch:  # noqa: N801 - read as a verb: with isometry.watch(model) as watch
             MissingExtraError: matplotlib is not installed.
         """
         return self.history.plot(path, side=side, statistic=statistic)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """A dtype in which a norm can be summed up: half precision would stop growing."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
 def _without_gradients(rows: tuple[Signal, ...]) -> tuple[Signal, ...]:

@@ -20,7 +20,7 @@ from isometry.init.scaling import (
 )
 from isometry.mirrored import Mirrored, Part
 from isometry.sampling import fill_
-from isometry.structured import DeltaOrthogonal, Orthogonal, check_finite
+from isometry.structured import DeltaOrthogonal, Orthogonal, check_scale
 
 
 def orthogonal_(
@@ -57,7 +57,7 @@ def orthogonal_(
         True
 
     Reference:
-        Saxe, McClelland and Ganguli (2014), section 3.
+        Saxe, McClelland and Ganguli (2014).
     """
     scale = gain_squared(gain)
     if mode is not None:
@@ -103,7 +103,7 @@ def delta_orthogonal_(
         True
 
     Reference:
-        Xiao et al. (2018), "Dynamical isometry and a mean field theory of CNNs", algorithm 2.
+        Xiao et al. (2018), "Dynamical isometry and a mean field theory of CNNs".
     """
     layout = tensor_fans(tensor, axes).layout
     if not layout.taps:
@@ -151,9 +151,9 @@ def mirrored_(
         True
 
     Reference:
-        Balduzzi et al. (2017), "The shattered gradients problem", section 3.2.
+        Balduzzi et al. (2017), "The shattered gradients problem".
     """
-    check_finite("gain", gain)
+    check_scale("gain", gain)
     tensor_fans(tensor, {})
     slope = mirrored_slope(nonlinearity, activation_parameter(nonlinearity, a))
     scale = gain if part in ("first", "only") else gain / slope

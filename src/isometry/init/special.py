@@ -43,7 +43,7 @@ def siren_uniform_(
         True
 
     Reference:
-        Sitzmann et al. (2020), "Implicit neural representations with periodic activations", section 3.2.
+        Sitzmann et al. (2020), "Implicit neural representations with periodic activation functions".
     """
     if not (math.isfinite(omega) and omega > 0):
         raise InvalidValueError(f"omega must be positive and finite, got {omega}")
@@ -208,7 +208,7 @@ def sparse_(
         tensor([3, 3, 3])
 
     Reference:
-        Martens (2010), "Deep learning via Hessian-free optimization", section 5.
+        Martens (2010), "Deep learning via Hessian-free optimization".
     """
     check_weight(tensor)
     if tensor.ndim != 2:

@@ -15,17 +15,18 @@ from isometry.names import canonical_name
 from isometry.sampling.places import nearest
 from isometry.sampling.streams import stream_key
 
-_RUNNING = ("running_mean", "running_var", "num_batches_tracked")
+# Where torch's normalisations start.
+_RUNNING = {"running_mean": 0.0, "running_var": 1.0, "num_batches_tracked": 0.0}
 
 
 @dataclass(frozen=True)
 class Source:
-    """A tensor on the meta device, and its values; None where `owner.reset_running_stats()` sets them."""
+    """A tensor on the meta device, or whose values are given, and its values, which may be broadcast."""
 
     owner: nn.Module
     leaf: str
     tensor: Tensor
-    values: Tensor | None
+    values: Tensor
 
 
 def find_buffers(
@@ -52,8 +53,11 @@ def find_buffers(
         values = given.get(name, built.get(name))
         if values is not None:
             _check_fits(name, tensor, values)
-        elif not (leaf in _RUNNING and hasattr(owner, "reset_running_stats")):
+        elif leaf in _RUNNING and isinstance(owner, nn.modules.batchnorm._NormBase):
+            values = torch.tensor(_RUNNING[leaf], device="cpu")
+        else:
             missing.append(name)
+            continue
         sources.append(Source(owner, leaf, tensor, values))
     if missing:
         raise ModelError(
@@ -66,23 +70,16 @@ def find_buffers(
 def fill_buffers(sources: list[Source], device: torch.device) -> None:
     """Allocate on the device and fill what `find_buffers` found; shared tensors stay shared."""
     made: dict[int, Tensor] = {}
-    resets: dict[int, nn.Module] = {}
     for source in sources:
-        if source.tensor.is_meta:
-            fresh = made.get(id(source.tensor))
-            if fresh is None:
-                fresh = torch.empty_like(source.tensor, device=device)
-                made[id(source.tensor)] = fresh
-            _bind(source.owner, source.leaf, fresh)
-        else:
-            fresh = source.tensor
-        if source.values is None:
-            resets[id(source.owner)] = source.owner
-        else:
-            with torch.no_grad():
-                fresh.copy_(source.values)
-    for owner in resets.values():
-        owner.reset_running_stats()  # type: ignore[operator]
+        fresh = source.tensor
+        if fresh.is_meta:
+            # Filled before it is bound: a buffer that is not on meta has its values, whatever interrupts.
+            if id(fresh) not in made:
+                made[id(fresh)] = torch.empty_like(fresh, device=device)
+            fresh = made[id(fresh)]
+        with torch.no_grad():
+            fresh.copy_(source.values)
+        _bind(source.owner, source.leaf, fresh)
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, Tensor]]:

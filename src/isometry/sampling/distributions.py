@@ -26,11 +26,17 @@ class Distribution(ABC):  # noqa: B024  (its two children have a method each)
 
 
 class Elementwise(Distribution):
-    """Independent, identically distributed entries, drawn tile by tile from random bits."""
+    """Independent, identically distributed entries, drawn tile by tile from random bits.
+
+    A law of one's own is a frozen dataclass (it must have a hash) with `transform` and `component`.
+    """
 
     @abstractmethod
     def transform(self, bits: Ints, out: Floats) -> None:
-        """Turn an even number of int32 words (scratch afterwards) into as many float32 values, in place."""
+        """Turn an even number n of int32 words (scratch afterwards) into n float32 values, in place.
+
+        Value i may depend on the words i and i ± n/2 alone: tiles are drawn one by one or together.
+        """
 
     @property
     def bounds(self) -> tuple[float, float] | None:

@@ -34,15 +34,20 @@ def check(tensor: Tensor, distribution: Distribution, name: str = "the tensor") 
     """Raise unless `distribution` can be written into `tensor`.
 
     Raises:
-        InvalidTypeError: If the tensor holds integers or booleans, or is sparse or quantised, or if it is
-        complex
-            and the distribution joint, or if the distribution is none.
+        InvalidTypeError: If the tensor holds integers or booleans, or is sparse or quantised, or is complex
+            and the distribution joint; or if the distribution is none, or cannot be hashed.
         InvalidValueError: If several of its elements share one place in memory.
     """
     if not isinstance(distribution, Elementwise | Whole):
         raise InvalidTypeError(
             f"{name} needs a distribution such as isometry.sampling.Normal(std=0.02), got {distribution!r}"
         )
+    try:
+        hash(distribution)
+    except TypeError:
+        raise InvalidTypeError(
+            f"{type(distribution).__name__} cannot be hashed: make it a frozen dataclass"
+        ) from None
     if tensor.layout is not torch.strided:
         raise InvalidTypeError(f"{name} must be a dense tensor, got layout {tensor.layout}")
     if not (tensor.is_floating_point() or tensor.is_complex()):
@@ -87,8 +92,7 @@ def draws(shard: Shard, distribution: Distribution, key: bytes) -> Iterator[Draw
     elif isinstance(distribution, Elementwise):
         if shard.local.is_complex():
             part = distribution.component()
-            planes = torch.view_as_real(shard.local.resolve_conj())
-            for label, plane in (("real", planes[..., 0]), ("imaginary", planes[..., 1])):
+            for label, plane in (("real", shard.local.real), ("imaginary", shard.local.imag)):
                 yield from _elementwise(shard._replace(local=plane), part, subkey(key, label))
         else:
             yield from _elementwise(shard, distribution, key)
@@ -193,7 +197,7 @@ def _buffer(draw: Draw) -> Floats:
     kind = "pinned" if pinned else "plain"
     found: Floats | None = _local.__dict__.get(kind)
     if found is None:
-        found = torch.empty(TILE_ELEMENTS, dtype=torch.float32, pin_memory=pinned).numpy()
+        found = torch.empty(TILE_ELEMENTS, dtype=torch.float32, device="cpu", pin_memory=pinned).numpy()
         setattr(_local, kind, found)
     return found
 
@@ -219,17 +223,18 @@ def _write_whole(shard: Shard, distribution: Whole, key: bytes) -> None:
             shard.local.copy_(drawn)
             return
         for dim, runs in enumerate(shard.runs):
-            index = torch.cat([torch.arange(run.start, run.start + run.length) for run in runs])
+            index = torch.cat([torch.arange(r.start, r.start + r.length, device="cpu") for r in runs])
             if index.numel() < drawn.shape[dim]:
                 drawn = drawn.index_select(dim, index)
         shard.local.copy_(drawn)
 
 
+@functools.lru_cache(maxsize=1024)
 def _representable(bounds: tuple[float, float] | None, dtype: torch.dtype) -> tuple[float, float] | None:
     """For dtypes shorter than float32: the smallest and largest number of the dtype within the bounds."""
     if bounds is None or dtype.itemsize >= 4:
         return None
-    low, high = torch.tensor(bounds, dtype=torch.float64).to(dtype).double().tolist()
+    low, high = torch.tensor(bounds, dtype=torch.float64, device="cpu").to(dtype).double().tolist()
     # One step of the dtype at most separates a bound from its rounding.
     if low < bounds[0]:
         low = _next(bounds[0], dtype, up=True)
@@ -242,10 +247,8 @@ def _next(value: float, dtype: torch.dtype, *, up: bool) -> float:
     """The nearest number of the dtype beyond `value`, whose own rounding lies on the other side."""
     info = torch.finfo(dtype)
     step = max(abs(value) * info.eps, info.smallest_normal * info.eps)
-    candidates = torch.tensor(
-        [value + sign * step * k / 8 for k in range(33) for sign in ((1,) if up else (-1,))],
-        dtype=torch.float64,
-    )
+    signed = step if up else -step
+    candidates = torch.tensor([value + signed * k / 8 for k in range(33)], dtype=torch.float64, device="cpu")
     rounded = candidates.to(dtype).double()
     inside = rounded[rounded >= value] if up else rounded[rounded <= value]
     return float(inside.min() if up else inside.max())

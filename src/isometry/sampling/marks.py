@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 from torch import nn
 from torch.utils.hooks import RemovableHandle
@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from isometry.errors import ModelError
 
 _marked: WeakKeyDictionary[nn.Module, list[RemovableHandle]] = WeakKeyDictionary()
+_writing: WeakSet[nn.Module] = WeakSet()
 
 
 def incomplete(model: nn.Module) -> bool:
@@ -35,13 +36,23 @@ def incomplete(model: nn.Module) -> bool:
 
 @contextmanager
 def unfinished(model: nn.Module) -> Iterator[None]:
-    """Mark the model; take the mark away only if the block ends without an exception of any kind."""
+    """Mark the model; take the mark away only if the block ends without an exception of any kind.
+
+    Within another such block for the same model this does nothing: the outer one decides.
+    """
+    if model in _writing:
+        yield
+        return
     if model not in _marked:
         _marked[model] = [
             model.register_forward_pre_hook(_refuse, prepend=True),
             model.register_state_dict_pre_hook(_refuse),  # type: ignore[no-untyped-call]
         ]
-    yield
+    _writing.add(model)
+    try:
+        yield
+    finally:
+        _writing.discard(model)
     for handle in _marked.pop(model):
         handle.remove()
 

@@ -36,8 +36,8 @@ def materialize_(
     per thread; joint distributions need one whole matrix at a time, in float32.
 
     A buffer on the meta device, persistent or not, and any tensor that a module holds as a plain attribute,
-    gets its values from the first of: `buffers`; the model that `build` returns; `reset_running_stats` for
-    the running statistics of normalisations.
+    gets its values from the first of: `buffers`; the model that `build` returns; the start of
+    the running statistics of torch's normalisations (mean 0, variance 1, count 0).
 
     Args:
         model: A model with all or some tensors on the meta device. Others are written where they are.
@@ -57,16 +57,17 @@ def materialize_(
         InvalidTypeError: If a parameter cannot hold what should be drawn.
         InvalidValueError: If a parameter has no distribution, or a value for a buffer does not fit.
         ModelError: If a buffer has no source of values, by name; if two parameters share a canonical name.
-        After
-            these errors the model is as before. If writing is interrupted it is marked: see `incomplete`.
+            After these errors the model is as before. If writing is interrupted, or the inverse of a
+            parametrisation refuses its weight, the model is marked: see `incomplete`.
 
     Example:
         >>> from isometry.sampling import Constant, Normal, materialize_
         >>> with torch.device("meta"):
-        ...     model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
-        >>> laws = {"0.weight": Normal(0.5), "0.bias": Constant(0.0), "1.weight": Constant(1.0), "1.bias":
-        Constant(0.0)} >>> materialize_(model, laws) >>> model[1].running_var.tolist(),
-        model[0].weight.device.type ([1.0, 1.0, 1.0], 'cpu')
+        ...     model = nn.Sequential(nn.Linear(4, 3, bias=False), nn.BatchNorm1d(3))
+        >>> laws = {"0.weight": Normal(0.5), "1.weight": Constant(1.0), "1.bias": Constant(0.0)}
+        >>> materialize_(model, laws)
+        >>> model[1].running_var.tolist(), model[0].weight.device.type
+        ([1.0, 1.0, 1.0], 'cpu')
     """
     if not isinstance(model, nn.Module):
         raise InvalidTypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -74,24 +75,20 @@ def materialize_(
     if target.type == "meta":
         raise InvalidValueError("device is where values go and must not be 'meta': pass 'cpu' or 'cuda'")
     places = Places(model)
-    jobs = list(check(places, distributions, seed=seed, keep=keep, on_meta=True))
+    list(check(places, distributions, seed=seed, keep=keep, on_meta=True))
     for name in keep:
         for part, parameter in places.find(name).parameters.items():
             if parameter.is_meta:
                 raise ModelError(f"{part!r} is to be kept but is on the meta device and has no values")
     sources = find_buffers(model, build=build, given=buffers or {}, seed=seed)
     fresh = [(name, p, _allocate(p, target)) for name, p in places.parameters.items() if p.is_meta]
-    for name, parameter, _ in fresh:
-        if weakref.getweakrefcount(parameter) and _has_hooks(parameter):
-            raise ModelError(
-                f"{name!r} has hooks and weak references and cannot be given memory: remove the hooks"
-            )
     with unfinished(model):
         for _, parameter, memory in fresh:
             _replace(model, parameter, memory)
         _reset_fully_sharded(model)
         fill_buffers(sources, target)
-    write_jobs(model, jobs, seed=seed)
+        # Some parameters may be new objects now.
+        write_jobs(model, list(check(Places(model), distributions, seed=seed, keep=keep)), seed=seed)
 
 
 def _allocate(parameter: nn.Parameter, device: torch.device) -> nn.Parameter:
@@ -109,25 +106,27 @@ def _allocate(parameter: nn.Parameter, device: torch.device) -> nn.Parameter:
     else:
         data = torch.empty_strided(data.shape, data.stride(), dtype=data.dtype, device=device)
     fresh = nn.Parameter(data, requires_grad=parameter.requires_grad)
+    fresh.__class__ = type(parameter)
     fresh.__dict__.update(parameter.__dict__)
     return fresh
 
 
-def _has_hooks(parameter: nn.Parameter) -> bool:
-    return bool(parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None))
-
-
 def _replace(model: nn.Module, parameter: nn.Parameter, memory: nn.Parameter) -> None:
     """Put memory under a parameter, keeping the object; a new object where weak references forbid that."""
-    if not weakref.getweakrefcount(parameter):
-        if type(parameter) is not nn.Parameter:
-            memory.__class__ = type(parameter)
+    hooks: Any = parameter._backward_hooks
+    after: Any = getattr(parameter, "_post_accumulate_grad_hooks", None)
+    if weakref.getweakrefcount(parameter):
+        for module in model.modules():
+            for name, held in module._parameters.items():
+                if held is parameter:
+                    module._parameters[name] = memory
+        parameter = memory
+    else:
         torch.utils.swap_tensors(parameter, memory)  # type: ignore[no-untyped-call]
-        return
-    for module in model.modules():
-        for name, held in module._parameters.items():
-            if held is parameter:
-                module._parameters[name] = memory
+    # Assigning installs them at the new memory: autograd keeps its own list.
+    parameter._backward_hooks = hooks
+    if after is not None:
+        parameter._post_accumulate_grad_hooks = after
 
 
 def _reset_fully_sharded(model: nn.Module) -> None:

@@ -66,7 +66,7 @@ def haar(
     if not dtype.is_floating_point:
         raise InvalidTypeError(f"dtype must be a floating-point one, got {dtype}")
     exact = torch.float64 if dtype == torch.float64 else torch.float32
-    normal = torch.empty(batch, max(rows, cols), min(rows, cols))
+    normal = torch.empty(batch, max(rows, cols), min(rows, cols), dtype=torch.float32, device="cpu")
     key = generator_key(generator)
     workers.run(engine.tasks(engine.draws(shard_of(normal), Normal(1.0), key)))
     q = _product(normal.to(exact))

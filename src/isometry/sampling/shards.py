@@ -43,7 +43,7 @@ def shard_of(tensor: Tensor) -> Shard:
     local: Tensor = dtensor.to_local()
     if coordinate is None:
         return Shard(local, shape, tuple(() for _ in shape))
-    indices = [torch.arange(size) for size in shape]
+    indices = [torch.arange(size, device="cpu") for size in shape]
     for mesh_dim, placement in enumerate(dtensor.placements):
         if placement.is_replicate():
             continue

@@ -86,7 +86,7 @@ def tile_bits(key: bytes, tile: int, words: int) -> Ints:
 
 def torch_generator(key: bytes) -> torch.Generator:
     """A CPU generator of torch whose whole state of 624 words, not 32 bits of it, comes from the key."""
-    generator = torch.Generator().manual_seed(int.from_bytes(key[:4], "little"))
+    generator = torch.Generator("cpu").manual_seed(int.from_bytes(key[:4], "little"))
     state = generator.get_state().numpy().copy()
     fields = state[: state.size // 8 * 8].view(np.uint64)
     # Layout (at::CPUGeneratorImplStateLegacy): seed, two int32, next, 624 words of 32 bits each in 64.

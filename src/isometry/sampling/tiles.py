@@ -84,6 +84,7 @@ def _grow(sides: list[int], shape: tuple[int, ...], dims: Sequence[int]) -> bool
     return True
 
 
+@functools.lru_cache(maxsize=4096)
 def whole(shape: tuple[int, ...]) -> tuple[tuple[Run, ...], ...]:
     """The runs, per dimension, of a tensor that is no shard."""
     return tuple((Run(0, 0, size),) for size in shape)
@@ -103,8 +104,7 @@ def tiles(shape: tuple[int, ...], runs: tuple[tuple[Run, ...], ...]) -> Iterator
         return
     sides = tile_shape(shape)
     if sides == shape and runs == whole(shape):
-        everything = tuple(slice(0, size) for size in shape)
-        yield Tile(0, shape, (Piece(everything, everything),))
+        yield _single(shape)
         return
     grid = [-(-size // side) for size, side in zip(shape, sides, strict=True)]
     cuts = [_cuts(size, side, dim) for size, side, dim in zip(shape, sides, runs, strict=True)]
@@ -117,6 +117,12 @@ def tiles(shape: tuple[int, ...], runs: tuple[tuple[Run, ...], ...]) -> Iterator
             for box in itertools.product(*(cut[2] for cut in row))
         )
         yield Tile(number, tuple(cut[1] for cut in row), pieces)
+
+
+@functools.lru_cache(maxsize=4096)
+def _single(shape: tuple[int, ...]) -> Tile:
+    everything = tuple(slice(0, size) for size in shape)
+    return Tile(0, shape, (Piece(everything, everything),))
 
 
 _Cut = tuple[int, int, list[tuple[slice, slice]]]

@@ -5,10 +5,9 @@ multiply-add and no libm or vector library has a say: the same bits give the sam
 follows IEEE 754. `torch.log`, `torch.erfinv` and `Tensor.normal_` differ in the last places between vector
 widths, libraries and vendors, which shards drawn on unlike hosts would show.
 
-`bits` is an int32 vector of n uniform words (used up: it serves as scratch), `out` a contiguous float32
-vector of n values. The polynomials are minimax fits (Lawson's iteration) to the functions named beside them;
-their relative error is stated there. Output arrays are passed by position, which halves NumPy's cost per
-call: small tensors feel it.
+`bits` is an int32 vector of n uniform words, `out` a contiguous float32 vector of n values. The polynomials
+are minimax fits (Lawson's iteration) to the functions named beside them; their relative error is stated
+there. Output arrays are passed by position and reused, which NumPy does fastest.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ import threading
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
@@ -74,21 +74,18 @@ def normal(bits: Ints, out: Floats, *, std: float) -> None:
     """
     half = bits.size // 2
     cos, sin = out[:half], out[half:]
-    first, second = bits[:half], bits[half:]
     _convert(bits, out)
     np.multiply(out, _STEP, out)
-    radius, t, (square,) = first.view(np.float32), second.view(np.float32), _scratch(1, half)
+    radius, square, spare = _scratch(3, half)
     np.absolute(cos, radius)
     np.add(radius, _HALF_STEP, radius)
-    _minus_two_log_(radius, cos, square.view(np.int32), t)
-    np.sqrt(radius, radius)
+    np.sqrt(_minus_two_log(radius, cos, square.view(np.int32), spare), radius)
     if std != 1.0:
         np.multiply(radius, np.float32(std), radius)
     # (cos 2φ, sin 2φ) = (1 - 2 sin²φ, 2 sin φ cos φ) with φ = πt/2 covers the circle and needs no quadrants.
-    np.copyto(t, sin)
-    np.multiply(t, t, square)
+    np.multiply(sin, sin, square)  # `sin` still holds t
     _polynomial(square, _SIN, cos)
-    np.multiply(cos, t, cos)
+    np.multiply(cos, sin, cos)
     _polynomial(square, _COS, sin)
     np.multiply(sin, cos, sin)
     np.multiply(cos, cos, cos)
@@ -123,21 +120,21 @@ def truncated(bits: Ints, out: Floats, *, scale: float, edge: float, beyond: flo
         _replace_tail_(square, out)
     np.multiply(out, np.float32(scale), out)
     values = out.view(np.int32)
-    np.bitwise_xor(values, np.bitwise_and(bits, _SIGN, bits), values)
+    np.bitwise_xor(values, np.bitwise_and(bits, _SIGN, whole), values)
 
 
 def _replace_tail_(square: Floats, out: Floats) -> None:
     tail = np.flatnonzero(square < _TAIL_START)
-    r = square[tail]
-    _minus_two_log_(r, np.empty_like(r), np.empty(r.shape, np.int32), np.empty_like(r))
+    near = square[tail]
+    r = _minus_two_log(near, np.empty_like(near), np.empty(near.shape, np.int32), np.empty_like(near))
     np.multiply(r, _HALF, r)
     np.sqrt(r, r)
     np.subtract(r, _THREE, r)
     out[tail] = _polynomial(r, _TAIL, np.empty_like(r))
 
 
-def _minus_two_log_(x: Floats, top: Floats, exponent: Ints, p: Floats) -> None:
-    """Replace x in (0, 1] by -2 ln x; the other three are scratch of the same length."""
+def _minus_two_log(x: Floats, top: Floats, exponent: Ints, p: Floats) -> Floats:
+    """Return -2 ln x, in the memory of `top`, for x in (0, 1]; all four are used up."""
     m = x.view(np.int32)
     np.subtract(m, _ROOT_HALF, exponent)
     np.right_shift(exponent, _MANTISSA_BITS, exponent)
@@ -152,15 +149,20 @@ def _minus_two_log_(x: Floats, top: Floats, exponent: Ints, p: Floats) -> None:
     square = np.multiply(s, s, x)
     _polynomial(square, _LOG, p)
     np.multiply(p, s, p)
-    np.add(p, top, x)
+    return np.add(top, p, top)
 
 
 def _scratch(count: int, size: int) -> list[Floats]:
-    """This thread's own scratch, kept from call to call: fresh pages would cost more than the arithmetic."""
+    """This thread's own scratch, kept from call to call: fresh pages would cost more than the arithmetic.
+
+    torch aligns memory to 64 bytes, NumPy to 16, at which vector operations take a quarter longer.
+    """
     kept: Floats | None = _local.__dict__.get("scratch")
-    if kept is None or kept.size < count * size:
-        kept = _local.scratch = np.empty(max(count * size, 2**12), np.float32)
-    return [kept[i * size : (i + 1) * size] for i in range(count)]
+    step = -(-size // 16) * 16
+    if kept is None or kept.size < count * step:
+        memory = torch.empty(max(count * step, 2**12), dtype=torch.float32, device="cpu")
+        kept = _local.scratch = memory.numpy()
+    return [kept[i * step : i * step + size] for i in range(count)]
 
 
 def _convert(integers: Ints, out: Floats) -> None:

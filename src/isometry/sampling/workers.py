@@ -33,9 +33,9 @@ def run(tasks: Iterable[Task], *, threads: int | None = None) -> None:
     count = torch.get_num_threads() if threads is None else threads
     rest = iter(tasks)
     first = list(itertools.islice(rest, 2))
-    queue = _Queue(itertools.chain(first, rest))
     if not first:
         return
+    queue = _Queue(itertools.chain(first, rest))
     # A task that runs tasks of its own does so alone: the pool's threads may all be waiting for such.
     if count <= 1 or len(first) == 1 or getattr(_of_pool, "member", False):
         queue.work()

@@ -57,9 +57,8 @@ def write_(
         InvalidTypeError: If a parameter cannot hold what should be drawn.
         InvalidValueError: If a parameter is both named and kept, or neither.
         ModelError: If a parameter is on the meta device or lazy, or a parametrisation cannot be assigned to.
-        After
-            these errors the model is as before. If writing is interrupted (Ctrl-C, out of memory) it is
-            marked: see `incomplete`.
+            After all these errors the model is as before. If writing is interrupted (Ctrl-C, out of memory)
+            it is marked: see `incomplete`.
 
     Example:
         >>> from isometry.sampling import Constant, Normal, write_
@@ -91,6 +90,10 @@ def check(
     Raises:
         The errors of `write_`.
     """
+    if not isinstance(distributions, Mapping):
+        raise InvalidTypeError(
+            f"distributions must be a dict of names and distributions, got {type(distributions).__name__}"
+        )
     kept = _kept(places, keep)
     written: dict[str, str] = {}
     for name, distribution in distributions.items():

@@ -97,7 +97,108 @@ SCATTER = (
         lambda x, i: torch.empty_like(x).index_put((i,), x) * x,
         (Input((6, 40), mean=0.5),),
         (torch.tensor([2, 0, 1, 5, 3, 4]),),
+        unread=frozenset(["output 0 pairs", "gradient 0 pairs"]),  # rows that the permutation relates
     ),
 )
 
-SEQUENCE = (*INDEX, *SCATTER)
+
+def _experts(x: Tensor, w: Tensor, offs: Tensor) -> Tensor:
+    """Grouped product; float64 is not supported by its kernel."""
+    if x.is_meta:
+        return torch._grouped_mm(x, w, offs=offs)
+    ends = [0, *offs.tolist()]
+    return torch.cat([x[a:b] @ w[k] for k, (a, b) in enumerate(zip(ends[:-1], ends[1:], strict=True))])
+
+
+ORDER = (
+    Case("topk", lambda x: x.topk(3, 1)[0], (_X,), draws=2000, tolerance=0.02),
+    Case(
+        "topk of softmax",
+        lambda x: torch.softmax(x, -1).topk(2)[0],
+        (Input((30, 8), std=0.5),),
+        draws=1000,
+        tolerance=0.04,
+        unread=frozenset(["gradient 0 square", "gradient 0 pairs"]),
+    ),
+    Case("smallest", lambda x: x.topk(2, 1, largest=False)[0], (_X,), draws=2000, tolerance=0.02),
+    Case("max over a dim", lambda x: x.max(1)[0], (_X,), draws=2000, tolerance=0.02),
+    Case(
+        "min over a dim",
+        lambda x: x.min(0, keepdim=True)[0],
+        (Input((6, 40), mean=0.5),),
+        draws=2000,
+        tolerance=0.02,
+    ),
+    Case(
+        "amax", lambda x: x.amax(1), (_X,), draws=2000, tolerance=0.02, unread=frozenset(["gradient 0 pairs"])
+    ),
+    Case("sort", lambda x: x.sort(1)[0][:, -5:], (_X,), draws=2000, tolerance=0.05),
+    Case(
+        "aminmax",
+        lambda x: x.aminmax()[1] - x.aminmax()[0],
+        (Input((6, 40)),),
+        draws=2000,
+        tolerance=0.03,
+        unread=frozenset(["output 0 square"]),
+    ),
+    Case(
+        "place of the largest",
+        lambda x: x * F.one_hot(x.argmax(1), 40).to(x.dtype),
+        (Input((6, 40), mean=0.5),),
+        tolerance=0.02,
+        unread=frozenset(["output 0 square", "output 0 pairs"]),
+    ),
+    Case("cumsum", lambda x: x.cumsum(1), (_X,), draws=2000),
+    Case(
+        "cumsum of blocks",
+        lambda x, y: torch.cat([x, y], 1).cumsum(1),
+        (_X, Input((6, 9), std=2.0)),
+        draws=2000,
+    ),
+)
+
+STATISTICS = (
+    Case("variance", lambda x: x.var(1), (_X,), draws=2000, tolerance=0.02),
+    Case(
+        "standard deviation",
+        lambda x: x.std(1, unbiased=False, keepdim=True),
+        (_X,),
+        draws=2000,
+        tolerance=0.03,
+    ),
+    Case("variance and mean", lambda x: torch.var_mean(x, 1), (_X,), draws=2000, tolerance=0.02),
+    Case(
+        "unit vectors",
+        lambda x: x / torch.linalg.vector_norm(x, dim=1, keepdim=True),
+        (Input((6, 40), shared=0.4),),
+        draws=1000,
+        tolerance=0.06,
+    ),
+    Case("sum of sizes", lambda x: torch.linalg.vector_norm(x, 1, dim=1), (_X,), draws=1000, tolerance=0.02),
+    Case(
+        "logsumexp",
+        lambda x: torch.logsumexp(x, 1),
+        (Input((6, 40), std=0.6, shared=0.3),),
+        draws=1000,
+        tolerance=0.03,
+    ),
+    Case(
+        "product",
+        lambda x: x.detach().prod(1) + 0 * x[:, 0],
+        (Input((6, 4), mean=1.0, std=0.3),),
+        draws=4000,
+        tolerance=0.02,
+    ),
+)
+
+EXPERTS = (
+    Case(
+        "grouped_mm",
+        _experts,
+        (Input((17, 24), shared=0.3), Input((3, 24, 10), std=0.2)),
+        (torch.tensor([4, 9, 17], dtype=torch.int32),),
+        draws=1000,
+    ),
+)
+
+SEQUENCE = (*INDEX, *SCATTER, *ORDER, *STATISTICS, *EXPERTS)

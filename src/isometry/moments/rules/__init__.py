@@ -2,12 +2,17 @@
 
 from isometry.moments.rules import attention as attention
 from isometry.moments.rules import conv as conv
+from isometry.moments.rules import grouped as grouped
 from isometry.moments.rules import index as index
 from isometry.moments.rules import linear as linear
 from isometry.moments.rules import loss as loss
 from isometry.moments.rules import norm as norm
+from isometry.moments.rules import order as order
 from isometry.moments.rules import pointwise as pointwise
+from isometry.moments.rules import pool as pool
 from isometry.moments.rules import random as random
 from isometry.moments.rules import reduce as reduce
+from isometry.moments.rules import scan as scan
 from isometry.moments.rules import scatter as scatter
+from isometry.moments.rules import statistics as statistics
 from isometry.moments.rules import views as views

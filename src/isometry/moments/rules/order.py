@@ -1,0 +1,254 @@
+"""What depends on order: largest and smallest entries, sorting, and the places they come from.
+
+Values follow from order statistics: with z = √r·u + √(1 − r)·e along the dim (r the correlation of two of its
+entries), the k-th largest entry is f(√r·u + √(1 − r)·e_(k)), sampled over a quasi-random lattice of u and of the
+order statistics of n independent normals. Places are integers that no moment can tell: they are one typical draw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from isometry.moments import algebra as alg
+from isometry.moments import axes as ax
+from isometry.moments import latents
+from isometry.moments import regrouping as reg
+from isometry.moments.axes import Array, Axis
+from isometry.moments.concrete import Concrete
+from isometry.moments.drawing import draw
+from isometry.moments.record import Moments
+from isometry.moments.rules.attention import doubling
+from isometry.moments.rules.base import Context, rule
+from isometry.moments.rules.norm import one_block
+from isometry.moments.rules.pointwise import as_moments, joint
+from isometry.moments.rules.reduce import keep_dims
+
+SAMPLES = 4096
+WHOLE = 64  # rows of so many entries are sampled whole where their mean matters
+SINGLE = 8  # so many ranks get a block each
+
+
+class Extreme(NamedTuple):
+    """The latent of the extreme of n entries: an entry equals it with probability 1/n."""
+
+    latent: object
+    n: int
+
+
+def ranked(m: Moments, dim: int, k: int, *, largest: bool) -> Moments:
+    """Return the k largest (smallest) entries along a dim, in order, which is cut into blocks of ranks.
+
+    Asymptotic in the samples; other axes are averaged over their blocks. Two rows whose entries agree with
+    correlation t share their order; else they share only what is common to all of a row.
+    """
+    m = alg.collapse(one_block(reg.single_axis(m, dim), tuple(range(len(m.dims)))))
+    factor = alg.absorbed(m.terms[0], m.axes)
+    if not m.dims[dim] or factor is None:
+        return reg.sliced(m, dim, 0, k, 1) if m.dims[dim] else m
+    (p,) = m.positions(dim)
+    n = m.shape[dim]
+    ranks: Axis = (
+        (1,) * k
+        if k <= SINGLE
+        else doubling(k)
+        if k < n
+        else (*doubling(n // 2), *doubling(n - n // 2)[::-1])
+    )
+    rho = np.moveaxis(
+        np.broadcast_to(factor.rho, (*factor.rho.shape[:p], 2, *factor.rho.shape[p + 1 :])), p, -1
+    )
+    shared = float(np.clip(rho.reshape(-1, 2)[0, 1], -1.0 / (n - 1), 1.0))
+    values = latents.quantiles(factor.values.reshape(-1), latents.WEIGHTS)
+    one, other = _samples(values, n, k, shared, largest=largest)
+    own, common = _pairs(one, one, ranks), _pairs(one, other, ranks)
+    mean = _block_means(one, ranks).mean(0)
+    apart = np.concatenate([mean**2, np.outer(mean, mean).ravel()])
+    turned = np.clip((rho[..., 0] - rho[..., 1]) / max(1.0 - shared, 1e-9), 0.0, 1.0)[..., None]
+    along = np.clip(rho[..., 1:] / max(shared, 1e-9), 0.0, 1.0) * (shared > 0)
+    across = np.concatenate([common[len(ranks) :].reshape(len(ranks), -1).diagonal(), common[len(ranks) :]])
+    table = np.moveaxis(turned * own + (1.0 - turned) * (along * across + (1.0 - along) * apart), -1, p)
+    uniform = np.full(SAMPLES, 1.0 / SAMPLES)
+    forms = np.stack([latents.quantiles(row, uniform) for row in _block_means(one, ranks).T])
+    shape = [1] * len(m.axes)
+    shape[p] = len(ranks)
+    dims = (*m.dims[:dim], (ranks,) if k > 1 else ((1,),), *m.dims[dim + 1 :])
+    made = alg.with_marginal(dims, table, mean.reshape(shape), forms.reshape(*shape, -1))
+    return reg.selected(made, dim, 0, keep=True) if k == 1 else made
+
+
+def _samples(values: Array, n: int, k: int, shared: float, *, largest: bool) -> tuple[Array, Array]:
+    """Return samples (samples, k) of the ordered entries, and others that share u with them.
+
+    The order statistics of n uniforms are running products of powers of uniforms (Rényi). A negative correlation
+    means that the entries' mean is held: part of it is taken away.
+    """
+    drawn = n if shared < 0.0 and n <= WHOLE else k
+    lattice = torch.quasirandom.SobolEngine(drawn + 1, scramble=True, seed=1)  # type: ignore[no-untyped-call]
+    uniform = lattice.draw(2 * SAMPLES).double().clamp_(1e-12, 1.0 - 1e-12)
+    left = torch.arange(n, n - drawn, -1, dtype=torch.float64)
+    powers = torch.exp(torch.cumsum(torch.log(uniform[:, 1:]) / left, 1))
+    e = torch.special.ndtri(powers.clamp(1e-300, 1.0 - 1e-16)) * (1.0 if largest else -1.0)
+    u = torch.special.ndtri(uniform[:SAMPLES, :1])
+    if drawn > k or (shared < 0.0 and drawn == n):
+        held = 1.0 - max(1.0 + n * shared / (1.0 - shared), 0.0) ** 0.5
+        e = (e - held * e.mean(1, keepdim=True))[:, :k] * (1.0 - shared) ** 0.5
+    else:
+        e = e * (1.0 - max(shared, 0.0)) ** 0.5
+
+    def told(part: torch.Tensor) -> Array:
+        z = max(shared, 0.0) ** 0.5 * u + part
+        return np.asarray(np.interp(z.numpy(), latents.NODES, values))
+
+    return told(e[:SAMPLES]), told(e[SAMPLES:])
+
+
+def _block_means(samples: Array, ranks: Axis) -> Array:
+    starts = np.cumsum((0, *ranks[:-1]))
+    return np.asarray(np.add.reduceat(samples, starts, axis=1) / np.asarray(ranks))
+
+
+def _pairs(one: Array, other: Array, ranks: Axis) -> Array:
+    """Return E[x x′] by pair class of the ranks' axis, for the entries of one row and those of another."""
+    n = np.asarray(ranks, dtype=np.float64)
+    same = _block_means(one * other, ranks).mean(0)
+    sums = _block_means(one, ranks), _block_means(other, ranks)
+    any_ = np.einsum("si,sj->ij", *sums) / len(one) * np.outer(n, n)
+    differ = (any_ - np.diag(same * n)) / np.maximum(np.outer(n, n) - np.diag(n), 1.0)
+    differ = np.where((np.outer(n, n) - np.diag(n)) > 0, differ, np.diag(same))
+    return np.concatenate([same, differ.ravel()])
+
+
+def _places(ctx: Context, m: Moments) -> torch.Tensor:
+    ctx.note("places that depend on data (routing, sorting) are one typical draw")
+    return draw(m, seed=1)
+
+
+@rule("topk", accuracy="asymptotic")
+def topk(
+    ctx: Context, m: Moments, k: int, dim: int = -1, largest: bool = True, in_order: bool = True
+) -> tuple[Moments, Concrete]:
+    """The k largest or smallest entries along a dim; see the module."""
+    dim %= len(m.dims)
+    return ranked(m, dim, k, largest=largest), Concrete(_places(ctx, m).topk(k, dim, largest)[1])
+
+
+@rule("sort", accuracy="asymptotic")
+def sort(ctx: Context, m: Moments, *args: Any, dim: int = -1, descending: bool = False, **_: Any) -> Any:
+    """All entries along a dim in order; see the module."""
+    numbers = [a for a in args if not isinstance(a, bool) and isinstance(a, int)]
+    flags = [a for a in args if isinstance(a, bool)]
+    dim = (numbers[0] if numbers else dim) % len(m.dims)
+    descending = flags[-1] if flags else descending
+    made = ranked(m, dim, m.shape[dim], largest=descending)
+    return made, Concrete(_places(ctx, m).sort(dim=dim, descending=descending)[1])
+
+
+@rule("argmax", "argmin", accuracy="approximate")
+def argmax(ctx: Context, m: Moments, dim: int | None = None, keepdim: bool = False) -> Concrete:
+    """The place of the extreme entry: one typical draw."""
+    drawn = _places(ctx, m)
+    return Concrete(getattr(torch, ctx.op)(drawn, dim, keepdim))
+
+
+@rule("argsort", accuracy="approximate")
+def argsort(ctx: Context, m: Moments, *args: Any, **named: Any) -> Concrete:
+    """The places in order: one typical draw."""
+    return Concrete(torch.argsort(_places(ctx, m), *args, **named))
+
+
+@rule("multinomial", accuracy="approximate")
+def multinomial(ctx: Context, m: Moments, count: int, replacement: bool = False, **_: Any) -> Concrete:
+    """Classes by their weights: one typical draw."""
+    generator = torch.Generator().manual_seed(1)
+    weights = _places(ctx, m).clamp(min=1e-12)
+    return Concrete(torch.multinomial(weights, count, replacement, generator=generator))
+
+
+@rule("histc", "bincount", accuracy="approximate")
+def histc(ctx: Context, m: Moments, *args: Any, **named: Any) -> Concrete:
+    """How many entries fall where: one typical draw."""
+    drawn = _places(ctx, m)
+    if ctx.op == "bincount":
+        drawn = drawn.round().long().clamp_(min=0)
+    return Concrete(getattr(torch, ctx.op)(drawn, *args, **named))
+
+
+def extreme(m: Moments, dims: tuple[int, ...], keepdim: bool, *, largest: bool) -> Moments:
+    """Return the largest (smallest) entry over dims; its latent tells over how many entries."""
+    rank = len(m.dims)
+    rest = [d for d in range(rank) if d not in dims]
+    shape = tuple(m.shape[d] for d in rest)
+    n = int(np.prod([m.shape[d] for d in dims]))
+    flat = reg.regrouped(reg.transposed(m, (*rest, *dims)), (*shape, n))
+    made = reg.selected(ranked(flat, len(rest), 1, largest=largest), len(rest), 0)
+    if made.terms[0].factors:
+        (factor,) = made.terms[0].factors
+        own = replace(factor, latent=Extreme(factor.latent, n))
+        made = replace(made, terms=(replace(made.terms[0], factors=(own,)),))
+    return keep_dims(made, dims, keepdim)
+
+
+@rule("amax", "amin", accuracy="asymptotic")
+def amax(ctx: Context, m: Moments, dim: Sequence[int] | int = (), keepdim: bool = False) -> Moments:
+    """The extreme over dims; see the module."""
+    listed = [dim] if isinstance(dim, int) else list(dim) or list(range(len(m.dims)))
+    dims = tuple(sorted(d % len(m.dims) for d in listed)) if m.dims else ()
+    return extreme(m, dims, keepdim, largest=ctx.op == "amax")
+
+
+@rule("max", "min", accuracy="asymptotic")
+def max_(ctx: Context, m: Moments, dim: int | None = None, keepdim: bool = False) -> Any:
+    """The extreme over a dim with its place, or over all entries; see the module."""
+    largest = ctx.op == "max"
+    if dim is None:
+        return extreme(m, tuple(range(len(m.dims))), False, largest=largest)
+    place = getattr(torch, "argmax" if largest else "argmin")(_places(ctx, m), dim, keepdim)
+    return extreme(m, (dim % len(m.dims),), keepdim, largest=largest), Concrete(place)
+
+
+@rule("aminmax", accuracy="asymptotic")
+def aminmax(
+    ctx: Context, m: Moments, *, dim: int | None = None, keepdim: bool = False
+) -> tuple[Moments, Moments]:
+    """Both extremes."""
+    dims = tuple(range(len(m.dims))) if dim is None else (dim % len(m.dims),)
+    return extreme(m, dims, keepdim, largest=False), extreme(m, dims, keepdim, largest=True)
+
+
+@rule("eq", accuracy="asymptotic", raw=(0, 1))
+def eq(ctx: Context, a: Any, b: Any) -> Moments:
+    """Equality with an extreme over dims marks one of its entries, as backward needs; else as any pointwise operation."""
+    for x, y in ((a, b), (b, a)):
+        latent = (
+            next((f.latent for t in x.terms for f in t.factors), None) if isinstance(x, Moments) else None
+        )
+        if isinstance(latent, Extreme) and isinstance(y, Moments):
+            return _marked(*reg.aligned(x, one_block(y, tuple(range(len(y.dims))))), latent.n)
+    numbers = [as_moments(x) if isinstance(x, Moments | Concrete) else x for x in (a, b)]
+    func = torch.ops.aten.eq.Scalar if isinstance(b, int | float) else torch.ops.aten.eq.Tensor
+    return joint(ctx, func, numbers, {})
+
+
+def _marked(top: Moments, entries: Moments, n: int) -> Moments:
+    """Return 1 for one entry of every n, 0 for the others."""
+    labels = next(f.labels for t in top.terms for f in t.factors)
+    share = np.array([1.0 / n, 0.0])
+    table: Array = np.ones([1] * len(entries.axes))
+    table = np.full([2] * len(entries.axes), 1.0 / n**2)
+    for index in np.ndindex(*table.shape):
+        apart = [k for k, differ in enumerate(index) if differ]
+        if not any(labels[k] is not None for k in apart):
+            table[index] = share[1] if apart else share[0]
+    values = latents.quantiles(np.array([0.0, 1.0]), np.array([1.0 - 1.0 / n, 1.0 / n]))
+    shape = [1] * len(entries.axes)
+    axes = tuple((ax.size(a),) for a in entries.axes)
+    dims, taken = [], 0
+    for dim in entries.dims:
+        dims.append(axes[taken : taken + len(dim)])
+        taken += len(dim)
+    return alg.with_marginal(tuple(dims), table, np.full(shape, 1.0 / n), values.reshape(*shape, -1))

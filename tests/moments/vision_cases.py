@@ -31,7 +31,11 @@ CONV = (
         lambda x, w, b: F.conv1d(x, w, b, padding=2),
         (Input((6, 20)), Input((8, 6, 5), std=0.2), Input((8,))),
     ),
-    Case("conv3d", lambda x, w: F.conv3d(x, w, padding=1), (Input((2, 3, 4, 3, 5)), Input((4, 3, 3, 2, 3), std=0.2))),
+    Case(
+        "conv3d",
+        lambda x, w: F.conv3d(x, w, padding=1),
+        (Input((2, 3, 4, 3, 5)), Input((4, 3, 3, 2, 3), std=0.2)),
+    ),
     Case(
         "conv2d transposed",
         lambda x, w, b: F.conv_transpose2d(x, w, b, stride=2, padding=1, output_padding=1),
@@ -49,4 +53,45 @@ CONV = (
     ),
 )
 
-VISION = (*CONV,)
+_MAP = Input((4, 6, 8, 11))
+
+POOL = (
+    Case("avg_pool", lambda x: F.avg_pool2d(x, 3, 2, 1), (_IMAGE,)),
+    Case(
+        "avg_pool of relu",
+        lambda x: F.relu(F.avg_pool2d(F.relu(x), 2) - 0.4),
+        (_MAP,),
+        draws=1000,
+        tolerance=0.01,
+        unread=frozenset({"gradient 0 square"}),  # a mean over windows forgets what it is the mean of
+    ),
+    Case(
+        "avg_pool3d",
+        lambda x: F.avg_pool3d(x, (2, 3, 2), (1, 2, 2), ceil_mode=True, count_include_pad=False),
+        (Input((2, 3, 4, 7, 5)),),
+    ),
+    Case("adaptive_avg_pool", lambda x: F.adaptive_avg_pool2d(x, (3, 4)), (_IMAGE,)),
+    Case("adaptive_avg_pool3d", lambda x: F.adaptive_avg_pool3d(x, (3, 2, 1)), (Input((2, 3, 4, 7, 5)),)),
+    Case("max_pool", lambda x: F.max_pool2d(x, 3, 2, 1), (_MAP,), draws=1500, tolerance=0.01),
+    Case("max_pool of relu", lambda x: F.max_pool2d(F.relu(x), (2, 3)), (_MAP,), draws=1500, tolerance=0.01),
+    Case(
+        "max_pool of alike samples",
+        lambda x: F.max_pool2d(F.silu(x), 2),
+        (Input((4, 6, 8, 10), shared=0.5),),
+        draws=1500,
+        tolerance=0.015,
+    ),
+    Case(
+        "max_pool of alike places",
+        lambda x, y: F.max_pool2d(x + y, 2),
+        (_MAP, Input((4, 6, 1, 1), std=0.7)),
+        draws=2000,
+        tolerance=0.02,
+    ),
+    Case("max_pool3d", lambda x: F.max_pool3d(x, 2), (Input((2, 3, 4, 6, 4)),), draws=1500, tolerance=0.01),
+    Case(
+        "adaptive_max_pool", lambda x: F.adaptive_max_pool2d(x, (4, 3)), (_MAP,), draws=1500, tolerance=0.015
+    ),
+)
+
+VISION = (*CONV, *POOL)

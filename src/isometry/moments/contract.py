@@ -20,7 +20,7 @@ import numpy as np
 
 from isometry.moments import algebra as alg
 from isometry.moments import axes as ax
-from isometry.moments import latents, lineage
+from isometry.moments import gram, latents, lineage
 from isometry.moments import record as rec
 from isometry.moments import regrouping as reg
 from isometry.moments.axes import Array, Axis
@@ -49,11 +49,31 @@ def contract(spec: str, a: Moments, b: Moments) -> Moments:
     pair_weights = _outer_all([ax.pair_counts(x) for x in summed])
     block_weights = _outer_all([np.asarray(x, dtype=np.float64) for x in summed])
     table = _matmul(a.table, pos_a, b.table, pos_b, pair_weights, [len(x) * (len(x) + 1) for x in summed])
-    mean = _matmul(a.mean, pos_a, b.mean, pos_b, block_weights, [len(x) for x in summed])
+
+    def through(x: Array, y: Array) -> Array:
+        return _matmul(x, pos_a, y, pos_b, block_weights, [len(axis) for axis in summed])
+
+    mean = through(a.mean, b.mean)
+    extra = gram.shared(a, pos_a, b, pos_b, through)
     dims_of = {x: a.dims[in_a.index(x)] for x in in_a} | {x: b.dims[in_b.index(x)] for x in letters_b}
     order = [*letters_c, *letters_a, *letters_b]
-    made = alg.gaussian(tuple(dims_of[x] for x in order), table, mean)
+    dims = tuple(dims_of[x] for x in order)
+    if extra is not None:
+        table = _with_square(table, extra, tuple(axis for d in dims for axis in d))
+    made = alg.gaussian(dims, table, mean)
+    blank_a, blank_b = [None] * len(pos_a[1]), [None] * len(pos_b[1])
+    at_a, at_b = [*pos_a[0], *pos_a[1], *blank_b], [*pos_b[0], *blank_a, *pos_b[1]]
+    made = gram.passed_on(made, gram.images(a, pos_a[2], b), at_a, through, b.square)
+    made = gram.passed_on(made, gram.images(b, pos_b[2], a), at_b, lambda x, y: through(y, x), a.square)
     return reg.transposed(made, tuple(order.index(x) for x in out))
+
+
+def _with_square(table: Array, extra: Array, axes: tuple[Axis, ...]) -> Array:
+    """Add a block array to a pair array's entries for an entry paired with itself."""
+    shape = [max(n, len(a) * (len(a) + 1)) for n, a in zip(table.shape, axes, strict=True)]
+    table = np.array(np.broadcast_to(table, shape))
+    rec.diagonal(table, axes)[...] += extra
+    return table
 
 
 def shares_latents(a: Moments, b: Moments) -> bool:
@@ -79,7 +99,7 @@ def total(m: Moments, dims: tuple[int, ...]) -> Moments:
     for p in reversed(positions):
         table = _sum_axis(table, p, ax.pair_counts(m.axes[p]))
         mean = _sum_axis(mean, p, np.asarray(m.axes[p], dtype=np.float64))
-    normal = not _positive(m)
+    normal = not is_positive(m)
     made = alg.gaussian(kept, table, mean) if normal else positive(kept, table, mean)
     return _with_parts(made, m, positions, normal=normal)
 
@@ -116,7 +136,7 @@ def positive(dims: Dims, table: Array, mean: Array) -> Moments:
     return alg.with_marginal(dims, table, mean, values)
 
 
-def _positive(m: Moments) -> bool:
+def is_positive(m: Moments) -> bool:
     """Return whether every entry is surely positive (and not all constant)."""
     return bool(m.mean.min() > 0) and all(
         bool(t.coef.min() >= 0) and all(bool(f.values.min() >= 0) for f in t.factors) for t in m.terms

@@ -1,12 +1,15 @@
-"""Where sliding windows meet: which output reads which input through which kernel entry, counted by pair class.
+"""Where sliding windows meet.
 
-Along one spatial dim a window is the set of *taps* (o, k, i): output entry o reads input entry i = o·stride + k·dilation −
-padding through kernel entry k, where i exists. A convolution, its gradients, an unfolding and a transposed convolution are
-sums over taps, and their second moments are sums over pairs of taps. So all that they need is the number of ordered pairs
-of taps in each combination of pair classes of o, k and i: padding, stride and dilation are in it, exactly.
+Which output reads which input through which kernel entry, counted by pair class.
 
-A linear map along one dim (pooling, padding, resizing and their gradients) is a matrix instead; its pair table is the sum
-of M[o, i]·M[o′, i′] over the pairs of each class.
+Along one spatial dim a window is the set of *taps* (o, k, i): output entry o reads input entry i = o·stride +
+k·dilation − padding through kernel entry k, where i exists. A convolution, its gradients, an unfolding and a
+transposed convolution are sums over taps, and their second moments are sums over pairs of taps. So all that
+they need is the number of ordered pairs of taps in each combination of pair classes of o, k and i: padding,
+stride and dilation are in it, exactly.
+
+A linear map along one dim (pooling, padding, resizing and their gradients) is a matrix instead; its pair
+table is the sum of M[o, i]·M[o′, i′] over the pairs of each class.
 """
 
 from __future__ import annotations
@@ -26,7 +29,10 @@ Codes = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Window:
-    """A sliding window along one dim, as `torch.nn.functional.conv1d` describes it; `low` is the padding before."""
+    """A sliding window along one dim, as `torch.nn.functional.conv1d` describes it.
+
+    `low` is the padding before.
+    """
 
     outputs: int
     kernel: int
@@ -70,7 +76,8 @@ def counted(axes: Sequence[Axis], codes: Sequence[Codes]) -> tuple[Array, Array]
         Ordered pairs of items by pair class of every axis, and items by block of every axis.
     """
     blocks = [
-        np.searchsorted(np.cumsum(a), c, side="right").astype(np.intp) for a, c in zip(axes, codes, strict=True)
+        np.searchsorted(np.cumsum(a), c, side="right").astype(np.intp)
+        for a, c in zip(axes, codes, strict=True)
     ]
     shape = tuple(len(a) for a in axes)
     kinds = int(np.prod(shape))
@@ -91,7 +98,10 @@ def counted(axes: Sequence[Axis], codes: Sequence[Codes]) -> tuple[Array, Array]
 
 
 def _by_class(found: Array, shape: tuple[int, ...]) -> Array:
-    """Order counts by (same or differ per axis, kind of the first, kind of the second) by pair class per axis."""
+    """Order counts by (same or differ per axis, kind of the first.
+
+    Kind of the second) by pair class per axis.
+    """
     rank = len(shape)
     result = np.zeros([n * (n + 1) for n in shape])
     of = np.indices((*shape, *shape)).reshape(2 * rank, -1)
@@ -113,8 +123,8 @@ def matrix_pairs(matrix: Array, o: Axis, i: Axis) -> tuple[Array, Array]:
         i: The input's axis.
 
     Returns:
-        The mean over the pairs of an output class of Σ M[o, i] M[o′, i′] over the pairs of each input class, and the
-        mean over an output block of Σ M[o, i] over each input block.
+        The mean over the pairs of an output class of Σ M[o, i] M[o′, i′] over the pairs of each input class,
+        and the mean over an output block of Σ M[o, i] over each input block.
     """
     low_o, low_i = _starts(o), _starts(i)
     rows = np.add.reduceat(matrix, low_i, axis=1)  # (o, input block)

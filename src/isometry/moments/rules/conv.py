@@ -1,7 +1,7 @@
 """Convolutions of every kind, and their gradients.
 
-With the taps (o, k, i) of a window (see `taps`) a convolution, its gradient at the input and its gradient at the weight
-are one sum with three readings,
+With the taps (o, k, i) of a window (see `taps`) a convolution, its gradient at the input and its gradient at
+the weight are one sum with three readings,
 
     y[o] = Σ x[i]·w[k],     dx[i] = Σ g[o]·w[k],     dw[k] = Σ g[o]·x[i],
 
@@ -9,9 +9,10 @@ over all taps and over the channels that the result lacks; a transposed convolut
 
     E[y y′](s_o) = Σ F[s_o, s_k, s_i] · E[x x′](s_i) · E[w w′](s_k) / pairs(s_o)
 
-with the number F of pairs of taps by pair classes, one F per spatial dim. Groups are one more shared axis. Assumes that the
-two tensors are independent; second moments exact, normal in the wide limit. The spatial axes of a result have one block:
-its borders count by their share.
+with the number F of pairs of taps by pair classes, one F per spatial dim. Groups are one more shared axis.
+Assumes that the
+two tensors are independent; second moments exact, normal in the wide limit. The spatial axes of a result have
+one block: its borders count by their share.
 """
 
 from __future__ import annotations
@@ -83,7 +84,10 @@ def _summed(
     *,
     of_pairs: bool,
 ) -> Array:
-    """Return the einsum of two arrays, the taps' counts, and the counts of the channels that are summed over."""
+    """Return the einsum of two arrays, the taps' counts.
+
+    And the counts of the channels that are summed over.
+    """
     fresh, letters = count(), dict[str, list[int]]()
 
     def labels(name: str) -> list[int]:
@@ -135,11 +139,16 @@ def _dropped(m: Moments, lead: int) -> Moments:
     return m
 
 
-# --- convolution ----------------------------------------------------------------------------------------------------
+# --- convolution ------------------------------------------------------------------------------------------
 
 
 def windows_of(
-    outputs: Sequence[int], kernel: Sequence[int], inputs: Sequence[int], stride: Any, padding: Any, dilation: Any
+    outputs: Sequence[int],
+    kernel: Sequence[int],
+    inputs: Sequence[int],
+    stride: Any,
+    padding: Any,
+    dilation: Any,
 ) -> list[Window]:
     """Return the windows of each spatial dim; arguments of one number serve all dims."""
     rank = len(outputs)
@@ -176,7 +185,10 @@ def convolution(
     groups: int,
     *_: Any,
 ) -> Moments:
-    """Convolution, transposed or not. Assumes weights that are independent of the input; exact second moments."""
+    """Convolution, transposed or not.
+
+    Assumes weights that are independent of the input; exact second moments.
+    """
     rank = len(w.dims) - 2
     small, large = (x.shape, ctx.shape) if transposed else (ctx.shape, x.shape)
     windows = windows_of(small[-rank:], w.shape[2:], large[-rank:], stride, padding, dilation)
@@ -206,12 +218,17 @@ def convolution_backward(
     groups: int,
     mask: Any,
 ) -> tuple[Moments | None, ...]:
-    """Gradients of a convolution. Assumes that the gradient is independent of input and weight; exact second moments."""
+    """Gradients of a convolution.
+
+    Assumes that the gradient is independent of input and weight; exact second moments.
+    """
     rank = len(w.dims) - 2
     shape = x.shape
     small, large = (x.shape, g.shape) if transposed else (g.shape, x.shape)
     windows = windows_of(small[-rank:], w.shape[2:], large[-rank:], stride, padding, dilation)
-    db = con.total(g, tuple(d for d in range(len(g.dims)) if d != len(g.dims) - rank - 1)) if mask[2] else None
+    db = (
+        con.total(g, tuple(d for d in range(len(g.dims)) if d != len(g.dims) - rank - 1)) if mask[2] else None
+    )
     x, g = (_grouped(_batched(m, rank), 1, groups) for m in (x, g))
     w = _grouped(w, 0, groups)
     dx = dw = None

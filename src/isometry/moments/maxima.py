@@ -1,0 +1,98 @@
+"""The largest of several equally correlated normal variables.
+
+Its distribution, its covariances, and which one it is.
+
+For z_k = √a t + √(1−a) e_k the largest of K is √a t + √(1−a) max e_k. Two such maxima over windows whose
+variables at one place have correlation b₀, and at different places b₁, have the covariance b₁ +
+(1−a)·h((b₀−b₁)/(1−a)) with
+
+    h(r) = ∫∫ Φ₂(x, y; r)^K − Φ(x)^K Φ(y)^K dx dy        (Hoeffding)
+
+the covariance of the maxima of K independent pairs of correlation r. Given z_k = z it is the largest with the
+probability E[Φ((z − √a t)/√(1−a))^{K−1} | z]. Exact up to the quadrature; K may be a mean, no whole number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from math import pi
+
+import numpy as np
+import torch
+
+from isometry.moments import latents
+from isometry.moments.axes import Array
+
+_GRID: Array = np.linspace(-6.0, 6.0, 121)
+_ANGLES: Array = np.linspace(0.0, pi / 2, 65)
+
+
+def cumulative(x: Array) -> Array:
+    """Return Φ(x)."""
+    return np.asarray(torch.special.ndtr(torch.from_numpy(np.ascontiguousarray(x))).numpy())
+
+
+@lru_cache(maxsize=256)
+def _covariances(count: float) -> tuple[Array, Array]:
+    """Return correlations r and h(r)."""
+    phi = cumulative(_GRID)
+    independent = np.multiply.outer(phi, phi)
+    x, y = _GRID[:, None], _GRID[None]
+    step, area = float(_ANGLES[1]), float(_GRID[1] - _GRID[0]) ** 2
+    base = independent**count
+    found: dict[float, float] = {0.0: 0.0}
+    for sign in (1.0, -1.0):
+        joint, before = independent.copy(), np.exp(-0.5 * (x**2 + y**2))
+        for angle in _ANGLES[1:-1]:
+            now = np.exp(-0.5 * (x**2 + y**2 - 2 * sign * x * y * np.sin(angle)) / np.cos(angle) ** 2)
+            joint = joint + sign * step * 0.5 * (before + now) / (2 * pi)
+            before = now
+            found[sign * float(np.sin(angle))] = float(
+                (np.clip(joint, 0.0, 1.0) ** count - base).sum() * area
+            )
+    found[1.0] = _variance(phi, count)
+    r = np.array(sorted(found))
+    return r, np.array([found[k] for k in r])
+
+
+def _variance(phi: Array, count: float) -> float:
+    weights = np.diff(phi**count)
+    middle = 0.5 * (_GRID[1:] + _GRID[:-1])
+    mean = float(weights @ middle)
+    return float(weights @ (middle - mean) ** 2) - float(_GRID[1] - _GRID[0]) ** 2 / 12
+
+
+def covariance(count: float, r: Array) -> Array:
+    """Return h(r), the covariance of the maxima of `count` independent pairs of correlation r."""
+    return np.interp(r, *_covariances(round(count, 2)))
+
+
+def quantiles(counts: Sequence[float], shares: Sequence[float], common: float) -> Array:
+    """Return the largest of K normal variables as a monotone function at the nodes.
+
+    Args:
+        counts: Each K that occurs.
+        shares: How often.
+        common: The correlation a of the variables.
+    """
+    fine = np.linspace(-6.0, 6.0, 1201)
+    phi = cumulative(fine)
+    weights = np.diff(sum(s * phi**k for k, s in zip(counts, shares, strict=True)))
+    middle = 0.5 * (fine[1:] + fine[:-1])
+    if common > 0.01:
+        own = latents.WEIGHTS > 1e-9
+        middle = np.add.outer((1 - common) ** 0.5 * middle, common**0.5 * latents.NODES[own]).ravel()
+        weights = np.multiply.outer(weights, latents.WEIGHTS[own]).ravel()
+    return latents.quantiles(middle, np.maximum(weights, 0.0))
+
+
+def chosen(counts: Sequence[float], shares: Sequence[float], common: float) -> Array:
+    """Return at the nodes the probability that a variable is the largest of its K, given its value."""
+    common = max(common, 0.0)
+    t, weights = np.polynomial.hermite_e.hermegauss(24)
+    shared = common**0.5 * latents.NODES[:, None] + (1 - common) ** 0.5 * t
+    phi = cumulative((latents.NODES[:, None] - common**0.5 * shared) / (1 - common) ** 0.5)
+    phi = phi[:, :1] if common == 0 else phi
+    weights = np.ones(1) if common == 0 else weights / weights.sum()
+    return np.asarray(sum(s * (phi ** (k - 1)) @ weights for k, s in zip(counts, shares, strict=True)))

@@ -1,0 +1,125 @@
+"""Linear maps along single dims.
+
+Averages over windows, resizing, padding by copies, and the gradients of all of them.
+
+y[o] = Σ_i M[o, i] x[i] along a dim; several dims are treated one after the other. The tables are exact: the
+pair table of M says how output pairs are made of input pairs. What is approximate is the marginal: entries
+that are copied keep theirs, a mean of few takes the quantile function of the mean of that many, a sum of many
+is normal (lognormal where it is positive).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from isometry.moments import algebra as alg
+from isometry.moments import contract as con
+from isometry.moments import latents
+from isometry.moments import regrouping as reg
+from isometry.moments.axes import Array, Axis
+from isometry.moments.record import Moments, diagonal
+from isometry.moments.taps import matrix_pairs
+
+FEW = 12.0  # a mean over more entries is taken as normal
+
+
+def resampled(m: Moments, matrices: Mapping[int, Array], like: Moments | None = None) -> Moments:
+    """Return the record with each of the given dims mapped by its matrix M[output, input].
+
+    Args:
+        m: The record.
+        matrices: By dim.
+        like: A record whose blocks the mapped dims shall have; without, one block each.
+
+    Returns:
+        The record, a function of a new latent.
+    """
+    m = alg.collapse(m)
+    summands, copies = 1.0, True
+    for dim, matrix in matrices.items():
+        m = reg.single_axis(m, dim) if m.dims[dim] else m
+        sums = np.maximum((matrix**2).sum(1), 1e-300)
+        summands *= float(np.mean(matrix.sum(1) ** 2 / sums))
+        copies &= bool(np.all(np.count_nonzero(matrix, axis=1) == 1))
+    dims = tuple(d or ((1,),) if k in matrices else d for k, d in enumerate(m.dims))
+    m = reg.broadcast(m, dims)
+    factor = alg.absorbed(m.terms[0], m.axes)
+    table, mean = m.table, m.mean
+    values = m.mean[..., None] if factor is None else factor.values
+    given = list(m.dims)
+    for dim, matrix in matrices.items():
+        (position,) = m.positions(dim)
+        axis = (matrix.shape[0],) if like is None else _axis(like, dim)
+        on_pairs, on_blocks = matrix_pairs(matrix, axis, m.axes[position])
+        table, mean = _mapped(table, on_pairs, position), _mapped(mean, on_blocks, position)
+        weights = np.abs(on_blocks)
+        values = _mapped(values, weights / np.maximum(weights.sum(1, keepdims=True), 1e-300), position)
+        given[dim] = (axis,)
+    axes = tuple(a for d in given for a in d)
+    made = _with_form(tuple(given), axes, table, mean, values, 1.0 if copies else summands, m)
+    for dim in matrices:
+        if made.shape[dim] == 1:
+            made = reg.selected(made, dim, 0, keep=True)
+    return made
+
+
+def _axis(like: Moments, dim: int) -> Axis:
+    own = reg.single_axis(like, dim).dims[dim]
+    return own[0] if own else (1,)
+
+
+def _mapped(array: Array, matrix: Array, position: int) -> Array:
+    if array.shape[position] == 1:
+        array = np.broadcast_to(
+            array, (*array.shape[:position], matrix.shape[1], *array.shape[position + 1 :])
+        )
+    return np.asarray(np.moveaxis(np.tensordot(matrix, array, axes=(1, position)), 0, position))
+
+
+def _with_form(
+    dims: tuple[tuple[Axis, ...], ...],
+    axes: tuple[Axis, ...],
+    table: Array,
+    mean: Array,
+    values: Array,
+    summands: float,
+    m: Moments,
+) -> Moments:
+    """Return the record with these moments.
+
+    Whose entries are means of so many entries with the given quantile functions.
+    """
+    if alg.affine(values):
+        return alg.gaussian(dims, table, mean)
+    if summands > FEW or not np.all(diagonal(table, axes) > 0):
+        return con.positive(dims, table, mean) if con.is_positive(m) else alg.gaussian(dims, table, mean)
+    return alg.with_marginal(dims, table, mean, mean_of(values, summands))
+
+
+def mean_of(values: Array, count: float) -> Array:
+    """Return the quantile function of the mean of `count` independent copies (rounded.
+
+    Of sorted values along the last axis).
+    """
+    n = round(count)
+    if n <= 1:
+        return np.sort(values, axis=-1)
+    grid = 2048
+    rows = []
+    for row in values.reshape(-1, values.shape[-1]):
+        low, high = float(row.min()), float(row.max())
+        if high <= low:
+            rows.append(row)
+            continue
+        step = (high - low) / grid
+        density = np.zeros(grid * n + 1)
+        place = (row - low) / step
+        below = np.minimum(place.astype(int), grid - 1)
+        np.add.at(density, below, latents.WEIGHTS * (1 - (place - below)))
+        np.add.at(density, below + 1, latents.WEIGHTS * (place - below))
+        summed = np.fft.irfft(np.fft.rfft(density, 2 * len(density)) ** n, 2 * len(density))[: len(density)]
+        points = low + step * np.arange(len(density)) / n
+        rows.append(latents.quantiles(points, np.maximum(summed, 0.0)))
+    return np.stack(rows).reshape(values.shape)

@@ -1,0 +1,388 @@
+"""Pooling, forward and backward.
+
+Averages are linear maps, maxima follow the order statistics of normal variables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from isometry.moments import algebra as alg
+from isometry.moments import latents, maxima
+from isometry.moments import record as rec
+from isometry.moments import regrouping as reg
+from isometry.moments.axes import Array
+from isometry.moments.record import Dims, Factor, Moments, Term
+from isometry.moments.resampling import resampled
+from isometry.moments.rules.base import Context, rule
+from isometry.moments.rules.norm import one_block
+from isometry.moments.taps import Window, matrix_pairs
+
+
+def _rank(op: str) -> int:
+    return next(n for n in (1, 2, 3) if f"{n}d" in op)
+
+
+def _each(x: Any, rank: int, default: Sequence[int] = ()) -> list[int]:
+    listed = [x] if isinstance(x, int) else list(x) or list(default)
+    return listed * rank if len(listed) == 1 else listed
+
+
+def windows(
+    outputs: Sequence[int], inputs: Sequence[int], kernel: Any, stride: Any, padding: Any, dilation: Any = 1
+) -> list[Array]:
+    """Return for each spatial dim the matrix that says which output's window contains which input."""
+    rank = len(outputs)
+    k = _each(kernel, rank)
+    settings = zip(
+        outputs, k, inputs, _each(stride, rank, k), _each(padding, rank), _each(dilation, rank), strict=True
+    )
+    made = []
+    for setting in settings:
+        window = Window(*setting)
+        o, _, i = window.taps()
+        matrix = np.zeros((window.outputs, window.inputs))
+        matrix[o, i] = 1.0
+        made.append(matrix)
+    return made
+
+
+def adaptive_windows(outputs: Sequence[int], inputs: Sequence[int]) -> list[Array]:
+    """Return `windows` of an adaptive pool: output o covers ⌊oI/O⌋ to ⌈(o+1)I/O⌉."""
+    made = []
+    for n, size in zip(outputs, inputs, strict=True):
+        matrix = np.zeros((n, size))
+        for o in range(n):
+            matrix[o, o * size // n : -(-(o + 1) * size // n)] = 1.0
+        made.append(matrix)
+    return made
+
+
+# --- averages ---------------------------------------------------------------------------------------------
+
+
+def _averaging(
+    op: str, small: Sequence[int], large: Sequence[int], kernel: Any, stride: Any, padding: Any, rest: Any
+) -> dict[int, Array]:
+    """Return the matrix of each spatial dim (counted from the last) of an average pool."""
+    rank = _rank(op)
+    k = _each(kernel, rank)
+    s, p = _each(stride, rank, k), _each(padding, rank)
+    include = rest[1] if len(rest) > 1 else True
+    divisor = rest[2] if len(rest) > 2 else None
+    made = {}
+    for d, matrix in enumerate(windows(small, large, k, s, p)):
+        start = np.arange(small[d]) * s[d] - p[d]
+        padded = np.minimum(start + k[d], large[d] + p[d]) - start
+        count = padded if include else matrix.sum(1)
+        by = np.full(small[d], divisor ** (1.0 / rank)) if divisor else count
+        made[d - rank] = matrix / np.maximum(by, 1e-300)[:, None]
+    return made
+
+
+def _placed(m: Moments, matrices: dict[int, Array], *, turned: bool, like: Moments | None = None) -> Moments:
+    return resampled(m, {len(m.dims) + d: w.T if turned else w for d, w in matrices.items()}, like)
+
+
+@rule("avg_pool1d", "avg_pool2d", "avg_pool3d", accuracy="asymptotic")
+def avg_pool(
+    ctx: Context, x: Moments, kernel: Any, stride: Any = (), padding: Any = 0, *rest: Any
+) -> Moments:
+    """Mean over windows. Second moments exact; the marginal is that of a mean of independent entries."""
+    rank = _rank(ctx.op)
+    return _placed(
+        x, _averaging(ctx.op, ctx.shape[-rank:], x.shape[-rank:], kernel, stride, padding, rest), turned=False
+    )
+
+
+@rule("avg_pool2d_backward", "avg_pool3d_backward", accuracy="exact")
+def avg_pool_backward(
+    ctx: Context, g: Moments, x: Moments, kernel: Any, stride: Any, padding: Any, *rest: Any
+) -> Moments:
+    """Gradient of a mean over windows: the transposed map. Exact second moments."""
+    rank = _rank(ctx.op)
+    matrices = _averaging(ctx.op, g.shape[-rank:], x.shape[-rank:], kernel, stride, padding, rest)
+    return _placed(g, matrices, turned=True, like=x)
+
+
+@rule("_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_avg_pool1d", accuracy="asymptotic")
+def adaptive_avg_pool(ctx: Context, x: Moments, size: Any) -> Moments:
+    """Mean over windows that share the input evenly; as `avg_pool`."""
+    rank = _rank(ctx.op)
+    made = adaptive_windows(ctx.shape[-rank:], x.shape[-rank:])
+    return _placed(x, {d - rank: w / w.sum(1, keepdims=True) for d, w in enumerate(made)}, turned=False)
+
+
+@rule("_adaptive_avg_pool2d_backward", "_adaptive_avg_pool3d_backward", accuracy="exact")
+def adaptive_avg_pool_backward(ctx: Context, g: Moments, x: Moments) -> Moments:
+    """Gradient of `adaptive_avg_pool`. Exact second moments."""
+    rank = _rank(ctx.op)
+    made = adaptive_windows(g.shape[-rank:], x.shape[-rank:])
+    return _placed(
+        g, {d - rank: w / w.sum(1, keepdims=True) for d, w in enumerate(made)}, turned=True, like=x
+    )
+
+
+# --- maxima -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Ranked:
+    """An input of a max pool as a monotone function of a normal variable, and what its windows are.
+
+    Attributes:
+        m: The input; spatial dims have one axis of one block each.
+        factor: What it is a function of; None for a constant.
+        rho: The normal variable's correlations.
+        values: The monotone function.
+        counts: The numbers of entries that windows have.
+        shares: How often.
+        common: The mean correlation of two entries of a window.
+        first: Position of the first spatial axis.
+        matrices: The windows, by dim.
+    """
+
+    m: Moments
+    factor: Factor | None
+    rho: Array
+    values: Array
+    counts: list[float]
+    shares: list[float]
+    common: float
+    first: int
+    matrices: list[Array]
+
+    @property
+    def count(self) -> float:
+        """The mean number of entries of a window."""
+        return float(np.dot(self.counts, self.shares))
+
+
+def _ranked(x: Moments, matrices: list[Array]) -> _Ranked:
+    rank = len(matrices)
+    spatial = tuple(range(len(x.dims) - rank, len(x.dims)))
+    for d in spatial:
+        x = reg.single_axis(x, d) if x.dims[d] else x
+    x = reg.broadcast(x, (*x.dims[:-rank], *[d or ((1,),) for d in x.dims[-rank:]]))
+    x = alg.collapse(one_block(x, spatial))
+    first = len(x.axes) - rank
+    factor = alg.absorbed(x.terms[0], x.axes)
+    sizes = matrices[0].sum(1)
+    for matrix in matrices[1:]:
+        sizes = np.multiply.outer(sizes, matrix.sum(1)).ravel()
+    counts, times = np.unique(sizes, return_counts=True)
+    shares = (times / times.sum()).tolist()
+    if factor is None:
+        return _Ranked(x, None, np.ones(1), np.zeros(1), counts.tolist(), shares, 0.0, first, matrices)
+    values, rho = factor.values, factor.rho
+    if np.any(np.diff(values, axis=-1) < 0):  # not monotone: the same marginal of another variable
+        rows = [latents.quantiles(row, latents.WEIGHTS) for row in values.reshape(-1, values.shape[-1])]
+        values = np.stack(rows).reshape(values.shape)
+        other = alg.with_marginal(x.dims, x.table, x.mean, values).terms[0].factors[0]
+        values, rho = other.values, other.rho
+    full = np.broadcast_to(rho, (*rho.shape[:first], *[2] * rank))
+    weights = _within(matrices)
+    away = full.reshape((*full.shape[:first], -1)) @ (weights * (np.arange(weights.size) > 0))
+    own = rec.diagonal(away, x.axes[:first]) / max(float(weights[1:].sum()), 1e-300)
+    common = float(np.clip(rec.average(own, x.axes[:first]), 0.0, 0.999))
+    return _Ranked(x, factor, rho, values, counts.tolist(), shares, common, first, matrices)
+
+
+def _within(matrices: list[Array]) -> Array:
+    """Return the number of ordered pairs of entries of a window, by spatial pair class (flattened)."""
+    weights: Array = np.ones(1)
+    for matrix in matrices:
+        pairs, _ = matrix_pairs(matrix, (matrix.shape[0],), (matrix.shape[1],))
+        weights = np.multiply.outer(weights, pairs[0]).ravel()
+    return weights
+
+
+def _between(ranked: _Ranked) -> tuple[Array, Array]:
+    """Return b₀'s share (entries that coincide, per entry) and the weights of the others, by (output.
+
+    Input) classes.
+    """
+    weights = np.ones((1, 1))
+    for matrix in ranked.matrices:
+        pairs, _ = matrix_pairs(matrix, (matrix.shape[0],), (matrix.shape[1],))
+        weights = np.einsum("ab,cd->acbd", weights, pairs).reshape(weights.shape[0] * 2, weights.shape[1] * 2)
+    others = weights.copy()
+    others[:, 0] = 0.0
+    return weights[:, 0] / ranked.count, others / np.maximum(others.sum(1, keepdims=True), 1e-300)
+
+
+def _max_pool(ctx: Context, x: Moments, matrices: list[Array]) -> tuple[Moments, Moments]:
+    ctx.note(
+        "max pools take the entries of a window as equally correlated, and normal up to a monotone function"
+    )
+    r = _ranked(x, matrices)
+    rank = len(matrices)
+    dims: Dims = (*r.m.dims[:-rank], *[((w.shape[0],),) for w in matrices])
+    places = alg.independent(
+        ctx.shape, np.linspace(0.0, float(np.prod(x.shape[-rank:])) - 1, len(latents.NODES))
+    )
+    if r.factor is None:
+        made = alg.assemble(dims, (Term(r.m.mean),))
+        return _without_ones(made, rank), places
+    full = np.broadcast_to(r.rho, (*r.rho.shape[: r.first], *[2] * rank))
+    flat = full.reshape((*full.shape[: r.first], -1))
+    met, others = _between(r)
+    apart = flat @ others.T
+    inner = np.clip((flat[..., :1] - apart) / (1 - r.common), -1.0, 1.0)
+    both = apart + (1 - r.common) * met * maxima.covariance(r.count, inner)
+    largest = maxima.quantiles(r.counts, r.shares, r.common)
+    spread = float(latents.mean((largest - latents.mean(largest)) ** 2))
+    rho = latents.correlation_for(
+        (largest - latents.mean(largest)) / spread**0.5, np.clip(both / spread, -1, 1)
+    )
+    rho = rho.reshape((*full.shape[: r.first], *[2] * rank))
+    rho[(0,) * r.first + (0,) * rank] = 1.0
+    values = _interpolated(r.values, largest)
+    return _without_ones(alg.from_values(dims, rho, values), rank), places
+
+
+def _interpolated(values: Array, at: Array) -> Array:
+    rows = [np.interp(at, latents.NODES, row) for row in values.reshape(-1, values.shape[-1])]
+    return np.stack(rows).reshape(values.shape)
+
+
+def _without_ones(m: Moments, rank: int) -> Moments:
+    for d in range(len(m.dims) - rank, len(m.dims)):
+        if m.shape[d] == 1 and m.dims[d]:
+            m = reg.selected(m, d, 0, keep=True)
+    return m
+
+
+def _max_pool_backward(g: Moments, x: Moments, matrices: list[Array]) -> Moments:
+    """Route gradients to the largest entries.
+
+    dx = R(z)·γ: R² is the probability that an entry of this value is the largest of its window, on the
+    input's own latent, so that an activation behind it is not counted twice; γ carries the gradients, with
+    the table that the sum over windows has.
+    """
+    rank = len(matrices)
+    g = _spatially_one(g, rank)
+    for d in range(len(x.dims) - rank):
+        g, x = reg.match_dims(g, d, x, d)
+    r = _ranked(x, matrices)
+    m = r.m
+    if r.factor is None:
+        odds = np.full(len(latents.NODES), 1.0)
+    else:
+        odds = maxima.chosen(r.counts, _by_entry(r), r.common)
+    odds = odds / max(float(latents.mean(odds)), 1e-300)
+    table, mean = _routed(g, r)
+    if r.factor is None:
+        return _without_ones(alg.gaussian(m.dims, table, mean), rank)
+    root = np.sqrt(_at_ranks(r, odds))
+    factor = alg.changed(r.factor, root, m.axes)
+    squares = rec.diagonal(factor.table, m.axes)[..., None]
+    factor = alg.changed(factor, root / np.sqrt(np.maximum(squares, 1e-300)), m.axes)
+    carried = alg.gaussian(m.dims, table / factor.table, mean / factor.mean)
+    made = alg.multiply(alg.assemble(m.dims, (Term(np.ones([1] * len(m.axes)), (factor,)),)), carried)
+    return _without_ones(made, rank)
+
+
+def _spatially_one(g: Moments, rank: int) -> Moments:
+    for d in range(len(g.dims) - rank, len(g.dims)):
+        g = reg.single_axis(g, d) if g.dims[d] else g
+    g = reg.broadcast(g, (*g.dims[:-rank], *[d or ((1,),) for d in g.dims[-rank:]]))
+    return one_block(g, tuple(range(len(g.dims) - rank, len(g.dims))))
+
+
+def _by_entry(r: _Ranked) -> list[float]:
+    weights = np.asarray(r.counts) * np.asarray(r.shares)
+    return (weights / weights.sum()).tolist()  # type: ignore[no-any-return]
+
+
+def _at_ranks(r: _Ranked, odds: Array) -> Array:
+    """Return a function of rank at the nodes of the input's own latent, which need not be monotone in it."""
+    assert r.factor is not None
+    flat = r.factor.values.reshape(-1, r.factor.values.shape[-1])
+    rows = []
+    for row in flat:
+        order = np.argsort(row, kind="stable")
+        share = np.cumsum(latents.WEIGHTS[order]) - 0.5 * latents.WEIGHTS[order]
+        own = np.cumsum(latents.WEIGHTS) - 0.5 * latents.WEIGHTS
+        placed = np.empty_like(row)
+        placed[order] = np.interp(share, own, odds)
+        rows.append(placed)
+    return np.stack(rows).reshape(r.factor.values.shape)
+
+
+def _routed(g: Moments, r: _Ranked) -> tuple[Array, Array]:
+    """Return the table and mean of the gradients that reach an input, over all windows that contain it."""
+    first, count = r.first, r.count
+    table, mean = g.table, g.mean
+    alone = np.ones(1)  # pairs of entries of one window, by spatial class
+    one = np.broadcast_to(table, (*table.shape[:first], *[2] * len(r.matrices)))
+    one = one.reshape((*one.shape[:first], -1))[..., :1]
+    for position, matrix in enumerate(r.matrices, start=first):
+        on_pairs, on_blocks = matrix_pairs(matrix.T, (matrix.shape[1],), (matrix.shape[0],))
+        full = np.broadcast_to(table, (*table.shape[:position], 2, *table.shape[position + 1 :]))
+        table = np.moveaxis(np.tensordot(on_pairs, full, axes=(1, position)), 0, position)
+        mean = np.moveaxis(np.tensordot(on_blocks, mean, axes=(1, position)), 0, position)
+        alone = np.multiply.outer(alone, on_pairs[:, 0]).ravel()
+    table = table / count**2
+    # One entry is the largest or not, so that 1/K stands in place of 1/K², and 0 for two entries of one
+    # window; two samples at one place are in between, by the share to which they agree.
+    here = tuple([slice(None)] * first + [0] * len(r.matrices))
+    shares = np.ones(1)
+    if r.factor is not None:
+        rho = np.broadcast_to(r.rho, (*r.rho.shape[:first], *[2] * len(r.matrices)))[here]
+        variance = float(maxima.covariance(count, np.ones(1))[0])
+        shares = np.clip(maxima.covariance(count, rho) / variance, 0.0, 1.0)
+    table = np.array(
+        np.broadcast_to(table, (*np.broadcast_shapes(table[here].shape, shares.shape), *table.shape[first:]))
+    )
+    table[here] = table[here] * (1.0 + (count - 1.0) * shares)
+    alone[0] = 0.0
+    less = shares[..., None] * one * alone / count**2
+    table = table - less.reshape((*less.shape[:-1], *table.shape[first:]))
+    return table, mean / count
+
+
+@rule("max_pool2d_with_indices", "max_pool3d_with_indices", accuracy="approximate")
+def max_pool(
+    ctx: Context, x: Moments, kernel: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1, *_: Any
+) -> tuple[Moments, Moments]:
+    """Maximum over windows, as a function of a new latent; see `maxima`.
+
+    The positions are taken as uniform.
+    """
+    rank = _rank(ctx.op)
+    return _max_pool(ctx, x, windows(ctx.shape[-rank:], x.shape[-rank:], kernel, stride, padding, dilation))
+
+
+@rule(
+    "max_pool2d_with_indices_backward", "max_pool3d_with_indices_backward", accuracy="approximate", raw=(7,)
+)
+def max_pool_backward(
+    ctx: Context, g: Moments, x: Moments, kernel: Any, stride: Any, padding: Any, dilation: Any, *_: Any
+) -> Moments:
+    """Gradient of a maximum over windows, on the latent of its input.
+
+    Assumes gradients independent of the input.
+    """
+    rank = _rank(ctx.op)
+    return _max_pool_backward(
+        g, x, windows(g.shape[-rank:], x.shape[-rank:], kernel, stride, padding, dilation)
+    )
+
+
+@rule("adaptive_max_pool2d", "adaptive_max_pool3d", accuracy="approximate")
+def adaptive_max_pool(ctx: Context, x: Moments, size: Any) -> tuple[Moments, Moments]:
+    """Maximum over windows that share the input evenly; as `max_pool`."""
+    rank = _rank(ctx.op)
+    return _max_pool(ctx, x, adaptive_windows(ctx.shape[-rank:], x.shape[-rank:]))
+
+
+@rule("adaptive_max_pool2d_backward", "adaptive_max_pool3d_backward", accuracy="approximate", raw=(2,))
+def adaptive_max_pool_backward(ctx: Context, g: Moments, x: Moments, indices: Any) -> Moments:
+    """Gradient of `adaptive_max_pool`; as `max_pool_backward`."""
+    rank = _rank(ctx.op)
+    return _max_pool_backward(g, x, adaptive_windows(g.shape[-rank:], x.shape[-rank:]))

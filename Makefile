@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test lint types floors check clean
+.PHONY: setup demo test prediction lint types floors check clean
 
 setup: $(READY)
 
@@ -20,6 +20,11 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest -n auto
+
+# Prediction against measurement over real architectures; half an hour and more on two cores.
+prediction: setup
+	PIP_CONSTRAINT=$(abspath constraints.txt) $(BIN)/python -m pip install --quiet --group corpus
+	$(BIN)/python benchmarks/prediction.py
 
 lint: setup
 	$(BIN)/ruff check .

@@ -7,7 +7,7 @@ import pytest
 import torch
 import typer
 
-from isometry import cli
+from isometry import cli, console
 from isometry.__main__ import main
 from isometry.comparison import Comparison
 from isometry.profile import Profile
@@ -240,7 +240,7 @@ def test_a_missing_extra_is_named(monkeypatch, capsys):
 
 
 def test_missing_matplotlib_is_said_before_the_work(monkeypatch, capsys, file, tmp_path):
-    monkeypatch.setattr(cli, "find_spec", lambda name: None)
+    monkeypatch.setattr(console, "find_spec", lambda name: None)
     monkeypatch.setattr(cli, "compare", None)
     assert "isometry[plots]" in error_line(capsys, "compare", f"{file}:build", "--out", tmp_path)
     assert "isometry[plots]" in error_line(
@@ -284,3 +284,26 @@ def test_every_command_and_option_is_documented():
         for parameter in command.params:
             for spelled in parameter.opts if parameter.opts[0].startswith("-") else [parameter.name.upper()]:
                 assert f"`{spelled}" in section, f"{name} {spelled} is not in docs/cli.md"
+
+
+def test_predict_prints_and_writes_a_profile(capsys, file, tmp_path):
+    printed = ok(capsys, "predict", f"{file}:build", "-i", "8x64", "--json", tmp_path / "p.json")
+    assert "Predicted signal" in printed
+    assert Profile.load(tmp_path / "p.json").source == "predicted"
+
+
+def test_audit_sets_prediction_beside_measurement(capsys, file, tmp_path):
+    printed = ok(capsys, "audit", f"{file}:build", "-i", "64x64", "--draws", 2, "--json", tmp_path / "a.json")
+    assert "figures compared over 2 draws" in printed
+    rows = json.loads((tmp_path / "a.json").read_text())["rows"]
+    assert {row["side"] for row in rows} == {"forward", "backward"}
+
+
+def test_scaling_names_the_steps_that_depend_on_width(capsys, file):
+    printed = ok(capsys, "scaling", f"{file}:build", "-i", "8x64", "--over", "width=256,512", "--signals")
+    assert "2.weight: its first Adam step's effect grows as width^1.0" in printed
+    assert "scale its learning rate by width^-1.0" in printed
+
+
+def test_scaling_says_how_over_is_written(capsys, file):
+    assert "key=N,N" in error_line(capsys, "scaling", f"{file}:build", "-i", "8x64", "--over", "width")

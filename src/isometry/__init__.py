@@ -1,6 +1,7 @@
 """Initial weights that keep the signal alive."""
 
 from isometry import datasets, init, sampling
+from isometry.audit import Audit, audit
 from isometry.compare import compare
 from isometry.comparison import Comparison
 from isometry.criticality import critical_line, critical_point, fixed_point
@@ -17,11 +18,14 @@ from isometry.initialisers import (
     Xavier,
 )
 from isometry.measure import measure
+from isometry.predict import predict
 from isometry.profile import Profile, Signal, Stats
 from isometry.sampling import materialize_
+from isometry.scaling import Scaling, scaling
 from isometry.watch import watch
 
 __all__ = [
+    "Audit",
     "Comparison",
     "DeltaOrthogonal",
     "Fans",
@@ -30,11 +34,13 @@ __all__ = [
     "Mirrored",
     "Orthogonal",
     "Profile",
+    "Scaling",
     "Signal",
     "StandardNormal",
     "Stats",
     "VarianceScaling",
     "Xavier",
+    "audit",
     "compare",
     "critical_line",
     "critical_point",
@@ -46,6 +52,8 @@ __all__ = [
     "init",
     "materialize_",
     "measure",
+    "predict",
     "sampling",
+    "scaling",
     "watch",
 ]

@@ -25,7 +25,7 @@ ZERO = 1e-6  # of the median RMS: below this a value is rounding noise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
+class Compared:
     """One RMS, predicted and measured.
 
     Attributes:
@@ -68,14 +68,14 @@ class Audit:
         notes: What the prediction noted.
     """
 
-    rows: tuple[Comparison, ...]
-    parameters: tuple[Comparison, ...]
+    rows: tuple[Compared, ...]
+    parameters: tuple[Compared, ...]
     predicted: Profile
     draws: int
     notes: tuple[str, ...]
 
     @property
-    def outside(self) -> tuple[Comparison, ...]:
+    def outside(self) -> tuple[Compared, ...]:
         """The rows outside the expected scatter."""
         return tuple(row for row in (*self.rows, *self.parameters) if row.outside)
 
@@ -96,7 +96,7 @@ class Audit:
         else:
             sides = ("RMS", "Measured", "Error", "±", "")
             headings += [Column(h) for h in (*sides, *(f"Grad {h}".strip() if h else "" for h in sides))]
-            pairs: dict[tuple[str, int], dict[str, Comparison]] = {}
+            pairs: dict[tuple[str, int], dict[str, Compared]] = {}
             for row in self.rows:
                 pairs.setdefault((row.name, row.call), {})[row.side] = row
             for (name, call), both in pairs.items():
@@ -135,7 +135,7 @@ class Audit:
             The text.
         """
 
-        def row(r: Comparison) -> dict[str, Any]:
+        def row(r: Compared) -> dict[str, Any]:
             numbers = {
                 "predicted": r.predicted,
                 "measured": r.measured,
@@ -259,7 +259,7 @@ def _rms(row: Signal | None, side: Side) -> float | None:
 
 def _compared(
     row: Signal, side: Side, found: list[Signal | None], sigmas: float, floor: float
-) -> Comparison | None:
+) -> Compared | None:
     stats = row.forward if side == "forward" else row.backward
     sizes = [s for s in (_rms(one, side) for one in found) if s is not None]
     told = None if stats is None else stats.rms
@@ -273,7 +273,7 @@ def _compared(
     if told is not None and real is not None and max(told, real) > floor:
         allowed = UNTOLD if scatter is None else sigmas * scatter + ACCURACY
         outside = min(told, real) <= 0 or not math.isfinite(real) or abs(math.log(real / told)) > allowed
-    return Comparison(
+    return Compared(
         name=row.name,
         call=row.call,
         kind=row.kind,
@@ -285,7 +285,7 @@ def _compared(
     )
 
 
-def _cells(row: Comparison) -> list[str]:
+def _cells(row: Compared) -> list[str]:
     error = "–" if row.error is None else f"{100 * row.error:+.1f} %"
     scatter = "–" if row.scatter is None else f"{100 * row.scatter:.1f} %"
     return [compact(row.predicted), compact(row.measured), error, scatter, "*" if row.outside else ""]

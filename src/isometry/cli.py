@@ -1,4 +1,4 @@
-"""The command line: parses, calls, prints. `isometry gain | measure | compare`.
+"""The command line: parses, calls, prints. `isometry gain | measure | compare | predict | audit | scaling`.
 
 Nothing is computed here. Every command prints for people and writes `--json` for programs; an
 `IsometryError` becomes one line and the exit code 2.
@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
-from importlib.util import find_spec
 from inspect import signature
 from itertools import zip_longest
 from pathlib import Path
@@ -20,18 +19,32 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from isometry import contenders, demo
+from isometry import contenders, demo, prediction_commands
 from isometry.compare import DEFAULT_INITS, compare
 from isometry.compare import Progress as Report
 from isometry.comparison import Comparison
+from isometry.console import (
+    Arguments,
+    Depth,
+    Inputs,
+    JsonFile,
+    Leaves,
+    Parameters,
+    Plot,
+    Target,
+    examples,
+    require_plots,
+    screen,
+    show_table,
+    write_json,
+)
 from isometry.contenders import Start
 from isometry.datasets import DATASETS
-from isometry.errors import InvalidValueError, IsometryError, IsometryWarning, MissingExtraError
+from isometry.errors import InvalidValueError, IsometryError, IsometryWarning
 from isometry.gain import Direction, describe, gain
 from isometry.gain_table import gain_table
 from isometry.measure import measure
 from isometry.strictjson import dump, parse
-from isometry.tables import Table
 from isometry.targets import builder, find, parse_arguments
 from isometry.training import OPTIMIZERS
 
@@ -45,6 +58,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+app.add_typer(prediction_commands.app)
+
 # The one place for defaults is `compare` itself.
 _DEFAULT: dict[str, Any] = {name: p.default for name, p in signature(compare).parameters.items()}
 
@@ -52,29 +67,6 @@ _DEFAULT: dict[str, Any] = {name: p.default for name, p in signature(compare).pa
 _ABREAST = 5
 
 
-def _examples(*lines: str) -> str:
-    """The end of a help page; a blank line keeps each example on a line of its own."""
-    return "Examples:\n\n" + "\n\n".join(f"isometry {line}" for line in lines)
-
-
-Target = Annotated[
-    str,
-    typer.Argument(
-        help="The model: package.module:attr or path/file.py:attr, either a torch.nn.Module "
-        "or a callable that returns one.",
-        metavar="TARGET",
-    ),
-]
-Arguments = Annotated[
-    list[str] | None,
-    typer.Option("--arg", "-a", metavar="KEY=VALUE", help="An argument for the callable; may be repeated."),
-]
-JsonFile = Annotated[
-    str | None,
-    typer.Option(
-        "--json", metavar="[FILE]", help="Write JSON to FILE; without FILE, to the standard output."
-    ),
-]
 Activation = Annotated[
     str | None,
     typer.Option(help="Whose gain is meant: a name or module:function. Left out: the one the model has."),
@@ -122,7 +114,7 @@ def _root(
 
 
 @app.command(
-    name="gain", epilog=_examples("gain silu gelu tanh", "gain my_file.py:my_activation --direction backward")
+    name="gain", epilog=examples("gain silu gelu tanh", "gain my_file.py:my_activation --direction backward")
 )
 def _gain(
     names: Annotated[
@@ -158,51 +150,38 @@ def _gain(
             typer.echo(f"{name} {value:.9g}")
         return
     found = [describe(activation, gated=is_gated, mean=mean, std=std) for activation in activations]
-    console = _console(json)
+    console = screen(json)
     for start in range(0, len(found), _ABREAST):
-        _print(console, gain_table(found[start : start + _ABREAST]))
-    _write_json(dump({name: one.to_dict() for name, one in zip(names, found, strict=True)}), json)
+        show_table(console, gain_table(found[start : start + _ABREAST]))
+    write_json(dump({name: one.to_dict() for name, one in zip(names, found, strict=True)}), json)
 
 
 @app.command(
     name="measure",
-    epilog=_examples(
+    epilog=examples(
         "measure model.py:build -i 64x1024",
         "measure model.py:build --arg depth=30 -i 64x1024 --init kaiming",
     ),
 )
 def _measure(
     target: Target,
-    inputs: Annotated[
-        str,
-        typer.Option(
-            "--inputs",
-            "-i",
-            metavar="SPEC",
-            help="The inputs: 32x1024 for floats, 4x128:int64<50257 for token ids.",
-        ),
-    ],
+    inputs: Inputs,
     arg: Arguments = None,
     init: Annotated[
         str | None,
         typer.Option(help=f"Initialise the model first: {', '.join(contenders.STARTS)}, or module:callable."),
     ] = None,
     activation: Activation = None,
-    leaves: Annotated[bool, typer.Option("--leaves", help="Only modules without submodules.")] = False,
-    depth: Annotated[int | None, typer.Option(help="Only modules at most so many levels down.")] = None,
-    parameters: Annotated[
-        bool, typer.Option("--parameters", help="Show weights and their gradients instead.")
-    ] = False,
-    plot: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Draw RMS by depth, forward and backward (.png, .svg, .pdf)."),
-    ] = None,
+    leaves: Leaves = False,
+    depth: Depth = None,
+    parameters: Parameters = False,
+    plot: Plot = None,
     json: JsonFile = None,
     seed: Annotated[int, typer.Option(help="Of the weights.")] = 0,
 ) -> None:
     """Run a model once on random inputs and show the signal in every module, forward and backward."""
     if plot is not None:
-        _require_plots()
+        require_plots()
     torch.manual_seed(seed)
     model = builder(target, parse_arguments(arg or []))()
     if init is not None:
@@ -210,17 +189,17 @@ def _measure(
             _start(init), lambda: _activation(activation) or contenders.activation_of(model)
         ).initialise(model, seed)
     profile = measure(model, inputs)
-    console = _console(json)
-    _print(console, profile.table(depth=depth, leaves=leaves, parameters=parameters))
+    console = screen(json)
+    show_table(console, profile.table(depth=depth, leaves=leaves, parameters=parameters))
     if plot is not None:
         profile.plot(plot)
         console.print(f"wrote {plot}", style="dim", soft_wrap=True)
-    _write_json(profile.to_json(), json)
+    write_json(profile.to_json(), json)
 
 
 @app.command(
     name="compare",
-    epilog=_examples(
+    epilog=examples(
         "compare --demo --out out",
         "compare model.py:build --data digits32 --init torch --init kaiming",
     ),
@@ -271,7 +250,7 @@ def _compare(
     if show == (target is not None):
         raise InvalidValueError("name a TARGET such as model.py:build, or use --demo (one of the two)")
     if out is not None:
-        _require_plots()
+        require_plots()
     options: dict[str, Any] = {
         "steps": steps,
         "optimizer": optimizer,
@@ -284,7 +263,7 @@ def _compare(
     if lr:
         options["lr"] = lr
     arguments = parse_arguments(arg or [])
-    console = _console(json)
+    console = screen(json)
     found: dict[str, Comparison] = {}
     with _progress(console) as report:
         if target is None:
@@ -300,9 +279,9 @@ def _compare(
             one = compare(build, data, activation=phi, title=_title(target), progress=report, **options)
             _show(console, one, out)
     if target is None:
-        _write_json(dump({name: parse(one.to_json()) for name, one in found.items()}), json)
+        write_json(dump({name: parse(one.to_json()) for name, one in found.items()}), json)
     else:
-        _write_json(one.to_json(), json)
+        write_json(one.to_json(), json)
 
 
 # --- reading ------------------------------------------------------------------------------------------------
@@ -337,22 +316,8 @@ def _activation(text: str | None) -> contenders.Activation | None:
 # --- printing -----------------------------------------------------------------------------------------------
 
 
-def _console(json: str | None) -> Console:
-    """The screen; where JSON goes to the standard output, people read the standard error."""
-    return Console(stderr=json == "-", highlight=False)
-
-
-def _print(console: Console, table: Table) -> None:
-    """Draw a table with rich where there is room for it, and as plain text otherwise."""
-    width = max(map(len, str(table).splitlines()))
-    if console.is_terminal and width + 2 * len(table.columns) <= console.width:
-        console.print(table)
-    else:
-        console.print(Text(str(table)), soft_wrap=True)
-
-
 def _show(console: Console, found: Comparison, folder: Path | None) -> None:
-    _print(console, found.table())
+    show_table(console, found.table())
     for name, text in found.sentences().items():
         console.print(Text.assemble((name, "bold"), ": ", text), soft_wrap=not console.is_terminal)
     if folder is not None:
@@ -360,20 +325,6 @@ def _show(console: Console, found: Comparison, folder: Path | None) -> None:
         found.save(written[-1])
         console.print(f"wrote {', '.join(map(str, written))}", style="dim", soft_wrap=True)
     console.print()
-
-
-def _require_plots() -> None:
-    """Say that matplotlib is missing before the work, not after it."""
-    if find_spec("matplotlib") is None:
-        raise MissingExtraError("matplotlib", "plots")
-
-
-def _write_json(text: str, json: str | None) -> None:
-    if json == "-":
-        typer.echo(text)
-    elif json is not None:
-        Path(json).parent.mkdir(parents=True, exist_ok=True)
-        Path(json).write_text(text + "\n", encoding="utf-8")
 
 
 @contextmanager

@@ -29,6 +29,8 @@ def stats_of(m: Moments, *, samples: int = 0, scatter: float | None = None) -> S
     """
     mean = rec.average(m.mean, m.axes)
     square = rec.average(m.square, m.axes)
+    if mean * mean < 1e-24 * square:  # what rounding left of zero
+        mean = 0.0
     cosine = None
     if len(m.dims) > 1 and samples < len(m.dims) and m.dims[samples] and square > 0:
         single = reg.single_axis(m, samples)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from simulation import Case, Input
 from torch.nn import functional as F
+from vision_cases import VISION
 
 _X = Input((6, 40), shared=0.4)
 _MATRIX = Input((40, 64), std=0.2)
@@ -187,4 +188,5 @@ CASES = (
     *ATTENTION,
     *LOSS,
     *RANDOM,
+    *VISION,
 )

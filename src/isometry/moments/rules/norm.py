@@ -64,7 +64,9 @@ def normalise(m: Moments, dims: tuple[int, ...], eps: float) -> tuple[Moments, A
     (term,) = made.terms
     positions = [p for d in dims for p in m.positions(d)]
     parts = lineage.centred(lineage.parts_of(m.terms, sigma), positions, m.axes)
-    own = replace(term.factors[0], parts=parts, form=term.factors[0].values)
+    # The backward pass centres the same tensor again and must find the same variable.
+    latent = ("centred", factor.latent, factor.labels, tuple(positions))
+    own = replace(term.factors[0], latent=latent, parts=parts, form=term.factors[0].values)
     return replace(made, terms=(Term(term.coef, (own,)),)), sigma
 
 

@@ -21,6 +21,7 @@ from isometry.moments.record import (
     Run,
     Term,
     diagonal,
+    dual,
     first,
     mirror,
     outer,
@@ -68,7 +69,7 @@ def new_factor(axes: tuple[Axis, ...], rho: Array, values: Array, table: Array |
     """Return f(z) of a new latent; along axes where neither rho nor values vary it is constant."""
     labels: tuple[Label, ...] = tuple(Run(k, 1, 0) if n > 1 else None for k, n in enumerate(rho.shape))
     made = Factor(latents.fresh(), labels, rho, values, rho)
-    return replace(made, table=_dual(made, made, axes) if table is None else table)
+    return replace(made, table=dual(made.values, made.values, made.rho, axes) if table is None else table)
 
 
 def gaussian(dims: Dims, table: Array, mean: Array) -> Moments:
@@ -124,25 +125,6 @@ def _term_mean(term: Term) -> Array:
     return mean
 
 
-def _dual(f: Factor, g: Factor, axes: tuple[Axis, ...]) -> Array:
-    """Return E[f(z) g(z′)] by pair class, for two functions of one variable."""
-    ours, theirs = f.spectrum, g.spectrum
-    if f.values is not g.values:  # what the coefficients leave of E[f g], in place of that of E[f²] and E[g²]
-        left = latents.mean(f.values * g.values) - np.einsum(
-            "...k,...k->...", ours[..., :-1], theirs[..., :-1]
-        )
-        size = ours[..., -1] * theirs[..., -1]
-        share = np.divide(left, size, out=np.zeros_like(left), where=size > 0)
-        ours = np.concatenate(
-            [
-                np.broadcast_to(ours[..., :-1], (*share.shape, latents.ORDER)),
-                (ours[..., -1] * share)[..., None],
-            ],
-            -1,
-        )
-    return latents.mehler(first(ours, axes) * second(theirs, axes), f.rho)
-
-
 def _cross(a: Term, b: Term, axes: tuple[Axis, ...]) -> Array | None:
     """Return E[a b′] by pair class, or None where it vanishes."""
     keys = {factor.key: factor for factor in b.factors}
@@ -150,7 +132,7 @@ def _cross(a: Term, b: Term, axes: tuple[Axis, ...]) -> Array | None:
     for factor in a.factors:
         partner = keys.pop(factor.key, None)
         if partner is not None:
-            result = result * _dual(factor, partner, axes)
+            result = result * dual(factor.values, partner.values, factor.rho, axes)
             continue
         related = next(
             ((g, c) for g in keys.values() if (c := lineage.covariance(factor, g, axes)) is not None), None
@@ -417,7 +399,7 @@ def _lattice(count: int, points: int = 4001) -> Array:
 def changed(factor: Factor, values: Array, axes: tuple[Axis, ...]) -> Factor:
     """Return another function of the same variable."""
     made = replace(factor, values=values)
-    return replace(made, table=_dual(made, made, axes))
+    return replace(made, table=dual(made.values, made.values, made.rho, axes))
 
 
 def apply(m: Moments, fn: Callable[[Array], Array]) -> Moments:

@@ -63,8 +63,10 @@ def contract(spec: str, a: Moments, b: Moments) -> Moments:
     made = alg.gaussian(dims, table, mean)
     blank_a, blank_b = [None] * len(pos_a[1]), [None] * len(pos_b[1])
     at_a, at_b = [*pos_a[0], *pos_a[1], *blank_b], [*pos_b[0], *blank_a, *pos_b[1]]
-    made = gram.passed_on(made, gram.images(a, pos_a[2], b), at_a, through, b.square)
-    made = gram.passed_on(made, gram.images(b, pos_b[2], a), at_b, lambda x, y: through(y, x), a.square)
+    made = gram.passed_on(made, gram.images(a, pos_a[2], b), at_a, pos_a[0], through, b.square)
+    made = gram.passed_on(
+        made, gram.images(b, pos_b[2], a), at_b, pos_b[0], lambda x, y: through(y, x), a.square
+    )
     return reg.transposed(made, tuple(order.index(x) for x in out))
 
 

@@ -66,10 +66,14 @@ def mehler(products: Array, rho: Array) -> Array:
     weight = np.abs(products).reshape(-1, products.shape[-1]).max(0)
     above = np.flatnonzero(weight > 1e-13 * weight.max())
     top = int(above[-1]) if above.size else 0
-    result = products[..., top]
-    for k in range(top - 1, -1, -1):
-        result = result * rho + products[..., k]
-    return np.broadcast_to(result, np.broadcast_shapes(result.shape, rho.shape))
+    if top == 0:
+        return np.broadcast_to(products[..., 0], np.broadcast_shapes(products.shape[:-1], rho.shape))
+    result = products[..., top] * rho
+    for k in range(top - 1, 0, -1):
+        result += products[..., k]
+        result *= rho
+    result += products[..., 0]
+    return result
 
 
 def dual(f: Array, g: Array, rho: Array) -> Array:

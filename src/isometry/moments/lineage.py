@@ -28,7 +28,7 @@ import numpy as np
 from isometry.moments import axes as ax
 from isometry.moments import latents
 from isometry.moments.axes import Array, Axis
-from isometry.moments.record import Factor, Label, Part, Term, diagonal, first, mirror, second
+from isometry.moments.record import Factor, Gram, Label, Part, Term, diagonal, dual, first, mirror, second
 
 MAX_PARTS = 6  # a latent forgets its weakest ancestors
 NEGLIGIBLE = 0.01  # correlations below are taken as independence
@@ -55,19 +55,40 @@ def parts_of(terms: Sequence[Term], std: Array | None = None) -> tuple[Part, ...
                 continue
             own = Part(factor.latent, factor.labels, (), factor.values - factor.mean[..., None])
             alpha = slope(factor)
-            for part, by in ((own, weight), *((p, weight * alpha) for p in factor.parts)):
+            plain = [p for p in factor.parts if not isinstance(p.latent, Gram)]
+            for part, by in ((own, weight), *((p, weight * alpha) for p in plain)):
                 values = by[..., None] * part.values
                 if part.key in found:
                     values = values + found[part.key].values
                 found[part.key] = replace(part, values=values)
     ranked = sorted(found.values(), key=lambda p: -float(latents.mean(p.values**2).max()))
-    return tuple(ranked[:MAX_PARTS])
+    return (*ranked[:MAX_PARTS], *grams_of(terms, std))
+
+
+def grams_of(terms: Sequence[Term], std: Array | None = None) -> tuple[Part, ...]:
+    """Return the inner products that a sum of terms shares with others; sizes add as those of independents."""
+    found: dict[object, Part] = {}
+    for term in terms:
+        for factor in term.factors:
+            for part in factor.parts:
+                if not isinstance(part.latent, Gram):
+                    continue
+                square = (term.coef * slope(factor)) ** 2
+                for other in term.factors:
+                    square = square if other is factor else square * latents.mean(other.values**2)
+                if std is not None:
+                    square = square / np.maximum(std**2, 1e-300)
+                size = square[..., None] * part.values**2
+                if part.key in found:
+                    size = size + found[part.key].values ** 2
+                found[part.key] = replace(part, values=np.sqrt(size))
+    return tuple(found.values())[:MAX_PARTS]
 
 
 def summed(parts: Sequence[Part], positions: Sequence[int], axes: tuple[Axis, ...]) -> tuple[Part, ...]:
     """Return the parts of a sum over axes (by position), which disappear: their labels are remembered as gone."""
     result = []
-    for part in parts:
+    for part in (p for p in parts if not isinstance(p.latent, Gram)):
         values, labels, gone = part.values, list(part.labels), part.gone
         for p in sorted(positions, reverse=True):
             label = labels.pop(p)
@@ -89,7 +110,7 @@ def _total(values: Array, position: int, weights: Array) -> Array:
 def centred(parts: Sequence[Part], positions: Sequence[int], axes: tuple[Axis, ...]) -> tuple[Part, ...]:
     """Return the parts of x − mean(x) over axes of one block each, from those of x."""
     result = list(parts)
-    for part in parts:
+    for part in (p for p in parts if not isinstance(p.latent, Gram)):
         gone, labels, scale = part.gone, list(part.labels), -1.0
         for p in positions:
             if labels[p] is not None:
@@ -173,7 +194,7 @@ def _from_parts(child: Factor, parts: Sequence[Part], parent: Factor, axes: tupl
     values = parent.values - parent.mean[..., None]
     result: Array = np.zeros([1] * len(axes))
     for part in parts:
-        joint = latents.dual(first(given(child, part.values), axes), second(values, axes), parent.rho)
+        joint = dual(given(child, part.values), values, parent.rho, axes)
         result = result + _summed_first(joint, axes, _gone_at(part, parent))
     return result
 
@@ -185,12 +206,16 @@ def _gone_at(part: Part, parent: Factor) -> list[int]:
 def _siblings(f: Factor, g: Factor, axes: tuple[Axis, ...]) -> Array | None:
     """Return the covariance through the strongest common ancestor, whose correlations are taken as the mean of both."""
     theirs = {p.key: p for p in g.parts}
-    common = [(p, theirs[p.key]) for p in f.parts if p.key in theirs and not p.gone]
+    common = [
+        (p, theirs[p.key])
+        for p in f.parts
+        if p.key in theirs and not p.gone and not isinstance(p.latent, Gram)
+    ]
     if not common:
         return None
     p, q = max(common, key=lambda pair: float(latents.mean(pair[0].values ** 2).max()))
     rho = 0.5 * (f.rho + g.rho)
-    return latents.dual(first(given(f, p.values), axes), second(given(g, q.values), axes), rho)
+    return dual(given(f, p.values), given(g, q.values), rho, axes)
 
 
 def link(f: Factor, g: Factor, axes: tuple[Axis, ...]) -> tuple[Factor, Factor, Array] | None:
@@ -227,8 +252,8 @@ def product_moments(f: Factor, g: Factor, phi: Array, axes: tuple[Axis, ...]) ->
     """
     form = form_of(f)
     form = form - latents.mean(form)[..., None]
-    whole = latents.dual(first(form, axes), second(form, axes), f.rho)
-    of_z = latents.dual(first(phi, axes), second(phi, axes), g.rho)
+    whole = dual(form, form, f.rho, axes)
+    of_z = dual(phi, phi, g.rho, axes)
     left_over = diagonal(whole, axes) - diagonal(of_z, axes)
     size = np.sqrt(np.maximum(first(left_over, axes) * second(left_over, axes), 0.0))
     rest = whole - of_z
@@ -262,4 +287,8 @@ def _summed_first(table: Array, axes: tuple[Axis, ...], positions: Sequence[int]
 def renamed(labels: Sequence[Label], latent: object, position: int, index: int) -> object:
     """Return the identity of a latent of which one entry along an axis is selected."""
     label = labels[position]
-    return latent if label is None else (latent, label, index)
+    if label is None:
+        return latent
+    if isinstance(latent, Gram):
+        return latent._replace(origin=(latent.origin, label, index))
+    return latent, label, index

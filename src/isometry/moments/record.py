@@ -50,6 +50,19 @@ class Fused(NamedTuple):
     inner: int
 
 
+class Gram(NamedTuple):
+    """The inner products x_k·x_k′ of one tensor's rows, off their mean by a variance `fluctuation` (a share of |x|⁴).
+
+    Rows that are images of x under different random matrices share these inner products. `origin` is the latent of x, `features` label the axes
+    summed over. A `Part` with a Gram
+    in the place of a latent tells how large the image is, E[y²]^½ by block, in `values[..., 0]`.
+    """
+
+    origin: object
+    features: tuple[object, ...]
+    fluctuation: float
+
+
 Label = Run | Fused | None
 Dims = tuple[tuple[Axis, ...], ...]
 
@@ -92,11 +105,6 @@ class Factor:
     def mean(self) -> Array:
         """E[f(z)], a block array."""
         return latents.mean(self.values)
-
-    @cached_property
-    def spectrum(self) -> Array:
-        """The Hermite coefficients of f, by block; see `latents.spectrum`."""
-        return latents.spectrum(self.values)
 
     @property
     def key(self) -> tuple[object, tuple[Label, ...]]:
@@ -177,6 +185,24 @@ def second(blocks: Array, axes: tuple[Axis, ...]) -> Array:
 def outer(a: Array, b: Array, axes: tuple[Axis, ...]) -> Array:
     """Return a(first) · b(second) as a pair array."""
     return first(a, axes) * second(b, axes)
+
+
+def dual(f: Array, g: Array, rho: Array, axes: tuple[Axis, ...]) -> Array:
+    """Return E[f(z) g(z′)] by pair class for two functions of one variable, given by block with the nodes last.
+
+    The Hermite coefficients are taken by block and only then spread over pair classes. What they leave is exact within
+    a block, and between blocks it is taken as shared in the same proportion.
+    """
+    ours = latents.spectrum(f)
+    if f is g:
+        return latents.mehler(first(ours, axes) * second(ours, axes), rho)
+    theirs = latents.spectrum(g)
+    left = latents.mean(f * g) - np.einsum("...k,...k->...", ours[..., :-1], theirs[..., :-1])
+    size = ours[..., -1] * theirs[..., -1]
+    share = np.divide(left, size, out=np.zeros_like(left), where=size > 0)
+    known = np.broadcast_to(ours[..., :-1], (*share.shape, latents.ORDER))
+    ours = np.concatenate([known, (ours[..., -1] * share)[..., None]], axis=-1)
+    return latents.mehler(first(ours, axes) * second(theirs, axes), rho)
 
 
 def mirror(table: Array, axes: tuple[Axis, ...]) -> Array:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -25,7 +25,7 @@ import torch
 
 from isometry.moments import algebra as alg
 from isometry.moments import axes as ax
-from isometry.moments import latents
+from isometry.moments import latents, lineage
 from isometry.moments import record as rec
 from isometry.moments import regrouping as reg
 from isometry.moments.axes import Array, Axis
@@ -268,4 +268,21 @@ def softmax_backward(ctx: Context, g: Moments, a: Moments, dim: int, *_: Any) ->
     e = np.concatenate([e_same, e_differ.reshape((*e_differ.shape[:-2], b * b))], axis=-1)
     e = e - (counted * e).sum(-1, keepdims=True)  # Σ_k dS_k = 0 for every row, exactly
     table = np.moveaxis(weights * e, -1, key)
-    return alg.gaussian(g.dims, table, np.zeros([1] * len(g.axes)))
+    made = alg.gaussian(g.dims, table, np.zeros([1] * len(g.axes)))
+    return _with_grams(made, g, a)
+
+
+def _with_grams(made: Moments, g: Moments, a: Moments) -> Moments:
+    """Let the scores' gradient share the inner products that the weights' gradient shares, each weighted by a key's mean weight."""
+    (term,) = made.terms
+    if not term.factors:
+        return made
+    parts = tuple(
+        replace(p, values=p.values * a.mean[..., None]) for p in lineage.grams_of(g.terms, _std(made))
+    )
+    (factor,) = term.factors
+    return replace(made, terms=(Term(term.coef, (replace(factor, parts=parts),)),))
+
+
+def _std(m: Moments) -> Array:
+    return np.sqrt(np.maximum(m.variance, 1e-300))

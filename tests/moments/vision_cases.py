@@ -94,4 +94,53 @@ POOL = (
     ),
 )
 
-VISION = (*CONV, *POOL)
+_WIDE = Input((6, 8, 7, 9), mean=0.5)
+_SCALE, _SHIFT = Input((8,), mean=1.0, std=0.1), Input((8,), std=0.1)
+
+
+def _running(scale: float) -> torch.Tensor:
+    return torch.full((8,), scale, dtype=torch.float64)
+
+
+NORMS = (
+    Case(
+        "batch_norm",
+        lambda x, w, b: F.batch_norm(x, None, None, w, b, training=True),
+        (_WIDE, _SCALE, _SHIFT),
+        tolerance=0.02,
+    ),
+    Case(
+        "batch_norm and relu",
+        lambda x, w, b: F.relu(F.batch_norm(x, None, None, w, b, training=True)),
+        (_WIDE, _SCALE, _SHIFT),
+        tolerance=0.02,
+    ),
+    Case(
+        "batch_norm of a conv",
+        lambda x, v, w, b: F.relu(
+            F.batch_norm(F.conv2d(F.relu(x), v, padding=1), None, None, w, b, training=True)
+        ),
+        (_WIDE, Input((8, 8, 3, 3)), _SCALE, _SHIFT),
+        tolerance=0.04,
+    ),
+    Case(
+        "batch_norm in evaluation",
+        lambda x, w, b, m, v: F.batch_norm(x, m, v, w, b, training=False),
+        (_WIDE, _SCALE, _SHIFT),
+        (_running(0.5), _running(2.0)),
+    ),
+    Case(
+        "group_norm",
+        lambda x, w, b: F.relu(F.group_norm(x, 2, w, b)),
+        (Input((6, 8, 7, 9), mean=0.5, shared=0.3), _SCALE, _SHIFT),
+        tolerance=0.02,
+    ),
+    Case(
+        "instance_norm",
+        lambda x, w, b: F.instance_norm(x, weight=w, bias=b),
+        (_WIDE, _SCALE, _SHIFT),
+        tolerance=0.03,
+    ),
+)
+
+VISION = (*CONV, *POOL, *NORMS)

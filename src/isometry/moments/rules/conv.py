@@ -98,7 +98,8 @@ def _summed(
 
     operands: list[Any] = []
     for array, own in zip(arrays, names, strict=True):
-        shape, marks = [], []
+        shape: list[int] = []
+        marks: list[int] = []
         for name in own:
             for axis, label in zip(axes[name], labels(name), strict=True):
                 present = array.shape[len(shape)]

@@ -6,6 +6,7 @@ import torch
 from simulation import Case, Input
 from torch.nn import functional as F
 
+_X = Input((6, 40), shared=0.4)
 _IMAGE = Input((4, 6, 7, 9), mean=0.3, shared=0.4)
 
 CONV = (
@@ -143,4 +144,47 @@ NORMS = (
     ),
 )
 
-VISION = (*CONV, *POOL, *NORMS)
+SPATIAL = (
+    Case("constant pad", lambda x: F.pad(x, (1, 2, -1, 3), value=0.5), (_IMAGE,)),
+    Case("reflection pad", lambda x: F.pad(x, (2, 1, 3, 0), mode="reflect"), (_IMAGE,)),
+    Case("reflection pad 1d", lambda x: F.pad(x, (2, 1), mode="reflect"), (Input((4, 6, 9), shared=0.4),)),
+    Case("replication pad", lambda x: F.pad(x, (2, 1, 3, 0), mode="replicate"), (_IMAGE,)),
+    Case("replication pad 3d", lambda x: F.pad(x, (1,) * 6, mode="replicate"), (Input((2, 3, 4, 3, 5)),)),
+    Case("nearest", lambda x: F.interpolate(x, scale_factor=2), (_IMAGE,)),
+    Case(
+        "nearest of relu",
+        lambda x: F.relu(F.interpolate(F.relu(x), (9, 12)) - 0.3),
+        (_MAP,),
+        draws=1000,
+        unread=frozenset({"gradient 0 square"}),  # copies forget what they are copies of
+    ),
+    Case("nearest 1d", lambda x: F.interpolate(x, 13), (Input((4, 6, 9), shared=0.4),)),
+    Case("linear", lambda x: F.interpolate(x, 13, mode="linear"), (Input((4, 6, 9), shared=0.4),)),
+    Case("bilinear", lambda x: F.interpolate(x, scale_factor=2.0, mode="bilinear"), (_IMAGE,)),
+    Case(
+        "bilinear aligned",
+        lambda x: F.interpolate(x, (5, 21), mode="bilinear", align_corners=True),
+        (_IMAGE,),
+    ),
+    Case("bicubic", lambda x: F.interpolate(x, (10, 12), mode="bicubic"), (_IMAGE,)),
+    Case("bicubic smoothed", lambda x: F.interpolate(x, (3, 4), mode="bicubic", antialias=True), (_IMAGE,)),
+    Case("trilinear", lambda x: F.interpolate(x, (5, 4, 7), mode="trilinear"), (Input((2, 3, 4, 3, 5)),)),
+    Case("pixel shuffle", lambda x: F.pixel_shuffle(x, 2), (Input((4, 12, 3, 5), shared=0.4),)),
+    Case("pixel unshuffle", lambda x: F.pixel_unshuffle(x, 2), (Input((4, 3, 6, 10), shared=0.4),)),
+    Case("channel shuffle", lambda x: F.channel_shuffle(x, 3), (_IMAGE,)),
+    Case("roll", lambda x: x + torch.roll(x, (2, -3), (1, 3)), (_IMAGE,)),
+    Case(
+        "roll and back", lambda x: F.relu(torch.roll(F.relu(x).roll(2, 2), -2, 2) - x), (_IMAGE,), draws=1000
+    ),
+    Case("roll of blocks", lambda x, y: torch.cat([x, 3 * y], 0).roll(5, 0), (_X, Input((6, 40)))),
+    Case("flip", lambda x, y: torch.cat([x, 3 * y], 1).flip(0, 1)[:, :12], (_X, Input((6, 7)))),
+    Case("im2col", lambda x: F.unfold(x, (3, 2), padding=1, stride=(2, 1)), (_IMAGE,)),
+    Case(
+        "col2im",
+        lambda x: F.fold(x, (7, 9), (3, 2), padding=1, stride=(2, 1)),
+        (Input((4, 36, 40), shared=0.4),),
+    ),
+    Case("unfold", lambda x: x.unfold(2, 3, 2), (_IMAGE,)),
+)
+
+VISION = (*CONV, *POOL, *NORMS, *SPATIAL)

@@ -92,8 +92,8 @@ def counted(axes: Sequence[Axis], codes: Sequence[Codes]) -> tuple[Array, Array]
         histogram = histogram.reshape(-1, kinds).astype(np.float64)
         found[free] = histogram.T @ histogram
     for d in range(len(axes)):  # exactly those that differ: any less those that agree
-        there = (slice(None),) * d
-        found[(*there, 1)] -= found[(*there, 0)]
+        by_axis = np.moveaxis(found, d, 0)
+        by_axis[1] -= by_axis[0]
     return _by_class(found, shape), np.bincount(kind, minlength=kinds).reshape(shape).astype(np.float64)
 
 

@@ -94,12 +94,13 @@ def _resizing(op: str, small: Sequence[int], large: Sequence[int], rest: Sequenc
     settings, scales = (list(rest[:1]), list(rest[1:])) if op in _SMOOTH else ([], list(rest))
     scales = [*scales, *[None] * (rank - len(scales))]
     made = {}
-    for d, (n, size) in enumerate(zip(small, large, strict=True)):
-        shape, target = [1] * rank, [1] * rank
-        shape[d], target[d] = n, size
-        units = torch.eye(n).view(1, n, *shape)
-        alone = [scales[k] if k == d else None for k in range(rank)]
-        made[d - rank] = fn(units, target, *settings, *alone).view(n, size).T.double().numpy()
+    for d, (n, size) in enumerate(zip(small, large, strict=True)):  # along the others the input is constant
+        alone = [n if k == d else 1 for k in range(rank)]
+        units = torch.eye(n).view(n, 1, *alone).expand(n, 1, *small)
+        resized = fn(units.contiguous(), list(large), *settings, *scales)
+        for k in reversed(range(rank)):
+            resized = resized if k == d else resized.select(2 + k, 0)
+        made[d - rank] = resized.view(n, size).T.double().numpy()
     return made
 
 

@@ -294,7 +294,10 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for value in known:
             if isinstance(value, Unknown):
                 return [value] * len(outputs)
-        return self._by_rule(func, name, args, kwargs, outputs)
+        made = self._by_rule(func, name, args, kwargs, outputs)
+        if isinstance(out, tuple | list) and len(made) == len(out):  # masked gradients are None
+            return [v for v, o in zip(made, out, strict=True) if isinstance(o, Tensor)]
+        return made[: len(outputs)]
 
     def _factory(
         self, func: Any, args: Any, kwargs: dict[str, Any], outputs: list[Tensor]
@@ -390,7 +393,7 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.used[context.op] += 1
         results = list(result) if isinstance(result, tuple | list) else [result]
         self.spread.follow(context.op, (ready, named), results)
-        return results[: len(outputs)] + [None] * (len(outputs) - len(results))
+        return results + [None] * (len(outputs) - len(results))
 
     def _argument(self, x: Any, raw: bool) -> Any:
         if isinstance(x, Tensor):

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import pairwise, product
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,7 +50,7 @@ def counts(taken: Sequence[Axis], given: Sequence[Axis], ids: Sequence[Ids]) -> 
         Ordered pairs by (output pair class, input pair class), and entries by (output block, input block), each
         side flattened in row-major order of its axes.
     """
-    grid = np.indices([size(a) for a in given]).reshape(len(given), -1)
+    grid = np.indices([size(a) for a in given]).reshape(len(given), prod(map(size, given)))
     codes = [c.reshape(-1) for c in ids]
     axes = (*given, *taken)
     block = [blocks_of(a, c) for a, c in zip(axes, (*grid, *codes), strict=True)]

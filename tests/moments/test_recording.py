@@ -1,0 +1,148 @@
+"""What a builder's initialisers would draw, against what they draw."""
+
+import math
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import isometry.moments.rules  # noqa: F401
+from isometry.moments import record as rec
+from isometry.moments.interpreter import Interpreter
+from isometry.moments.recording import of_values, recorded
+from isometry.moments.rules.base import Unknown
+from isometry.moments.rules.pointwise import as_moments
+
+ORTHOGONAL = nn.init.orthogonal_  # captured before anything is recorded, as libraries do
+
+
+def owner(init, shape=(60, 45), start=torch.empty):
+    def build():
+        module = nn.Module()
+        module.weight = nn.Parameter(start(shape))
+        with torch.no_grad():
+            init(module.weight)
+        return module
+
+    return build
+
+
+def timm_like(w):
+    low, high = math.erf(-1 / math.sqrt(2)), math.erf(2 / math.sqrt(2))
+    w.uniform_(low, high).erfinv_().mul_(0.5 * math.sqrt(2)).add_(0.1).clamp_(-0.4, 1.1)
+
+
+def dt_bias(w):
+    dt = torch.exp(torch.rand(w.shape) * (math.log(0.1) - math.log(0.001)) + math.log(0.001)).clamp(min=1e-4)
+    w.copy_(dt + torch.log(-torch.expm1(-dt)))
+
+
+def by_parts(w):
+    for part, std in zip(w.chunk(3), (0.1, 0.2, 0.3), strict=True):
+        part.normal_(0.0, std)
+
+
+INITIALISERS = {
+    "normal": lambda w: nn.init.normal_(w, 0.3, 0.2),
+    "uniform": lambda w: nn.init.uniform_(w, -0.1, 0.4),
+    "constant": lambda w: nn.init.constant_(w, 0.7),
+    "zeros": nn.init.zeros_,
+    "ones": nn.init.ones_,
+    "eye": nn.init.eye_,
+    "kaiming uniform": lambda w: nn.init.kaiming_uniform_(w, a=math.sqrt(5)),
+    "xavier normal": nn.init.xavier_normal_,
+    "truncated": lambda w: nn.init.trunc_normal_(w, 0.1, 0.5, -0.4, 1.1),
+    "hardly truncated": lambda w: nn.init.trunc_normal_(w, std=0.02),
+    "orthogonal": lambda w: ORTHOGONAL(w, 1.5),
+    "sparse": lambda w: nn.init.sparse_(w, 0.4, 0.2),
+    "uniform to normal": timm_like,
+    "inverse softplus": dt_bias,
+    "parts": by_parts,
+    "scaled": lambda w: w.normal_().mul_(0.2).add_(1.0),
+    "exponential": lambda w: w.exponential_(3.0),
+    "row cleared": lambda w: (w.normal_(), w[3].zero_()),
+}
+
+
+@pytest.mark.parametrize("start", [torch.empty, torch.zeros], ids=["meta", "real"])
+@pytest.mark.parametrize("name", INITIALISERS)
+def test_records_what_would_be_drawn(name, start):
+    if start is torch.zeros and name in ("orthogonal", "eye", "parts", "row cleared", "inverse softplus"):
+        pytest.skip("written through views or copies: the real values are used")
+    build = owner(INITIALISERS[name], start=start)
+    recording = recorded(build, Interpreter())
+    (weight,) = recording.model.parameters()
+    value = recording.value(weight)
+    m = of_values(weight) if value is None else as_moments(value)
+    torch.manual_seed(0)
+    draws = torch.stack([build().weight.detach().double() for _ in range(60)])
+    for told, sample in (
+        (rec.average(m.mean, m.axes), draws),
+        (rec.average(m.square, m.axes), draws.square()),
+    ):
+        means = sample.mean((1, 2))
+        error = float(means.std()) / math.sqrt(len(means)) + 1e-7
+        one = float(means.std()) if value is None else 0.0  # a real tensor is one draw itself
+        assert told == pytest.approx(float(means.mean()), abs=5 * error + 5 * one)
+
+
+def test_dirac_keeps_its_values():
+    recording = recorded(owner(nn.init.dirac_, (6, 4, 3, 3)), Interpreter())
+    value = recording.value(recording.model.weight)
+    assert torch.equal(value.tensor, nn.init.dirac_(torch.empty(6, 4, 3, 3)))
+
+
+def test_what_is_never_initialised_is_said():
+    recording = recorded(owner(lambda w: None), Interpreter())
+    assert isinstance(recording.value(recording.model.weight), Unknown)
+
+
+def test_draws_nothing():
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    recorded(lambda: nn.Sequential(nn.Linear(5, 7), nn.LSTM(7, 3), nn.Dropout()), Interpreter())
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_small_known_tensors_stay_real():
+    class Positions(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("table", torch.outer(torch.arange(8.0), 0.1 ** torch.arange(4)))
+            self.rates = [x.item() for x in torch.linspace(0, 0.1, 3)]
+
+    model = recorded(Positions, Interpreter()).model
+    assert torch.equal(model.table, Positions().table)
+    assert model.rates == pytest.approx([0.0, 0.05, 0.1])
+
+
+def test_values_that_are_no_draw_keep_their_pattern():
+    rows = torch.arange(1.0, 17.0).log().repeat(32, 1)
+    structured, random = of_values(nn.Parameter(rows)), of_values(nn.Parameter(torch.randn(32, 16)))
+    assert rec.average_differ(structured.table, structured.axes, 0) == pytest.approx(
+        float(rows.square().mean())
+    )
+    assert rec.average_differ(random.table, random.axes, 0) == pytest.approx(0.0, abs=0.05)
+
+
+def test_transformers_own_initialisers_are_recorded(monkeypatch):
+    if find_spec("transformers") is None or find_spec("torchvision") is None:
+        pytest.skip("the dependency group corpus is not installed")
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    import_module("torchvision_import").import_torchvision()  # transformers imports it where it is there
+    transformers = import_module("transformers")
+    config = transformers.AutoConfig.for_model(
+        "gpt2", n_embd=64, n_layer=4, n_head=4, vocab_size=90, n_positions=32
+    )
+    build = lambda: transformers.AutoModelForCausalLM.from_config(config)  # noqa: E731
+    recording = recorded(build, Interpreter())
+    real = dict(build().named_parameters())
+    for name, p in recording.model.named_parameters():
+        m = as_moments(recording.value(p) or of_values(p))
+        spread = float(real[name].detach().square().std()) / math.sqrt(p.numel()) if p.numel() > 1 else 0.0
+        assert rec.average(m.square, m.axes) == pytest.approx(
+            float(real[name].square().mean()), abs=6 * spread + 1e-9
+        )

@@ -144,5 +144,5 @@ def test_transformers_own_initialisers_are_recorded(monkeypatch):
         m = as_moments(recording.value(p) or of_values(p))
         spread = float(real[name].detach().square().std()) / math.sqrt(p.numel()) if p.numel() > 1 else 0.0
         assert rec.average(m.square, m.axes) == pytest.approx(
-            float(real[name].square().mean()), abs=6 * spread + 1e-9
+            float(real[name].detach().square().mean()), abs=6 * spread + 1e-9
         )

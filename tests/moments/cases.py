@@ -131,13 +131,22 @@ NORM = (
 INDEX = (Case("embedding", lambda w, ids: F.embedding(ids, w), (Input((12, 30)),), (_IDS,)),)
 
 ATTENTION = (
-    Case("softmax", lambda x: torch.softmax(x, -1), (Input((6, 5, 60), std=0.7),), tolerance=0.03),
+    Case("softmax", lambda x: torch.softmax(x, -1), (Input((6, 5, 60), std=0.7),), tolerance=0.01),
+    Case("softmax of few", lambda x: torch.softmax(x, -1), (Input((6, 5, 8), std=1.0),), tolerance=0.01),
+    Case("peaked softmax", lambda x: torch.softmax(x, -1), (Input((6, 5, 60), std=3.0),), tolerance=0.02),
+    Case("saturated softmax", lambda x: torch.softmax(x, -1), (Input((6, 5, 60), std=40**0.5),), tolerance=0.02),
+    Case(
+        "peaked softmax of alike rows",
+        lambda x: torch.softmax(x, -1),
+        (Input((6, 5, 60), std=3.0, shared=0.5),),
+        tolerance=0.03,
+    ),
     Case(
         "causal",
         lambda x, m: torch.softmax(x.masked_fill(~m, float("-inf")), -1),
         (Input((6, 7, 7), std=0.3),),
         (_MASK,),
-        tolerance=0.05,
+        tolerance=0.01,
     ),
 )
 

@@ -28,7 +28,19 @@ import numpy as np
 from isometry.moments import axes as ax
 from isometry.moments import latents
 from isometry.moments.axes import Array, Axis
-from isometry.moments.record import Factor, Gram, Label, Part, Term, diagonal, dual, first, mirror, second
+from isometry.moments.record import (
+    Factor,
+    Gram,
+    Keys,
+    Label,
+    Part,
+    Term,
+    diagonal,
+    dual,
+    first,
+    mirror,
+    second,
+)
 
 MAX_PARTS = 6  # a latent forgets its weakest ancestors
 NEGLIGIBLE = 0.01  # correlations below are taken as independence
@@ -55,7 +67,7 @@ def parts_of(terms: Sequence[Term], std: Array | None = None) -> tuple[Part, ...
                 continue
             own = Part(factor.latent, factor.labels, (), factor.values - factor.mean[..., None])
             alpha = slope(factor)
-            plain = [p for p in factor.parts if not isinstance(p.latent, Gram)]
+            plain = [p for p in factor.parts if not isinstance(p.latent, Gram | Keys)]
             for part, by in ((own, weight), *((p, weight * alpha) for p in plain)):
                 values = by[..., None] * part.values
                 if part.key in found:
@@ -88,7 +100,7 @@ def grams_of(terms: Sequence[Term], std: Array | None = None) -> tuple[Part, ...
 def summed(parts: Sequence[Part], positions: Sequence[int], axes: tuple[Axis, ...]) -> tuple[Part, ...]:
     """Return the parts of a sum over axes (by position), which disappear: their labels are remembered as gone."""
     result = []
-    for part in (p for p in parts if not isinstance(p.latent, Gram)):
+    for part in (p for p in parts if not isinstance(p.latent, Gram | Keys)):
         values, labels, gone = part.values, list(part.labels), part.gone
         for p in sorted(positions, reverse=True):
             label = labels.pop(p)
@@ -110,7 +122,7 @@ def _total(values: Array, position: int, weights: Array) -> Array:
 def centred(parts: Sequence[Part], positions: Sequence[int], axes: tuple[Axis, ...]) -> tuple[Part, ...]:
     """Return the parts of x − mean(x) over axes of one block each, from those of x."""
     result = list(parts)
-    for part in (p for p in parts if not isinstance(p.latent, Gram)):
+    for part in (p for p in parts if not isinstance(p.latent, Gram | Keys)):
         gone, labels, scale = part.gone, list(part.labels), -1.0
         for p in positions:
             if labels[p] is not None:
@@ -209,7 +221,7 @@ def _siblings(f: Factor, g: Factor, axes: tuple[Axis, ...]) -> Array | None:
     common = [
         (p, theirs[p.key])
         for p in f.parts
-        if p.key in theirs and not p.gone and not isinstance(p.latent, Gram)
+        if p.key in theirs and not p.gone and not isinstance(p.latent, Gram | Keys)
     ]
     if not common:
         return None
@@ -287,7 +299,7 @@ def _summed_first(table: Array, axes: tuple[Axis, ...], positions: Sequence[int]
 def renamed(labels: Sequence[Label], latent: object, position: int, index: int) -> object:
     """Return the identity of a latent of which one entry along an axis is selected."""
     label = labels[position]
-    if label is None:
+    if label is None or isinstance(latent, Keys):
         return latent
     if isinstance(latent, Gram):
         return latent._replace(origin=(latent.origin, label, index))

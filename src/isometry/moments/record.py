@@ -63,6 +63,15 @@ class Gram(NamedTuple):
     fluctuation: float
 
 
+class Keys(NamedTuple):
+    """Marks a `Part` that tells how many keys a softmax's row sees, as Σu² of the row's mask, in `values[..., 0]`.
+
+    `mask` is what was added to the scores; where it is huge and negative the tensor is zero.
+    """
+
+    mask: object
+
+
 Label = Run | Fused | None
 Dims = tuple[tuple[Axis, ...], ...]
 

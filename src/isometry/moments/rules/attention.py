@@ -28,8 +28,9 @@ from isometry.moments import axes as ax
 from isometry.moments import latents, lineage
 from isometry.moments import record as rec
 from isometry.moments import regrouping as reg
+from isometry.moments import saturation
 from isometry.moments.axes import Array, Axis
-from isometry.moments.record import Moments, Term
+from isometry.moments.record import Keys, Moments, Part, Term
 from isometry.moments.rules.base import Context, NoRule, Shifted, rule
 from isometry.moments.rules.pointwise import as_moments
 from isometry.moments.symbolic import Known, entries, shape_of
@@ -83,11 +84,13 @@ def softmax(ctx: Context, x: Any, dim: int, *_: Any) -> Moments:
     edge = _edge_blocks(shift, ctx.shape)
     if edge is not None:
         scores = reg.recut_axis(scores, key, ax.common_blocks(scores.axes[key], edge))
-        return _weights(scores, key, None, rows_of(shift, ctx.shape, None, scores.axes[key]))
+        return _weights(scores, key, None, rows_of(shift, ctx.shape, None, scores.axes[key]), shift)
     (query,) = scores.positions(dim - 1)
     scores = reg.recut_axis(scores, query, ax.common_blocks(scores.axes[query], doubling(ctx.shape[dim - 1])))
     scores = reg.recut_axis(scores, key, ax.common_blocks(scores.axes[key], doubling(ctx.shape[dim])))
-    return _weights(scores, key, query, rows_of(shift, ctx.shape, scores.axes[query], scores.axes[key]))
+    return _weights(
+        scores, key, query, rows_of(shift, ctx.shape, scores.axes[query], scores.axes[key]), shift
+    )
 
 
 def _uniform(keys: Axis) -> Rows:
@@ -167,7 +170,7 @@ def _row_pairs(ends: Array, b: int, c: int | None) -> Array:
     return np.resize(np.asarray(chosen or [(ours[0], ours[0])]), (ROWS * ROWS, 2))
 
 
-def _weights(scores: Moments, key: int, query: int | None, rows: Rows) -> Moments:
+def _weights(scores: Moments, key: int, query: int | None, rows: Rows, shift: Known | None = None) -> Moments:
     """Return the attention weights' record from the scores' and the rows' pattern."""
     axes = scores.axes
     keys = axes[key]
@@ -188,6 +191,7 @@ def _weights(scores: Moments, key: int, query: int | None, rows: Rows) -> Moment
         table = np.moveaxis(table, query_at, -2)
     else:
         table = table[..., None, :]
+    table = table * _damped(table, rows, b)
     same, differ = table[..., None, :b], table[..., None, b:].reshape((*table.shape[:-1], 1, b, b))
     both = rows.first[..., :, None] * rows.second[..., None, :] - rows.overlap[..., None] * np.eye(b)
     top = np.maximum(same.max(-1), differ.max((-1, -2)))
@@ -210,7 +214,46 @@ def _weights(scores: Moments, key: int, query: int | None, rows: Rows) -> Moment
         n = len(axes[query])
         mean_shape[key], mean_shape[query] = b, n
         mean = (share[:n] if query < key else share[:n].T).reshape(mean_shape)
-    return lognormal(scores.dims, out, mean)
+    made = lognormal(scores.dims, out, mean)
+    crowd = rows.overlap[: mean_shape[query] if query is not None else 1].sum(-1).mean(1)
+    shape = [n if k == query else 1 for k, n in enumerate(mean_shape)]
+    return _marked(made, crowd.reshape([*shape, 1]), shift)
+
+
+def _marked(made: Moments, crowd: Array, shift: Known | None) -> Moments:
+    """Let the weights remember how many keys their rows see, for the gradient."""
+    (term,) = made.terms
+    part = Part(Keys(shift), (None,) * len(made.axes), (), crowd)
+    factors = tuple(replace(f, parts=(*f.parts, part)) for f in term.factors)
+    return replace(made, terms=(Term(term.coef, factors),))
+
+
+def _crowd(a: Moments, key: int) -> Array:
+    """Return Σu² of the rows, a block array of the axes but the keys': as marked, or from the mean weights."""
+    for part in (p for t in a.terms for f in t.factors for p in f.parts):
+        if isinstance(part.latent, Keys):
+            return np.asarray(part.values[..., 0].take(0, axis=key))
+    n = np.asarray(a.axes[key], dtype=np.float64)
+    return (np.moveaxis(a.mean, key, -1) ** 2 * n).sum(-1)
+
+
+def _damped(table: Array, rows: Rows, b: int) -> Array:
+    """Return κ by pair class of the queries, see `saturation`; table is (…, query classes, key classes)."""
+    own = table.reshape(-1, *table.shape[-2:])[0]  # the same sample, the same head
+    inner = b + b * np.arange(b) + np.arange(b)
+    spread = np.maximum(own[:, :b] - own[:, inner], 0.0)
+    blocks = round((4 * rows.first.shape[0] + 1) ** 0.5 - 1) // 2 if rows.first.shape[0] > 1 else 1
+    spread = np.broadcast_to(spread, (rows.first.shape[0], b))[:blocks]
+    share = rows.first[:blocks].mean(1)
+    variance = (spread * share).sum(-1) / np.maximum(share.sum(-1), 1e-300)
+    counts = 1.0 / np.maximum(rows.overlap[:blocks].sum(-1), 1e-300)  # (blocks, samples)
+    kappa = np.array(
+        [float(saturation.damping(float(v), n).mean()) for v, n in zip(variance, counts, strict=True)]
+    )
+    if blocks == 1 and rows.first.shape[0] == 1:
+        return kappa[:, None]
+    left, right = ax.sides((1,) * blocks)
+    return np.sqrt(kappa[left] * kappa[right])[:, None]
 
 
 def lognormal(dims: rec.Dims, table: Array, mean: Array) -> Moments:
@@ -267,9 +310,34 @@ def softmax_backward(ctx: Context, g: Moments, a: Moments, dim: int, *_: Any) ->
     e_differ = g_differ - m1[..., :, None] - m2[..., None, :] + s[..., None, None]
     e = np.concatenate([e_same, e_differ.reshape((*e_differ.shape[:-2], b * b))], axis=-1)
     e = e - (counted * e).sum(-1, keepdims=True)  # Σ_k dS_k = 0 for every row, exactly
-    table = np.moveaxis(weights * e, -1, key)
+    others = (*g.axes[:key], *g.axes[key + 1 :])
+    kept = _saturated(p_same.sum(-1), 1.0 / np.maximum(_crowd(a, key), 1e-300), others)
+    table = np.moveaxis(weights * e * kept[..., None], -1, key)
     made = alg.gaussian(g.dims, table, np.zeros([1] * len(g.axes)))
     return _with_grams(made, g, a)
+
+
+def _saturated(overlap: Array, counts: Array, axes: tuple[Axis, ...]) -> Array:
+    """Return E[dS dS′] relative to that of weights at their mean, which keeps 1 − Σ E[a a′], by pair class of the other axes.
+
+    Of one row E[Σa² − 2Σa³ + (Σa²)²] is left, exactly for equal scores' variances; of two rows with independent weights
+    (1 − Σa²)²; between them (for correlated rows) a weight fitted to simulation.
+
+    Args:
+        overlap: Σ_k E[a_k a′_k], a pair array.
+        counts: How many keys a row sees, a block array.
+        axes: The axes of both.
+    """
+    square = rec.diagonal(overlap, axes)
+    own = saturation.kept_share(square, counts)
+    one, two = rec.first(square, axes), rec.second(square, axes)
+    alike = np.sqrt(rec.outer(own, own, axes))
+    apart = (1.0 - one) * (1.0 - two)
+    least = np.sqrt(rec.outer(1.0 / counts, 1.0 / counts, axes))
+    apart = apart / np.maximum((1.0 - least) ** 2, 1e-12) * (1.0 - least)
+    close = np.clip((overlap - least) / np.maximum(np.sqrt(one * two) - least, 1e-12), 0.0, 1.0)
+    left = alike + (apart - alike) * (1.0 - close) ** 8
+    return np.clip(left / np.maximum(1.0 - overlap, 1e-12), 0.0, 2.0)
 
 
 def _with_grams(made: Moments, g: Moments, a: Moments) -> Moments:
@@ -281,7 +349,8 @@ def _with_grams(made: Moments, g: Moments, a: Moments) -> Moments:
         replace(p, values=p.values * a.mean[..., None]) for p in lineage.grams_of(g.terms, _std(made))
     )
     (factor,) = term.factors
-    return replace(made, terms=(Term(term.coef, (replace(factor, parts=parts),)),))
+    marks = tuple(p for t in a.terms for f in t.factors for p in f.parts if isinstance(p.latent, Keys))
+    return replace(made, terms=(Term(term.coef, (replace(factor, parts=(*parts, *marks[:1])),)),))
 
 
 def _std(m: Moments) -> Array:

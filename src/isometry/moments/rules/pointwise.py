@@ -22,10 +22,10 @@ from isometry.moments import latents, symbolic
 from isometry.moments import regrouping as reg
 from isometry.moments.axes import Array
 from isometry.moments.concrete import Concrete
-from isometry.moments.record import Moments, Term
+from isometry.moments.record import Keys, Moments, Term
 from isometry.moments.rules.base import Context, NoRule, Shifted, rule
 from isometry.moments.rules.linear import plus
-from isometry.moments.symbolic import Known, Lazy, is_float, shape_of
+from isometry.moments.symbolic import Known, Lazy, entries, is_float, shape_of
 
 # Operations that act entry by entry and that PyTorch does not tag so.
 UNTAGGED = frozenset(
@@ -63,6 +63,8 @@ UNTAGGED = frozenset(
         "logit_backward",
     ]
 )
+
+GRID = 64  # entries per dim at which two masks are compared
 
 Operand = Moments | Known | Shifted | float | int
 
@@ -208,7 +210,21 @@ def masked_fill(ctx: Context, x: Any, mask: Any, value: Any) -> Moments | Shifte
     number = float(value.mean.reshape(-1)[0]) if isinstance(value, Moments) else float(value)
     if isinstance(mask, Concrete | Lazy) and isinstance(x, Moments | Shifted) and number <= -1e3:
         return shifted(x, _penalty(mask, False, number))
+    if number == 0 and isinstance(x, Moments) and isinstance(mask, Concrete | Lazy) and _zero_where(x, mask):
+        return x
     return _choice(mask, number, x)
+
+
+def _zero_where(x: Moments, mask: Known) -> bool:
+    """Return whether a softmax's mask made x vanish wherever `mask` is true (looked up on a grid): the gradient of masked scores."""
+    parts = (p for t in x.terms for f in t.factors for p in f.parts)
+    shift = next((p.latent.mask for p in parts if isinstance(p.latent, Keys)), None)
+    if not isinstance(shift, Concrete | Lazy):
+        return False
+    shape = torch.broadcast_shapes(shape_of(shift), shape_of(mask))
+    grid = tuple(torch.linspace(0, n - 1, min(n, GRID)).round().long() for n in shape)
+    masked, gone = entries(mask, grid).bool(), entries(shift, grid) <= -1e3
+    return bool((gone | ~masked).all())
 
 
 # --- every other pointwise operation --------------------------------------------------------------------------------

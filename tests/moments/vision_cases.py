@@ -187,4 +187,24 @@ SPATIAL = (
     Case("unfold", lambda x: x.unfold(2, 3, 2), (_IMAGE,)),
 )
 
-VISION = (*CONV, *POOL, *NORMS, *SPATIAL)
+_PLACES = torch.rand(4, 6, 5, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64) * 1.8 - 0.9
+
+PARAMETRIC = (
+    Case("prelu", lambda x, w: F.prelu(x, w), (_MAP, Input((6,), mean=0.25, std=0.3)), draws=1000),
+    Case("prelu of one slope", lambda x, w: F.prelu(x, w), (_X, Input((1,), mean=0.25)), draws=2000),
+    Case(
+        "weight_norm",
+        lambda v, g: torch._weight_norm(v, g, 0),
+        (Input((8, 6, 5), std=0.3), Input((8, 1, 1), mean=1.0, std=0.2)),
+        tolerance=0.04,
+    ),
+    Case(
+        "grid_sampler",
+        lambda x, grid: F.grid_sample(x, grid, align_corners=True),
+        (Input((4, 6, 9, 11)),),
+        (_PLACES,),
+        tolerance=0.08,
+    ),
+)
+
+VISION = (*CONV, *POOL, *NORMS, *SPATIAL, *PARAMETRIC)

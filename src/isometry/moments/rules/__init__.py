@@ -9,6 +9,7 @@ from isometry.moments.rules import linear as linear
 from isometry.moments.rules import loss as loss
 from isometry.moments.rules import norm as norm
 from isometry.moments.rules import order as order
+from isometry.moments.rules import parametric as parametric
 from isometry.moments.rules import pointwise as pointwise
 from isometry.moments.rules import pool as pool
 from isometry.moments.rules import random as random

@@ -67,6 +67,12 @@ class Context:
         """The first output's shape."""
         return self.shapes[0]
 
+    def masked(self, results: tuple[Any, ...], mask: Any) -> tuple[Any, ...]:
+        """Return the gradients that a backward operation was asked for, as it leaves the others out."""
+        if len(self.shapes) == len(results):
+            return results
+        return tuple(x for x, wanted in zip(results, mask, strict=True) if wanted)
+
     def note(self, text: str) -> None:
         """Name an approximation or assumption that this call used."""
         self.notes.append(text)

@@ -119,7 +119,7 @@ def batch_norm_backward(
 
     Asymptotic.
     """
-    return _batch_norm_backward(g, x, w, mean, var, training, eps, mask)
+    return ctx.masked(_batch_norm_backward(g, x, w, mean, var, training, eps, mask), mask)
 
 
 @rule("batch_norm_backward", accuracy="asymptotic")

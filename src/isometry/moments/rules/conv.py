@@ -240,4 +240,4 @@ def convolution_backward(
     if mask[1]:
         small_one, large_one = (x, g) if transposed else (g, x)
         dw = _ungrouped(windowed("ngo,ngc->goc", small_one, large_one, "oik", windows, w), 0)
-    return dx, dw, db
+    return ctx.masked((dx, dw, db), mask)

@@ -10,7 +10,7 @@ import pytest
 from isometry.__main__ import main
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "docs/compare.md", "docs/cli.md")
+PAGES = ("README.md", "docs/compare.md", "docs/cli.md", "docs/predict.md")
 
 
 def blocks(language):

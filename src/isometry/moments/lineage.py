@@ -66,7 +66,7 @@ def parts_of(terms: Sequence[Term], std: Array | None = None) -> tuple[Part, ...
             if not weight.any():
                 continue
             own = Part(factor.latent, factor.labels, (), factor.values - factor.mean[..., None])
-            alpha = slope(factor)
+            alpha = factor.slope
             plain = [p for p in factor.parts if not isinstance(p.latent, Gram | Keys)]
             for part, by in ((own, weight), *((p, weight * alpha) for p in plain)):
                 values = by[..., None] * part.values
@@ -82,14 +82,15 @@ def grams_of(terms: Sequence[Term], std: Array | None = None) -> tuple[Part, ...
     found: dict[object, Part] = {}
     for term in terms:
         for factor in term.factors:
-            for part in factor.parts:
-                if not isinstance(part.latent, Gram):
-                    continue
-                square = (term.coef * slope(factor)) ** 2
-                for other in term.factors:
-                    square = square if other is factor else square * latents.mean(other.values**2)
-                if std is not None:
-                    square = square / np.maximum(std**2, 1e-300)
+            marks = [p for p in factor.parts if isinstance(p.latent, Gram)]
+            if not marks:
+                continue
+            square = (term.coef * factor.slope) ** 2
+            for other in term.factors:
+                square = square if other is factor else square * latents.mean(other.values**2)
+            if std is not None:
+                square = square / np.maximum(std**2, 1e-300)
+            for part in marks:
                 size = square[..., None] * part.values**2
                 if part.key in found:
                     size = size + found[part.key].values ** 2
@@ -141,19 +142,9 @@ def _identity(rank: int) -> Array:
     return latents.NODES.reshape([1] * rank + [-1])
 
 
-def slope(factor: Factor) -> Array:
-    """Return cov(f, form)/var(form) of a factor, a block array."""
-    form = form_of(factor)
-    form = form - latents.mean(form)[..., None]
-    variance = latents.mean(form * form)
-    covariance = latents.mean(factor.values * form)
-    shape = np.broadcast_shapes(covariance.shape, variance.shape)
-    return np.asarray(np.divide(covariance, variance, out=np.zeros(shape), where=variance > 0))
-
-
 def given(factor: Factor, phi: Array) -> Array:
     """Return E[f | z] less its mean, at the nodes of z, where z has the part `phi` in the factor's form."""
-    form, alpha = form_of(factor), slope(factor)
+    form, alpha = form_of(factor), factor.slope
     centred_form = form - latents.mean(form)[..., None]
     rest = factor.values - factor.mean[..., None] - alpha[..., None] * centred_form
     if float(latents.mean(rest**2).max()) <= 1e-9 * float(latents.mean(factor.values**2).max()):

@@ -115,6 +115,16 @@ class Factor:
         """E[f(z)], a block array."""
         return latents.mean(self.values)
 
+    @cached_property
+    def slope(self) -> Array:
+        """cov(f, form)/var(form), a block array."""
+        form = latents.NODES.reshape([1] * (self.values.ndim - 1) + [-1]) if self.form is None else self.form
+        form = form - latents.mean(form)[..., None]
+        variance = latents.mean(form * form)
+        covariance = latents.mean(self.values * form)
+        shape = np.broadcast_shapes(covariance.shape, variance.shape)
+        return np.asarray(np.divide(covariance, variance, out=np.zeros(shape), where=variance > 0))
+
     @property
     def key(self) -> tuple[object, tuple[Label, ...]]:
         """What identifies the variable."""

@@ -55,13 +55,13 @@ class Rows:
 
 
 def doubling(n: int) -> Axis:
-    """Return blocks of sizes 1, 1, 2, 4, … that add up to n."""
-    sizes, rest, step = [1], n - 1, 1
-    while rest > 0:
-        sizes.append(min(step, rest))
-        rest -= sizes[-1]
-        step *= 2
-    return tuple(sizes)
+    """Return blocks of sizes 1, 1, 2, 4, … that add up to n; beyond 256 they grow faster, so that no more than 10 are made."""
+    growth = max(2.0, n ** (1 / 8))
+    edges, edge = [0, 1], 1.0
+    while edges[-1] < n:
+        edge *= growth
+        edges.append(min(n, max(edges[-1] + 1, round(edge))))
+    return tuple(b - a for a, b in itertools.pairwise(edges))
 
 
 @rule("_softmax", "_safe_softmax", accuracy="asymptotic", raw=(0,))
@@ -109,6 +109,7 @@ def _pattern(shift: Known, shape: tuple[int, ...], rows: Sequence[int]) -> Array
     return torch.softmax(values, -1).nan_to_num(0.0).reshape(-1, len(rows), shape[-1]).numpy()
 
 
+@lru_cache(maxsize=8)
 def _edge_blocks(shift: Known, shape: tuple[int, ...]) -> Axis | None:
     """Where all rows are alike (a padding mask), cut keys where their weights jump, up to 8 blocks; else None."""
     rows = sorted({int(r) for r in np.linspace(0, shape[-2] - 1, min(shape[-2], 64))})

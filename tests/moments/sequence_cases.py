@@ -154,6 +154,7 @@ ORDER = (
         lambda x, y: torch.cat([x, y], 1).cumsum(1),
         (_X, Input((6, 9), std=2.0)),
         draws=2000,
+        tolerance=0.09,
     ),
 )
 
@@ -201,4 +202,79 @@ EXPERTS = (
     ),
 )
 
-SEQUENCE = (*INDEX, *SCATTER, *ORDER, *STATISTICS, *EXPERTS)
+LAYOUT = (
+    Case("repeat", lambda x: x.repeat(2, 1, 3), (_X,)),
+    Case(
+        "repeat_interleave",
+        lambda x: x.repeat_interleave(3, 1),
+        (Input((6, 40)),),
+        draws=1000,
+        tolerance=0.02,
+    ),
+    Case("as_strided", lambda x: x.as_strided((3, 20), (80, 2), 1), (_X,)),
+    Case("unfold", lambda x: x.unfold(1, 5, 3), (_X,)),
+    Case("diagonal", lambda x: torch.diagonal(x, 1), (Input((6, 9), mean=0.5, shared=0.4),), draws=3000),
+    Case("triangle", lambda x: x.tril(3), (Input((6, 9), mean=0.5, shared=0.4),), draws=3000),
+    Case("glu", lambda x: F.glu(x, -1), (_X,), draws=1000),
+)
+
+_TARGET = torch.rand(6, 40, generator=torch.Generator().manual_seed(5))
+
+LOSSES = (
+    Case(
+        "bce",
+        lambda x, y: F.binary_cross_entropy(torch.sigmoid(x), y.to(x.dtype)),
+        (_X,),
+        (_TARGET,),
+        draws=2000,
+        tolerance=0.02,
+    ),
+    Case(
+        "bce of logits",
+        lambda x, y: F.binary_cross_entropy_with_logits(x, y),
+        (_X,),
+        (_TARGET,),
+        draws=2000,
+        tolerance=0.02,
+    ),
+    Case("smooth_l1", lambda x, y: F.smooth_l1_loss(x, y), (_X, Input((6, 40))), draws=1000, tolerance=0.03),
+    Case(
+        "huber", lambda x, y: F.huber_loss(x, y, delta=0.5), (_X, Input((6, 40))), draws=1000, tolerance=0.03
+    ),
+    Case("l1", lambda x, y: F.l1_loss(x, y), (_X, Input((6, 40))), draws=1000, tolerance=0.03),
+    Case(
+        "kl_div",
+        lambda x, y: F.kl_div(x.log_softmax(-1), y, reduction="sum"),
+        (Input((6, 40), std=0.5),),
+        (_TARGET,),
+        draws=1000,
+        tolerance=0.04,
+    ),
+    Case(
+        "soft_margin",
+        lambda x, y: F.soft_margin_loss(x, y),
+        (_X,),
+        (torch.sign(_TARGET - 0.5),),
+        draws=1000,
+        tolerance=0.03,
+    ),
+    Case(
+        "pixel classes",
+        lambda x, t: F.cross_entropy(x, t),
+        (Input((4, 10, 6, 5), std=0.5),),
+        (torch.arange(120).view(4, 6, 5) % 10,),
+        draws=400,
+        tolerance=0.03,
+        unread=frozenset(["gradient 0 pairs"]),  # classes are taken as exchangeable
+    ),
+    Case(
+        "soft classes",
+        lambda x, y: F.cross_entropy(x, y),
+        (Input((6, 40), std=0.5),),
+        (torch.softmax(3 * _TARGET, -1),),
+        draws=1000,
+        tolerance=0.04,
+    ),
+)
+
+SEQUENCE = (*INDEX, *SCATTER, *ORDER, *STATISTICS, *EXPERTS, *LAYOUT, *LOSSES)

@@ -5,6 +5,7 @@ from isometry.moments.rules import batchnorm as batchnorm
 from isometry.moments.rules import conv as conv
 from isometry.moments.rules import grouped as grouped
 from isometry.moments.rules import index as index
+from isometry.moments.rules import layout as layout
 from isometry.moments.rules import linear as linear
 from isometry.moments.rules import loss as loss
 from isometry.moments.rules import norm as norm

@@ -12,10 +12,13 @@ from isometry.moments import axes as ax
 from isometry.moments import contract as con
 from isometry.moments import record as rec
 from isometry.moments import regrouping as reg
+from isometry.moments.axes import Array
 from isometry.moments.concrete import Concrete, equal_share
 from isometry.moments.record import Moments
 from isometry.moments.rules.base import Context, rule
+from isometry.moments.rules.linear import plus
 from isometry.moments.rules.norm import mean_over, one_block
+from isometry.moments.rules.pointwise import times
 
 
 @rule("_log_softmax", accuracy="asymptotic")
@@ -90,3 +93,128 @@ def mse_loss_backward(ctx: Context, g: Moments, x: Moments, y: Moments, reductio
     count = float(np.prod([ax.size(a) for a in difference.axes])) if reduction == 1 else 1.0
     g = replace(g, dims=((),) * (len(difference.dims) - len(g.dims)) + g.dims)
     return alg.scale(alg.multiply(*reg.aligned(difference, g)), 2.0 / count)
+
+
+def reduced(m: Moments, reduction: int) -> Moments:
+    """Return a loss per entry as it is, averaged (1) or summed (2)."""
+    dims = tuple(range(len(m.dims)))
+    return m if reduction == 0 else con.total(m, dims) if reduction == 2 else con.average(m, dims)
+
+
+def _to_each(g: Moments, slope: Moments, reduction: int) -> Moments:
+    """Return the gradient at each entry from the loss's own and the slope there."""
+    count = float(np.prod([ax.size(a) for a in slope.axes])) if reduction == 1 else 1.0
+    g = replace(g, dims=((),) * (len(slope.dims) - len(g.dims)) + g.dims)
+    return alg.scale(alg.multiply(*reg.aligned(slope, g)), 1.0 / count)
+
+
+def _difference(x: Moments, y: Moments) -> Moments:
+    return alg.add(*reg.aligned(x, alg.scale(y, -1.0)))
+
+
+@rule("smooth_l1_loss", "huber_loss", accuracy="asymptotic")
+def smooth_l1(ctx: Context, x: Moments, y: Moments, reduction: int = 1, width: float = 1.0) -> Moments:
+    """A square near 0, a straight line beyond `width`; huber is `width` times smooth_l1."""
+    factor = width if ctx.op == "huber_loss" else 1.0
+
+    def loss(d: Array) -> Array:
+        size = np.abs(d)
+        return factor * np.where(size < width, 0.5 * size**2 / max(width, 1e-300), size - 0.5 * width)
+
+    return reduced(alg.apply(_difference(x, y), loss), reduction)
+
+
+@rule("smooth_l1_loss_backward", "huber_loss_backward", accuracy="exact")
+def smooth_l1_backward(
+    ctx: Context, g: Moments, x: Moments, y: Moments, reduction: int, width: float
+) -> Moments:
+    """The difference over `width`, cut at ±1 (times `width` for huber)."""
+    factor = width if ctx.op == "huber_loss_backward" else 1.0
+
+    def slope(d: Array) -> Array:
+        return factor * np.clip(d / max(width, 1e-300), -1.0, 1.0)
+
+    return _to_each(g, alg.apply(_difference(x, y), slope), reduction)
+
+
+@rule("binary_cross_entropy", accuracy="asymptotic")
+def bce(ctx: Context, p: Moments, y: Moments, weight: Moments | None = None, reduction: int = 1) -> Moments:
+    """−y·log p − (1 − y)·log(1 − p). Assumes targets that are independent of p."""
+
+    def clipped(values: Array) -> Array:
+        return -np.maximum(np.log(np.clip(values, 1e-43, None)), -100.0)
+
+    rest = plus(alg.constant((), 1.0), alg.scale(y, -1.0))
+    each = plus(times(y, alg.apply(p, clipped)), times(rest, alg.apply(p, lambda v: clipped(1.0 - v))))
+    return reduced(each if weight is None else times(each, weight), reduction)
+
+
+@rule("binary_cross_entropy_backward", accuracy="asymptotic")
+def bce_backward(
+    ctx: Context, g: Moments, p: Moments, y: Moments, weight: Moments | None = None, reduction: int = 1
+) -> Moments:
+    """(p − y)/(p(1 − p)): a function of p less y times another."""
+
+    def width(values: Array) -> Array:
+        return np.maximum(values * (1.0 - values), 1e-12)
+
+    own = alg.apply(p, lambda v: v / width(v))
+    slope = plus(own, alg.scale(times(y, alg.apply(p, lambda v: 1.0 / width(v))), -1.0))
+    return _to_each(g, slope if weight is None else times(slope, weight), reduction)
+
+
+@rule("binary_cross_entropy_with_logits", accuracy="asymptotic")
+def bce_with_logits(
+    ctx: Context,
+    x: Moments,
+    y: Moments,
+    weight: Moments | None = None,
+    positive: Moments | None = None,
+    reduction: int = 1,
+) -> Moments:
+    """(1 − y)·log(1 + e^x) + y·log(1 + e^−x), the last `positive` times. Assumes independent targets."""
+
+    def softplus(values: Array) -> Array:
+        return np.logaddexp(0.0, values)
+
+    rest = plus(alg.constant((), 1.0), alg.scale(y, -1.0))
+    hit = y if positive is None else times(y, positive)
+    each = plus(times(rest, alg.apply(x, softplus)), times(hit, alg.apply(x, lambda v: softplus(-v))))
+    return reduced(each if weight is None else times(each, weight), reduction)
+
+
+@rule("soft_margin_loss", accuracy="asymptotic")
+def soft_margin(ctx: Context, x: Moments, y: Moments, reduction: int = 1) -> Moments:
+    """log(1 + e^(−x·y)). Assumes labels that are independent of x."""
+    return reduced(alg.apply(times(x, y), lambda v: np.logaddexp(0.0, -v)), reduction)
+
+
+@rule("soft_margin_loss_backward", accuracy="asymptotic")
+def soft_margin_backward(ctx: Context, g: Moments, x: Moments, y: Moments, reduction: int) -> Moments:
+    """−y/(1 + e^(x·y))."""
+    slope = times(alg.scale(y, -1.0), alg.apply(times(x, y), lambda v: 1.0 / (1.0 + np.exp(v))))
+    return _to_each(g, slope, reduction)
+
+
+@rule("nll_loss2d_forward", accuracy="exact", raw=(1,))
+def nll_loss2d(ctx: Context, x: Moments, target: Any, *_: Any) -> tuple[Moments, Moments]:
+    """As `nll_loss` for every pixel."""
+    value = -rec.average(x.mean, x.axes)
+    count = float(np.prod([n for k, n in enumerate(x.shape) if k != 1]))
+    return alg.constant(ctx.shapes[0], value), alg.constant(ctx.shapes[1], count)
+
+
+@rule("nll_loss2d_backward", accuracy="exact", raw=(2,))
+def nll_loss2d_backward(
+    ctx: Context, g: Moments, x: Moments, target: Any, weight: Any, reduction: int, ignore: int, total: Any
+) -> Moments:
+    """As `nll_loss_backward`, the pixels of all samples as its rows."""
+    batch, classes, *space = ctx.shape
+    rows = batch * int(np.prod(space))
+    if isinstance(target, Concrete):
+        target = Concrete(target.tensor.reshape(-1))
+    flat = Context("nll_loss_backward", ((rows, classes),))
+    made = nll_loss_backward(flat, g, x, target, weight, reduction, ignore, total)
+    made = reg.regrouped(made, (batch, *space, classes))
+    rank = len(made.dims)
+    return reg.transposed(made, (0, rank - 1, *range(1, rank - 1)))

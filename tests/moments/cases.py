@@ -37,6 +37,22 @@ POINTWISE = (
         draws=1000,
     ),
     Case("where", lambda a, b: torch.where(a > 0.5, a, b), (_X, Input((6, 40))), draws=1000),
+    Case("maximum", torch.maximum, (_X, Input((6, 40), mean=0.3, shared=0.2)), draws=1000, tolerance=0.01),
+    Case("minimum", torch.minimum, (_X, Input((6, 40))), draws=1000, tolerance=0.01),
+    Case(
+        "minimum times its part",
+        lambda a, b: torch.minimum(a, b) * a,
+        (_X, Input((6, 40))),
+        draws=1000,
+        wrong="a function of two variables remembers its expectation given each, not both",
+    ),
+    Case(
+        "atan2",
+        lambda a, b: torch.atan2(a, b + 3),
+        (_X, Input((6, 40))),
+        draws=1000,
+        unread=frozenset(["gradient 0 square", "gradient 1 square"]),  # without a second moment at the origin
+    ),
     Case("quotient", lambda a, b: -a / (2 + b.pow(2)), (_X, Input((6, 40))), draws=1000),
     Case("hardswish", F.hardswish, (_X,), draws=1000),
     Case(
@@ -134,7 +150,9 @@ ATTENTION = (
     Case("softmax", lambda x: torch.softmax(x, -1), (Input((6, 5, 60), std=0.7),), tolerance=0.01),
     Case("softmax of few", lambda x: torch.softmax(x, -1), (Input((6, 5, 8), std=1.0),), tolerance=0.01),
     Case("peaked softmax", lambda x: torch.softmax(x, -1), (Input((6, 5, 60), std=3.0),), tolerance=0.02),
-    Case("saturated softmax", lambda x: torch.softmax(x, -1), (Input((6, 5, 60), std=40**0.5),), tolerance=0.02),
+    Case(
+        "saturated softmax", lambda x: torch.softmax(x, -1), (Input((6, 5, 60), std=40**0.5),), tolerance=0.02
+    ),
     Case(
         "peaked softmax of alike rows",
         lambda x: torch.softmax(x, -1),

@@ -264,20 +264,30 @@ def dependent_product(f: Factor, g: Factor, phi: Array, axes: tuple[Axis, ...]) 
 
     It knows E[f g | z] for the variable z of g, and takes E[f g | y] for that of f as E[g | y] f with z and y normal.
     """
-    table, mean, surface = lineage.product_moments(f, g, phi, axes)
-    weights = np.multiply.outer(latents.WEIGHTS, latents.WEIGHTS).ravel()
-    flat = surface.reshape(-1, weights.size)
-    values = np.stack([latents.quantiles(row, weights) for row in flat]).reshape((*surface.shape[:-2], -1))
-    (factor,) = with_marginal(tuple((a,) for a in axes), table, mean, values).terms[0].factors
-    given_z = surface @ latents.WEIGHTS
+    made = lineage.surface(f, phi) * g.values[..., :, None]
     form = lineage.form_of(f)
     r = latents.coefficients(phi)[..., 1] / np.maximum(latents.coefficients(form)[..., 1], 1e-300)
     given_y = f.values * latents.conditional(g.values, np.clip(r, -1.0, 1.0))
-    parts = tuple(
-        Part(x.latent, x.labels, (), known - latents.mean(known)[..., None])
-        for x, known in ((f, given_y), (g, given_z))
-    )
-    return replace(factor, parts=parts, form=factor.values)
+    return from_surface(f, g, phi, made, given_y, axes)
+
+
+def from_surface(
+    f: Factor, g: Factor, phi: Array, made: Array, given_y: Array | None, axes: tuple[Axis, ...]
+) -> Factor:
+    """Return a function of two variables, given on the nodes of `lineage.surface`, as one of one new latent.
+
+    It knows its expectation given the variable of g, and `given_y`, that given the variable of f.
+    """
+    table, mean = lineage.surface_moments(f, g, phi, made, axes)
+    weights = np.multiply.outer(latents.WEIGHTS, latents.WEIGHTS).ravel()
+    flat = made.reshape(-1, weights.size)
+    values = np.stack([latents.quantiles(row, weights) for row in flat]).reshape((*made.shape[:-2], -1))
+    term = with_marginal(tuple((a,) for a in axes), table, mean, values).terms[0]
+    if not term.factors:
+        return new_factor(axes, np.ones([1] * len(axes)), term.coef[..., None] * np.ones(len(latents.NODES)))
+    known = [(g, made @ latents.WEIGHTS), *([] if given_y is None else [(f, given_y)])]
+    parts = tuple(Part(x.latent, x.labels, (), given - latents.mean(given)[..., None]) for x, given in known)
+    return replace(term.factors[0], parts=parts, form=term.factors[0].values)
 
 
 def absorbed(term: Term, axes: tuple[Axis, ...]) -> Factor | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, field
+from string import ascii_lowercase
 
 import numpy as np
 import torch
@@ -146,10 +147,10 @@ def _pair_sums(array: Array, axes: tuple[Axis, ...], free: tuple[bool, ...]) -> 
     for position, axis in enumerate(axes):
         if free[position]:
             array = np.add.reduceat(array, _starts(axis), axis=position)
-    left = list(range(rank))
-    right = [k + rank if free[k] else k for k in range(rank)]
-    out = [x for k in range(rank) for x in ((k, k + rank) if free[k] else (k,))]
-    product = np.einsum(array, left, array, right, out)
+    left, beyond = ascii_lowercase[:rank], ascii_lowercase[rank : 2 * rank]
+    right = "".join(b if f else a for a, b, f in zip(left, beyond, free, strict=True))
+    out = "".join(a + b if f else a for a, b, f in zip(left, beyond, free, strict=True))
+    product = np.einsum(f"{left},{right}->{out}", array, array)
     at = 0
     shape = []
     for position, axis in enumerate(axes):

@@ -344,7 +344,8 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not held or (max(t.numel() for t in outputs) > LIMIT and not func.is_view):
             if len(outputs) != 1 or func._schema.is_mutable:
                 return None
-            made = symbolic.evaluate(func, *_mapped((args, kwargs), self.value), tuple(outputs[0].shape))
+            known, options = _mapped((args, kwargs), self.value)
+            made = symbolic.evaluate(func, known, options, tuple(outputs[0].shape))
             return None if made is None else [made]
         if name.endswith("_") and func._schema.is_mutable:
             found = _functional(func)

@@ -89,7 +89,8 @@ def grams_of(terms: Sequence[Term], std: Array | None = None) -> tuple[Part, ...
             for other in term.factors:
                 square = square if other is factor else square * latents.mean(other.values**2)
             if std is not None:
-                square = square / np.maximum(std**2, 1e-300)
+                shape = np.broadcast_shapes(square.shape, std.shape)
+                square = np.divide(square, std**2, out=np.zeros(shape), where=std > 0)
             for part in marks:
                 size = square[..., None] * part.values**2
                 if part.key in found:
@@ -248,10 +249,13 @@ def link(f: Factor, g: Factor, axes: tuple[Axis, ...]) -> tuple[Factor, Factor, 
     return None
 
 
-def product_moments(f: Factor, g: Factor, phi: Array, axes: tuple[Axis, ...]) -> tuple[Array, Array, Array]:
-    """Return second moments, mean and surface of f·g, where f's form has the part φ in g's variable z.
+def surface_moments(
+    f: Factor, g: Factor, phi: Array, made: Array, axes: tuple[Axis, ...]
+) -> tuple[Array, Array]:
+    """Return second moments and mean of a function of two variables, where f's form has the part φ in g's variable z.
 
-    With the Hermite coefficients c_jk of the product in (z, ε), E = Σ c_jk² ρ_z^j ρ_ε^k. Exact at one entry.
+    `made` is the function at the nodes of (z, ε), as `surface` gives it for f. With its Hermite coefficients c_jk, E = Σ c_jk²
+    ρ_z^j ρ_ε^k. Exact at one entry.
     """
     form = form_of(f)
     form = form - latents.mean(form)[..., None]
@@ -262,15 +266,14 @@ def product_moments(f: Factor, g: Factor, phi: Array, axes: tuple[Axis, ...]) ->
     rest = whole - of_z
     shape = np.broadcast_shapes(rest.shape, size.shape)
     rho_e = np.clip(np.divide(rest, size, out=np.zeros(shape), where=size > 0), -1.0, 1.0)
-    product = surface(f, phi) * g.values[..., :, None]
-    c = latents.coefficients(np.swapaxes(latents.coefficients(product), -1, -2))  # (blocks…, k of ε, j of z)
+    c = latents.coefficients(np.swapaxes(latents.coefficients(made), -1, -2))  # (blocks…, k of ε, j of z)
     known = first(c, axes) * second(c, axes)
     powers = [rho[..., None] ** np.arange(latents.ORDER) for rho in (rho_e, g.rho)]
     table = np.einsum("...kj,...k,...j->...", known, *powers, optimize=True)
-    square = (product**2 @ latents.WEIGHTS) @ latents.WEIGHTS
+    square = (made**2 @ latents.WEIGHTS) @ latents.WEIGHTS
     unknown = np.maximum(np.sqrt(first(square, axes) * second(square, axes)) - known.sum((-1, -2)), 0.0)
     close = np.minimum(np.abs(g.rho), np.abs(rho_e)) ** latents.ORDER
-    return np.asarray(table + unknown * close), (product @ latents.WEIGHTS) @ latents.WEIGHTS, product
+    return np.asarray(table + unknown * close), (made @ latents.WEIGHTS) @ latents.WEIGHTS
 
 
 def _summed_first(table: Array, axes: tuple[Axis, ...], positions: Sequence[int]) -> Array:

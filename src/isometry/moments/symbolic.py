@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -95,7 +96,7 @@ def entries(value: Known, grid: Grid) -> Tensor:
 def pointwise(fn: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Known:
     """Run an entrywise function on known tensors and numbers: at once where the result is small, else on demand."""
     tensors = [a for a in args if isinstance(a, Concrete | Lazy)]
-    shape = tuple(torch.broadcast_shapes(*[shape_of(a) for a in tensors]))
+    shape = np.broadcast_shapes(*[shape_of(a) for a in tensors])
     if prod(shape) <= LIMIT and all(isinstance(a, Concrete) for a in tensors):
         return Concrete(fn(*[a.tensor if isinstance(a, Concrete) else a for a in args], **kwargs))
 

@@ -235,7 +235,7 @@ def _crowd(a: Moments, key: int) -> Array:
         if isinstance(part.latent, Keys):
             return np.asarray(part.values[..., 0].take(0, axis=key))
     n = np.asarray(a.axes[key], dtype=np.float64)
-    return (np.moveaxis(a.mean, key, -1) ** 2 * n).sum(-1)
+    return np.asarray((np.moveaxis(a.mean, key, -1) ** 2 * n).sum(-1))
 
 
 def _damped(table: Array, rows: Rows, b: int) -> Array:
@@ -254,7 +254,7 @@ def _damped(table: Array, rows: Rows, b: int) -> Array:
     if blocks == 1 and rows.first.shape[0] == 1:
         return kappa[:, None]
     left, right = ax.sides((1,) * blocks)
-    return np.sqrt(kappa[left] * kappa[right])[:, None]
+    return np.asarray(np.sqrt(kappa[left] * kappa[right])[:, None])
 
 
 def lognormal(dims: rec.Dims, table: Array, mean: Array) -> Moments:
@@ -338,7 +338,7 @@ def _saturated(overlap: Array, counts: Array, axes: tuple[Axis, ...]) -> Array:
     apart = apart / np.maximum((1.0 - least) ** 2, 1e-12) * (1.0 - least)
     close = np.clip((overlap - least) / np.maximum(np.sqrt(one * two) - least, 1e-12), 0.0, 1.0)
     left = alike + (apart - alike) * (1.0 - close) ** 8
-    return np.clip(left / np.maximum(1.0 - overlap, 1e-12), 0.0, 2.0)
+    return np.asarray(np.clip(left / np.maximum(1.0 - overlap, 1e-12), 0.0, 2.0))
 
 
 def _with_grams(made: Moments, g: Moments, a: Moments) -> Moments:
@@ -347,12 +347,9 @@ def _with_grams(made: Moments, g: Moments, a: Moments) -> Moments:
     if not term.factors:
         return made
     parts = tuple(
-        replace(p, values=p.values * a.mean[..., None]) for p in lineage.grams_of(g.terms, _std(made))
+        replace(p, values=p.values * a.mean[..., None])
+        for p in lineage.grams_of(g.terms, np.sqrt(made.variance))
     )
     (factor,) = term.factors
     marks = tuple(p for t in a.terms for f in t.factors for p in f.parts if isinstance(p.latent, Keys))
     return replace(made, terms=(Term(term.coef, (replace(factor, parts=(*parts, *marks[:1])),)),))
-
-
-def _std(m: Moments) -> Array:
-    return np.sqrt(np.maximum(m.variance, 1e-300))

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from isometry.moments import algebra as alg
-from isometry.moments import latents, symbolic
+from isometry.moments import latents, lineage, symbolic
 from isometry.moments import regrouping as reg
 from isometry.moments.axes import Array
 from isometry.moments.concrete import Concrete
@@ -101,7 +101,7 @@ def add(ctx: Context, a: Operand, b: Operand, *, alpha: float = 1) -> Moments | 
 def shifted(x: Moments | Shifted, shift: Known) -> Moments | Shifted:
     """Return x plus a known tensor, kept apart where it varies."""
     if isinstance(x, Shifted):
-        x, shift = x.random, symbolic.pointwise(torch.add, x.shift, shift)
+        return shifted(x.random, symbolic.pointwise(torch.add, x.shift, shift))
     if isinstance(shift, Concrete) and shift.tensor.min() == shift.tensor.max():
         return plus(x, alg.constant(shift.tensor.shape, float(shift.tensor.min())))
     return Shifted(x, shift)
@@ -221,7 +221,7 @@ def _zero_where(x: Moments, mask: Known) -> bool:
     shift = next((p.latent.mask for p in parts if isinstance(p.latent, Keys)), None)
     if not isinstance(shift, Concrete | Lazy):
         return False
-    shape = torch.broadcast_shapes(shape_of(shift), shape_of(mask))
+    shape = np.broadcast_shapes(shape_of(shift), shape_of(mask))
     grid = tuple(torch.linspace(0, n - 1, min(n, GRID)).round().long() for n in shape)
     masked, gone = entries(mask, grid).bool(), entries(shift, grid) <= -1e3
     return bool((gone | ~masked).all())
@@ -253,8 +253,10 @@ def joint(
     at = [k for k, x in enumerate(args) if isinstance(x, Moments)]
     tensors = _all_aligned([alg.collapse(args[k]) for k in at])
     keys = {f.key for m in tensors for t in m.terms for f in t.factors}
-    if len(keys) > 1:
-        raise NoRule("a nonlinear function of several independent tensors")
+    if len(keys) > 2:
+        raise NoRule("a nonlinear function of more than two independent tensors")
+    if len(keys) == 2:
+        return _of_two(func, args, dict(zip(at, tensors, strict=True)), kwargs, gradient_first)
     nodes: list[Any] = list(args)
     for k, m in zip(at, tensors, strict=True):
         factor = alg.absorbed(m.terms[0], m.axes)
@@ -273,6 +275,42 @@ def joint(
         return alg.assemble(reference.dims, (Term(result[..., 0]),))
     ones = np.ones([1] * len(reference.axes))
     return alg.assemble(reference.dims, (Term(ones, (alg.changed(factor, result, reference.axes),)),))
+
+
+def _of_two(
+    func: Callable[..., Any], args: list[Any], tensors: dict[int, Moments], kwargs: dict[str, Any], seed: bool
+) -> Moments:
+    """Run func on the product of the nodes of two variables. Exact at one entry; see `lineage.surface_moments`."""
+    reference = next(iter(tensors.values()))
+    axes = reference.axes
+    factors = {k: alg.absorbed(m.terms[0], axes) for k, m in tensors.items()}
+    several = {f.key: f for f in factors.values() if f is not None}
+    if any(m.terms[0].factors and factors[k] is None for k, m in tensors.items()):
+        raise NoRule("a nonlinear function of products")
+    one, two = several.values()
+    linked = lineage.link(one, two, axes)
+    apart = linked is None
+    f, g, phi = linked or (replace(one, parts=(), form=None), two, np.zeros_like(latents.NODES))
+    if apart:
+        phi = phi.reshape([1] * len(axes) + [-1])
+    nodes: list[Any] = list(args)
+    for k, m in tensors.items():
+        own = factors[k]
+        if own is None:
+            values = m.terms[0].coef[..., None, None]
+        elif own.key == g.key:
+            values = own.values[..., :, None]
+        else:
+            values = lineage.surface(replace(own, parts=(), form=f.form), phi)
+        nodes[k] = torch.from_numpy(np.array(values))
+    if seed:
+        nodes[0] = torch.ones((), dtype=torch.float64)
+    made = func(*nodes, **kwargs).to(torch.float64).numpy()
+    size = len(latents.NODES)
+    made = np.array(np.broadcast_to(made, (*made.shape[:-2], size, size)))
+    given = np.einsum("...ze,z->...e", made, latents.WEIGHTS) if apart else None
+    factor = alg.from_surface(f, g, phi, made, given, axes)
+    return alg.assemble(reference.dims, (Term(np.ones([1] * len(axes)), (factor,)),))
 
 
 def _common(nodes: list[Any], at: list[int]) -> tuple[int, ...]:

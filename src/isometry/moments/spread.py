@@ -267,9 +267,11 @@ def elasticity(m: Moments, out: Moments) -> float:
     ):
         return 1.0
     (f,), (g,) = m.terms[0].factors, out.terms[0].factors
-    if f.latent != g.latent or f.values is g.values:
+    if f.key != g.key or f.values is g.values:  # a view changes the labels or keeps the values
         return 1.0
     x, y = _row(f.values), _row(g.values)
+    if np.array_equal(x, y):
+        return 1.0
     dx, dy = np.gradient(x, latents.NODES), np.gradient(y, latents.NODES)
     moves = np.abs(dx) > 1e-9 * np.abs(dx).max(initial=0.0)
     slope = np.divide(dy, dx, out=np.zeros_like(dy), where=moves)

@@ -277,4 +277,34 @@ LOSSES = (
     ),
 )
 
-SEQUENCE = (*INDEX, *SCATTER, *ORDER, *STATISTICS, *EXPERTS, *LAYOUT, *LOSSES)
+
+def _turned(x: Tensor, angles: Tensor) -> Tensor:
+    """Rotary embedding by complex products."""
+    turned = torch.view_as_complex(x.view(6, 20, 2)) * torch.polar(torch.ones_like(angles), angles)
+    return torch.view_as_real(turned).flatten(1)
+
+
+COMPLEX = (
+    Case("complex rotary", _turned, (Input((6, 40), shared=0.4),), (torch.linspace(0, 3, 20).double(),)),
+)
+
+COMPLEX = (
+    *COMPLEX,
+    Case(
+        "fft2",
+        lambda x: torch.view_as_real(torch.fft.fft2(x)).flatten(1),
+        (Input((6, 40), shared=0.4),),
+        draws=2000,
+        unread=frozenset(["output 0 pairs", "gradient 0 pairs"]),
+    ),
+    Case(
+        "filter",
+        lambda x: torch.fft.irfft(torch.fft.rfft(x, norm="ortho"), n=40, norm="ortho"),
+        (Input((6, 40), mean=0.5, shared=0.4),),
+        draws=1000,
+        tolerance=0.04,  # frequency 0 of a gradient is real, not circular
+,
+    ),
+)
+
+SEQUENCE = (*INDEX, *SCATTER, *ORDER, *STATISTICS, *EXPERTS, *LAYOUT, *LOSSES, *COMPLEX)

@@ -60,6 +60,9 @@ def moments_of(tensor: Tensor, dims: Dims | None = None) -> Moments:
     """
     shape = tuple(tensor.shape)
     dims = alg.plain_dims(shape) if dims is None else dims
+    if tensor.is_complex():  # E[x x′*]; see rules.spectral
+        real, imaginary = moments_of(tensor.real, dims), moments_of(tensor.imag, dims)
+        return alg.gaussian(dims, real.table + imaginary.table, np.zeros_like(real.mean))
     squeezed = tensor.detach()
     kept: list[tuple[Axis, bool]] = []
     for d, (n, step) in enumerate(zip(shape, tensor.stride(), strict=True)):
@@ -103,7 +106,10 @@ def _forms(array: Array, axes: tuple[Axis, ...], most: int = 4096) -> Array:
         part = array[
             tuple(slice(_starts(a)[k], _starts(a)[k] + a[k]) for a, k in zip(axes, block, strict=True))
         ]
-        flat = np.sort(part.ravel())
+        flat = part.ravel()
+        if flat.size > 16 * most:  # an odd step, so as not to keep to one column
+            flat = flat[:: (flat.size // (16 * most)) | 1]
+        flat = np.sort(flat)
         if flat.size > most:
             flat = flat[np.linspace(0, flat.size - 1, most).astype(int)]
         rows.append(latents.quantiles(flat, np.full(flat.size, 1.0 / flat.size)))
@@ -142,7 +148,10 @@ def pair_means(array: Array, axes: tuple[Axis, ...] | None = None) -> Array:
 
 
 def _pair_sums(array: Array, axes: tuple[Axis, ...], free: tuple[bool, ...]) -> Array:
-    """Return Σ x x′ over pairs: free axes by (block, block) pairs, the others by the block of the common entry."""
+    """Return Σ x x′ over pairs.
+
+    Free axes by (block, block) pairs, the others by the block of the common entry.
+    """
     rank = array.ndim
     for position, axis in enumerate(axes):
         if free[position]:
@@ -165,7 +174,10 @@ def _pair_sums(array: Array, axes: tuple[Axis, ...], free: tuple[bool, ...]) -> 
 
 
 def equal_share(ids: Tensor) -> Array:
-    """Return for every pair class of an index tensor's dims (those of size > 1) the share of pairs with equal ids."""
+    """Return for every pair class of an index tensor's dims.
+
+    (those of size > 1) the share of pairs with equal ids.
+    """
     shape = [n for n in ids.shape if n != 1]
     flat = ids.reshape(-1).numpy()
     _, code = np.unique(flat, return_inverse=True)

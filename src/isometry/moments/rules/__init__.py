@@ -18,5 +18,6 @@ from isometry.moments.rules import reduce as reduce
 from isometry.moments.rules import scan as scan
 from isometry.moments.rules import scatter as scatter
 from isometry.moments.rules import spatial as spatial
+from isometry.moments.rules import spectral as spectral
 from isometry.moments.rules import statistics as statistics
 from isometry.moments.rules import views as views

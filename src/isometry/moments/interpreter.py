@@ -389,6 +389,9 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 result = found.fn(context, *ready, **named)
         except NoRule as reason:
             return [self._no_rule(name, str(reason))] * len(outputs)
+        except Exception as fault:  # told as loudly, and costs no more than the results of this rule
+            why = f"its rule failed with {type(fault).__name__}: {fault}".splitlines()[0][:200]
+            return [self._no_rule(name, why)] * len(outputs)
         self.notes.update(context.notes)
         if found is not None:
             self.used[context.op] += 1

@@ -52,7 +52,10 @@ class Input:
 
 @dataclass(frozen=True)
 class Case:
-    """A function of tensors to be tested; `known` are further arguments whose values are known (indices, masks)."""
+    """A function of tensors to be tested.
+
+    `known` are further arguments whose values are known (indices, masks).
+    """
 
     name: str
     fn: Callable[..., Tensor | tuple[Tensor, ...]]

@@ -1,1 +1,4 @@
-"""Running a model on distributions instead of numbers: records, their algebra, the rules and the interpreter."""
+"""Running a model on distributions instead of numbers.
+
+Records, their algebra, the rules and the interpreter.
+"""

@@ -30,7 +30,7 @@ from isometry.moments.record import (
 
 MAX_TERMS = 6  # a sum of more products becomes a function of one new latent
 
-# --- building -------------------------------------------------------------------------------------------------------
+# --- building -----------------------------------------------------------------------------------------------
 
 
 def plain_dims(shape: Iterable[int]) -> Dims:
@@ -46,7 +46,10 @@ def constant(shape: Iterable[int], value: float) -> Moments:
 
 
 def independent(shape: Iterable[int], values: Array) -> Moments:
-    """Return the record of independent, identically distributed entries; `values` is the quantile function at the nodes."""
+    """Return the record of independent, identically distributed entries.
+
+    `values` is the quantile function at the nodes.
+    """
     dims = plain_dims(shape)
     count = sum(len(d) for d in dims)
     rho = np.zeros([2] * count)
@@ -208,7 +211,7 @@ def _equal(f: Factor, g: Factor) -> bool:
     return f.values is g.values or (f.values.shape == g.values.shape and np.array_equal(f.values, g.values))
 
 
-# --- algebra of aligned records -------------------------------------------------------------------------------------
+# --- algebra of aligned records -----------------------------------------------------------------------------
 
 
 def scale(m: Moments, factor: float | Array) -> Moments:
@@ -238,7 +241,10 @@ def add(a: Moments, b: Moments) -> Moments:
 
 
 def multiply(a: Moments, b: Moments) -> Moments:
-    """Return a · b for two aligned records: node by node where they share a latent, else as a product of independents."""
+    """Return a · b for two aligned records.
+
+    Node by node where they share a latent, else as a product of independents.
+    """
     if len(a.terms) * len(b.terms) > MAX_TERMS:
         a, b = (collapse(a), b) if len(a.terms) > len(b.terms) else (a, collapse(b))
     products = tuple(_product(s, t, a.axes) for s in a.terms for t in b.terms)
@@ -260,9 +266,12 @@ def _product(a: Term, b: Term, axes: tuple[Axis, ...]) -> Term:
 
 
 def dependent_product(f: Factor, g: Factor, phi: Array, axes: tuple[Axis, ...]) -> Factor:
-    """Return f·g for two dependent variables as a function of one new latent; φ is g's part in f (see `lineage.link`).
+    """Return f·g for two dependent variables as a function of one new latent.
 
-    It knows E[f g | z] for the variable z of g, and takes E[f g | y] for that of f as E[g | y] f with z and y normal.
+    Here φ is g's part in f (see `lineage.link`).
+
+    It knows E[f g | z] for the variable z of g, and takes E[f g | y] for that of f as E[g | y] f with z and
+    y normal.
     """
     made = lineage.surface(f, phi) * g.values[..., :, None]
     form = lineage.form_of(f)
@@ -291,7 +300,10 @@ def from_surface(
 
 
 def absorbed(term: Term, axes: tuple[Axis, ...]) -> Factor | None:
-    """Return a term of one factor as that factor alone, coefficient included; None where it has no or several factors."""
+    """Return a term of one factor as that factor alone, coefficient included.
+
+    None where it has no or several factors.
+    """
     if len(term.factors) != 1:
         return None
     (factor,) = term.factors
@@ -332,7 +344,10 @@ def descended(made: Moments, terms: tuple[Term, ...], *, normal_: bool) -> Momen
 
 
 def with_marginal(dims: Dims, table: Array, mean: Array, values: Array) -> Moments:
-    """Return f(z) of a new latent with given second moments; `values` give the marginal's form (a block array, nodes last)."""
+    """Return f(z) of a new latent with given second moments.
+
+    `values` give the marginal's form (a block array, nodes last).
+    """
     axes = tuple(a for d in dims for a in d)
     square = diagonal(table, axes)
     variance = np.maximum(square - mean**2, 0.0)
@@ -372,7 +387,10 @@ def affine(values: Array) -> bool:
 
 
 def _sampled(m: Moments) -> Array:
-    """Return the quantile function of the record's entries, block by block, from a fixed lattice of latent values."""
+    """Return the quantile function of the record's entries, block by block.
+
+    It is taken from a fixed lattice of latent values.
+    """
     keys = list(dict.fromkeys(f.key for t in m.terms for f in t.factors))
     points = _lattice(len(keys))
     total: Array = np.zeros(1)
@@ -397,7 +415,10 @@ def _interpolate(values: Array, at: Array) -> Array:
 
 
 def _lattice(count: int, points: int = 4001) -> Array:
-    """Return `points` nearly uniform normal points in `count` dimensions (a Kronecker lattice of square roots)."""
+    """Return `points` nearly uniform normal points in `count` dimensions: a Kronecker lattice.
+
+    Its steps are square roots of primes.
+    """
     primes = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37)
     steps = np.arange(1, points + 1)
     cumulative = np.concatenate([[0.0], np.cumsum(latents.WEIGHTS)])
@@ -413,7 +434,10 @@ def changed(factor: Factor, values: Array, axes: tuple[Axis, ...]) -> Factor:
 
 
 def apply(m: Moments, fn: Callable[[Array], Array]) -> Moments:
-    """Return fn of every entry, executed on the node values. Exact for a function of one latent; others collapse first."""
+    """Return fn of every entry, executed on the node values.
+
+    Exact for a function of one latent; others collapse first.
+    """
     m = collapse(m)
     (term,) = m.terms
     if not term.factors:

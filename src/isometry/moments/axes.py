@@ -121,7 +121,10 @@ class AxisMap:
 
 
 def _averages(counts: Array, member: Index, groups: int) -> Array:
-    """Return the matrix that averages entries into groups, weighted by counts (plainly where all counts are 0)."""
+    """Return the matrix that averages entries into groups.
+
+    Weighted by counts (plainly where all counts are 0).
+    """
     matrix = np.zeros((groups, len(counts)))
     matrix[member, np.arange(len(counts))] = counts
     plain = np.zeros_like(matrix)
@@ -144,7 +147,10 @@ def _class(axis: Axis, first: Index, second: Index, same: NDArray[np.bool_]) -> 
 
 @lru_cache(maxsize=4096)
 def recut(old: Axis, new: Axis) -> AxisMap:
-    """Map an axis onto another partition of the same entries: finer copies, coarser averages (the common refinement first)."""
+    """Map an axis onto another partition of the same entries.
+
+    Finer copies, coarser averages (the common refinement first).
+    """
     fine = common_blocks(old, new)
     inner = _blocks_of(old, fine)
     left, right = sides(fine)
@@ -160,7 +166,8 @@ def recut(old: Axis, new: Axis) -> AxisMap:
     spread_pairs[np.arange(len(left)), gather_pairs] = 1.0
     spread_blocks = np.zeros((len(fine), len(old)))
     spread_blocks[np.arange(len(fine)), inner] = 1.0
-    # A class without pairs (two different entries of a block of one) keeps a harmless value, its plain average.
+    # A class without pairs (two different entries of a block of one) keeps a harmless value, its plain
+    # average.
     return AxisMap((old,), (new,), pairs @ spread_pairs, blocks @ spread_blocks)
 
 
@@ -171,7 +178,10 @@ def common_blocks(a: Axis, b: Axis) -> Axis:
 
 
 def divisible(axis: Axis, inner: int) -> Axis:
-    """Return the axis itself if each block is a multiple of `inner`, else the coarsest partition (one block)."""
+    """Return the axis itself if each block is a multiple of `inner`.
+
+    Else the coarsest partition (one block).
+    """
     return axis if all(n % inner == 0 for n in axis) else (size(axis),)
 
 
@@ -189,7 +199,9 @@ def split(axis: Axis, inner: int) -> AxisMap:
 
 @lru_cache(maxsize=4096)
 def fuse(outer: Axis, inner: Axis) -> AxisMap:
-    """Map two neighbouring axes to their row-major product; `differ` becomes the average over the pairs that differ.
+    """Map two neighbouring axes to their row-major product.
+
+    `differ` becomes the average over the pairs that differ.
 
     Blocks of the outer axis survive, those of the inner axis are averaged.
     """
@@ -210,7 +222,10 @@ def fuse(outer: Axis, inner: Axis) -> AxisMap:
 
 @lru_cache(maxsize=4096)
 def take(axis: Axis, start: int, stop: int, step: int = 1) -> AxisMap:
-    """Map an axis to its slice [start:stop:step]; `recut` it at the slice's edges first to keep blocks exact."""
+    """Map an axis to its slice [start:stop:step].
+
+    `recut` it at the slice's edges first to keep blocks exact.
+    """
     edges = np.cumsum((0, *axis))
     counts = np.array(
         [
@@ -312,7 +327,10 @@ def _chain(strides: set[int]) -> bool:
 
 
 def _segments(a: list[int], b: list[int]) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    """Cut two factorisations of one number at the boundaries they share; each segment lists (from, to) of both."""
+    """Cut two factorisations of one number at the boundaries they share.
+
+    Each segment lists (from, to) of both.
+    """
     result: list[tuple[tuple[int, int], tuple[int, int]]] = []
     i = j = 0
     while i < len(a) or j < len(b):

@@ -89,7 +89,10 @@ def _at(array: Array, position: int, index: int) -> Array:
 
 
 def _between(a: Moments, k: int, b: Moments, m: int, position: int) -> Array:
-    """Return E[x y] for an entry x of block k of a and an entry y of block m of b, over the other axes' pair classes."""
+    """Return E[x y] for an entry x of block k of a and an entry y of block m of b.
+
+    Over the other axes' pair classes.
+    """
     rest = (*a.axes[:position], *a.axes[position + 1 :])
     f, g = (alg.absorbed(p.terms[0], p.axes) for p in (a, b))
     if f is not None and g is not None and _related(f, g, position):

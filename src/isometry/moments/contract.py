@@ -79,7 +79,10 @@ def _with_square(table: Array, extra: Array, axes: tuple[Axis, ...]) -> Array:
 
 
 def shares_latents(a: Moments, b: Moments) -> bool:
-    """Return whether both records depend on one latent, so that `contract` would take dependent tensors as independent."""
+    """Return whether both records depend on one latent.
+
+    So that `contract` would take dependent tensors as independent.
+    """
 
     def variables(m: Moments) -> set[tuple[object, frozenset[object]]]:
         return {(f.latent, frozenset(f.labels) - {None}) for t in m.terms for f in t.factors}
@@ -128,7 +131,10 @@ def average(m: Moments, dims: tuple[int, ...]) -> Moments:
 
 
 def positive(dims: Dims, table: Array, mean: Array) -> Moments:
-    """Return the record of lognormal entries with these moments: a sum of positive terms must not meet `rsqrt` below zero."""
+    """Return the record of lognormal entries with these moments.
+
+    A sum of positive terms must not meet `rsqrt` below zero.
+    """
     axes = tuple(a for d in dims for a in d)
     square = rec.diagonal(table, axes)
     spread = np.sqrt(np.log(np.maximum(square / np.maximum(mean**2, 1e-300), 1.0)))
@@ -179,7 +185,10 @@ def _spread(m: Moments, dim: int, axes: tuple[Axis, ...]) -> Moments:
 def _matmul(
     a: Array, pos_a: list[list[int]], b: Array, pos_b: list[list[int]], weights: Array, full: list[int]
 ) -> Array:
-    """Return Σ_s weights(s) a[c, i, s] b[c, j, s] as an array over (c, i, j); dims of length 1 are broadcast."""
+    """Return Σ_s weights(s) a[c, i, s] b[c, j, s] as an array over (c, i, j).
+
+    Dims of length 1 are broadcast.
+    """
     a = a.transpose([*pos_a[0], *pos_a[1], *pos_a[2]])
     b = b.transpose([*pos_b[0], *pos_b[1], *pos_b[2]])
     n = len(pos_a[0])

@@ -3,9 +3,11 @@
 For y = x·W with W of independent entries, E[y_k y_k′ | x] is proportional to x_k·x_k′. Its mean stands in the
 table; its fluctuation, of relative variance 1/d_eff = Σ_s m(s) C(s)²/(Σ x²)² with C the covariance of x's
 features, does not. It matters where two images of one x are contracted over k: there the T² pairs k ≠ k′ each
-add 1/d_eff, so that E[dq²] in attention grows by 1 + T/d_eff. Asymptotic in the width of x; the inner products
+add 1/d_eff, so that E[dq²] in attention grows by 1 + T/d_eff. Asymptotic in the width of x; the inner
+products
 are taken as those of normal rows, what
-neighbouring rows have in common (a softmax does not see it) is left out, and only pairs that agree on all other axes get the addition.
+neighbouring rows have in common (a softmax does not see it) is left out, and only pairs that agree on all
+other axes get the addition.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ Contraction = Callable[[Array, Array], Array]
 
 
 def images(m: Moments, summed: Sequence[int], other: Moments) -> tuple[Part, ...]:
-    """Return the inner products that a contraction of m (over axes at `summed`) with `other` passes on, as parts of m.
+    """Return the inner products that a contraction of m (over axes at `summed`) with `other` passes on.
+
+    They come as parts of m.
 
     Those that m's rows are images of already; or, where `other` has independent entries, those of m itself.
     """
@@ -46,7 +50,10 @@ def images(m: Moments, summed: Sequence[int], other: Moments) -> tuple[Part, ...
 
 
 def _own(m: Moments, labels: Sequence[Label]) -> Array:
-    """Return the variance that a row does not share with its neighbours, by block; rows run along the last axis kept."""
+    """Return the variance that a row does not share with its neighbours, by block.
+
+    Rows run along the last axis kept.
+    """
     rows = max((k for k, label in enumerate(labels) if label is not None), default=None)
     if rows is None or m.table.shape[rows] == 1:
         return m.variance
@@ -132,7 +139,7 @@ def passed_on(
 def shared(
     a: Moments, in_a: Sequence[Sequence[int]], b: Moments, in_b: Sequence[Sequence[int]], through: Contraction
 ) -> Array | None:
-    """Return what the fluctuation of inner products that a and b share adds to the square of their contraction.
+    """Return what the fluctuation of shared inner products adds to the square of a contraction of a and b.
 
     Args:
         a: First input.

@@ -102,7 +102,7 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._storages: dict[int, _Storage] = {}
         self._known: dict[object, tuple[list[Value | None], list[Value | None] | None]] = {}
 
-    # --- records of tensors ---------------------------------------------------------------------------------------
+    # --- records of tensors ---------------------------------------------------------------------------------
 
     def value(self, tensor: Tensor) -> Value | None:
         """Return the record of a tensor, or None where it has none."""
@@ -138,7 +138,10 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         entry.values[key] = value
 
     def write(self, tensor: Tensor, value: Value) -> None:
-        """Replace a tensor's record after a write in place: other views of its storage follow, its base included."""
+        """Replace a tensor's record after a write in place.
+
+        Other views of its storage follow, its base included.
+        """
         entry = self._storages.get(key_of(tensor)[0])
         if entry is None:
             self.assign(tensor, value)
@@ -190,7 +193,7 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return reg.transposed(m, tuple(sorted(range(rank), key=lambda k: view.args[1][k] % rank)))
         return reg.regrouped(m, tuple(view.base.shape))
 
-    # --- dispatch -------------------------------------------------------------------------------------------------
+    # --- dispatch -------------------------------------------------------------------------------------------
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -272,7 +275,7 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             "the model reads the value of a tensor that only real tensors have (.item() or a branch on data)"
         )
 
-    # --- evaluating -----------------------------------------------------------------------------------------------
+    # --- evaluating -----------------------------------------------------------------------------------------
 
     def _evaluate(self, func: Any, args: Any, kwargs: dict[str, Any], out: Any) -> list[Value | None]:
         """Return the records of an operation's outputs."""

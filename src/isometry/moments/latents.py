@@ -55,7 +55,10 @@ def coefficients(values: Array) -> Array:
 
 
 def spectrum(values: Array) -> Array:
-    """Return the Hermite coefficients and, last, the root of what they leave of E[f²], shape (..., ORDER + 1)."""
+    """Return the Hermite coefficients and, last, the root of what they leave of E[f²], shape (....
+
+    ORDER + 1).
+    """
     a = coefficients(values)
     rest = (values * values) @ WEIGHTS - np.einsum("...k,...k->...", a, a)
     return np.concatenate([a, np.sqrt(np.maximum(rest, 0.0))[..., None]], axis=-1)
@@ -93,7 +96,10 @@ def dual(f: Array, g: Array, rho: Array) -> Array:
 
 
 def conditional(values: Array, rho: Array) -> Array:
-    """Return E[f(z′) | z] at the nodes of z, for corr(z, z′) = rho, an array of the leading shape: Σ a_k ρ^k h_k(z)."""
+    """Return E[f(z′) | z] at the nodes of z, for corr(z, z′) = rho, an array of the leading shape.
+
+    Σ a_k ρ^k h_k(z).
+    """
     damped = coefficients(values) * rho[..., None] ** np.arange(ORDER)
     return np.asarray(damped @ _BASIS.T)
 
@@ -121,7 +127,9 @@ def quantiles(values: Array, probabilities: Array) -> Array:
 
 
 def correlation_for(values: Array, centred: Array) -> Array:
-    """Return the latent correlation ρ at which cov(f(z), f(z′)) equals `centred`, by inverting Σ_{k≥1} a_k² ρ^k.
+    """Return the latent correlation ρ at which cov(f(z), f(z′)) equals `centred`.
+
+    By inverting Σ_{k≥1} a_k² ρ^k.
 
     Args:
         values: f at the nodes, shape (nodes,).

@@ -78,7 +78,10 @@ def parts_of(terms: Sequence[Term], std: Array | None = None) -> tuple[Part, ...
 
 
 def grams_of(terms: Sequence[Term], std: Array | None = None) -> tuple[Part, ...]:
-    """Return the inner products that a sum of terms shares with others; sizes add as those of independents."""
+    """Return the inner products that a sum of terms shares with others.
+
+    Sizes add as those of independents.
+    """
     found: dict[object, Part] = {}
     for term in terms:
         for factor in term.factors:
@@ -100,7 +103,10 @@ def grams_of(terms: Sequence[Term], std: Array | None = None) -> tuple[Part, ...
 
 
 def summed(parts: Sequence[Part], positions: Sequence[int], axes: tuple[Axis, ...]) -> tuple[Part, ...]:
-    """Return the parts of a sum over axes (by position), which disappear: their labels are remembered as gone."""
+    """Return the parts of a sum over axes (by position), which disappear.
+
+    Their labels are remembered as gone.
+    """
     result = []
     for part in (p for p in parts if not isinstance(p.latent, Gram | Keys)):
         values, labels, gone = part.values, list(part.labels), part.gone
@@ -181,7 +187,10 @@ def covariance(f: Factor, g: Factor, axes: tuple[Axis, ...]) -> Array | None:
 
 
 def _meets(part: Part, factor: Factor) -> bool:
-    """Return whether a part is a function of the factor's variable, entry by entry or summed over its axes."""
+    """Return whether a part is a function of the factor's variable.
+
+    It may be so entry by entry, or summed over its axes.
+    """
     if part.latent != factor.latent:
         return False
     left = list(part.gone)
@@ -208,7 +217,10 @@ def _gone_at(part: Part, parent: Factor) -> list[int]:
 
 
 def _siblings(f: Factor, g: Factor, axes: tuple[Axis, ...]) -> Array | None:
-    """Return the covariance through the strongest common ancestor, whose correlations are taken as the mean of both."""
+    """Return the covariance through the strongest common ancestor.
+
+    The ancestor's correlations are taken as the mean of both.
+    """
     theirs = {p.key: p for p in g.parts}
     common = [
         (p, theirs[p.key])
@@ -223,7 +235,9 @@ def _siblings(f: Factor, g: Factor, axes: tuple[Axis, ...]) -> Array | None:
 
 
 def link(f: Factor, g: Factor, axes: tuple[Axis, ...]) -> tuple[Factor, Factor, Array] | None:
-    """Return (child, ancestor, φ) of two related factors at one entry; None where their relation is negligible.
+    """Return (child, ancestor, φ) of two related factors at one entry.
+
+    None where their relation is negligible.
 
     Where the one is no plain part of the other, φ is linear with the variables' covariance.
     """
@@ -252,9 +266,12 @@ def link(f: Factor, g: Factor, axes: tuple[Axis, ...]) -> tuple[Factor, Factor, 
 def surface_moments(
     f: Factor, g: Factor, phi: Array, made: Array, axes: tuple[Axis, ...]
 ) -> tuple[Array, Array]:
-    """Return second moments and mean of a function of two variables, where f's form has the part φ in g's variable z.
+    """Return second moments and mean of a function of two variables.
 
-    `made` is the function at the nodes of (z, ε), as `surface` gives it for f. With its Hermite coefficients c_jk, E = Σ c_jk²
+    f's form has the part φ in g's variable z.
+
+    `made` is the function at the nodes of (z, ε), as `surface` gives it for f. With its Hermite
+    coefficients c_jk, E = Σ c_jk²
     ρ_z^j ρ_ε^k. Exact at one entry.
     """
     form = form_of(f)
@@ -277,7 +294,10 @@ def surface_moments(
 
 
 def _summed_first(table: Array, axes: tuple[Axis, ...], positions: Sequence[int]) -> Array:
-    """Sum a pair array over the first entry of the pairs along some axes; it stays spread by the second entry's block."""
+    """Sum a pair array over the first entry of the pairs along some axes.
+
+    It stays spread by the second entry's block.
+    """
     for p in positions:
         axis = axes[p]
         b = len(axis)

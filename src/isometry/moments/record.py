@@ -1,4 +1,4 @@
-"""`Moments`: what the entries of a tensor would look like over random weights and inputs, and the algebra of such records.
+"""Records: what the entries of a tensor would look like over random weights and inputs.
 
 A record stands for an array of random variables. It holds
 
@@ -51,9 +51,12 @@ class Fused(NamedTuple):
 
 
 class Gram(NamedTuple):
-    """The inner products x_k·x_k′ of one tensor's rows, off their mean by a variance `fluctuation` (a share of |x|⁴).
+    """The inner products x_k·x_k′ of one tensor's rows.
 
-    Rows that are images of x under different random matrices share these inner products. `origin` is the latent of x, `features` label the axes
+    They lie off their mean by a variance `fluctuation` (a share of |x|⁴).
+
+    Rows that are images of x under different random matrices share these inner products. `origin` is the
+    latent of x, `features` label the axes
     summed over. A `Part` with a Gram
     in the place of a latent tells how large the image is, E[y²]^½ by block, in `values[..., 0]`.
     """
@@ -64,7 +67,9 @@ class Gram(NamedTuple):
 
 
 class Keys(NamedTuple):
-    """Marks a `Part` that tells how many keys a softmax's row sees, as Σu² of the row's mask, in `values[..., 0]`.
+    """Marks a `Part` that tells how many keys a softmax's row sees, as Σu² of the row's mask.
+
+    It stands in `values[..., 0]`.
 
     `mask` is what was added to the scores; where it is huge and negative the tensor is zero.
     """
@@ -174,7 +179,7 @@ class Moments:
         return np.maximum(self.square - self.mean**2, 0.0)
 
 
-# --- block arrays and pair arrays -----------------------------------------------------------------------------------
+# --- block arrays and pair arrays ---------------------------------------------------------------------------
 
 
 def diagonal(table: Array, axes: tuple[Axis, ...]) -> Array:
@@ -207,9 +212,12 @@ def outer(a: Array, b: Array, axes: tuple[Axis, ...]) -> Array:
 
 
 def dual(f: Array, g: Array, rho: Array, axes: tuple[Axis, ...]) -> Array:
-    """Return E[f(z) g(z′)] by pair class for two functions of one variable, given by block with the nodes last.
+    """Return E[f(z) g(z′)] by pair class for two functions of one variable.
 
-    The Hermite coefficients are taken by block and only then spread over pair classes. What they leave is exact within
+    They are given by block, with the nodes last.
+
+    The Hermite coefficients are taken by block and only then spread over pair classes. What they leave is
+    exact within
     a block, and between blocks it is taken as shared in the same proportion.
     """
     ours = latents.spectrum(f)

@@ -14,13 +14,16 @@ from isometry.moments.axes import Array, Axis, AxisMap, Move
 from isometry.moments.lineage import renamed
 from isometry.moments.record import Dims, Factor, Fused, Label, Moments, Part, Run, Term, diagonal, outer
 
-# --- regrouping -----------------------------------------------------------------------------------------------------
+# --- regrouping ---------------------------------------------------------------------------------------------
 
 
 def remap(
     m: Moments, position: int, how: AxisMap, labels: Callable[[tuple[Label, ...]], tuple[Label, ...]]
 ) -> Moments:
-    """Apply an axis map to every array of the record; `dims` come back as one dim per axis (set them afterwards)."""
+    """Apply an axis map to every array of the record.
+
+    `dims` come back as one dim per axis (set them afterwards).
+    """
     axes, stop = m.axes, position + len(how.taken)
     averaging = how.pairs.dtype.kind == "f"
     given = (*axes[:position], *how.given, *axes[stop:])
@@ -53,7 +56,10 @@ def remap(
 
 
 def _respread(values: Array, square: Array) -> Array:
-    """Stretch values about their mean until their second moment is `square`: averaged node values have lost spread."""
+    """Stretch values about their mean until their second moment is `square`.
+
+    Averaged node values have lost spread.
+    """
     own = latents.mean(values)
     spread = latents.mean((values - own[..., None]) ** 2)
     wanted = np.maximum(square - own**2, 0.0)
@@ -79,7 +85,10 @@ def _without_coef(term: Term, axes: tuple[Axis, ...]) -> Term:
 
 
 def _constant_factor(coef: Array, axes: tuple[Axis, ...]) -> Factor:
-    """Return constants that differ between blocks as a function of a latent with the right marginal, before averaging."""
+    """Return constants that differ between blocks as a function of a latent with the right marginal.
+
+    This is done before blocks are averaged.
+    """
     weights: Array = np.ones(1)
     for axis, n in zip(axes, coef.shape, strict=True):
         weights = np.multiply.outer(weights, np.asarray(axis, dtype=np.float64) if n > 1 else np.ones(1))
@@ -128,9 +137,10 @@ def _split_label(label: Label, inner: int) -> tuple[Label, Label]:
 def _fuse_labels(high: Label, low: Label, inner: int) -> Label:
     if high is None and low is None:
         return None
-    if isinstance(high, Run) and isinstance(low, Run) and high.base == low.base:
-        if low.offset == 0 and high.stride == low.stride * inner:
-            return Run(low.base, low.stride, high.offset)
+    if not isinstance(high, Run) or not isinstance(low, Run) or high.base != low.base:
+        return Fused(high, low, inner)
+    if low.offset == 0 and high.stride == low.stride * inner:
+        return Run(low.base, low.stride, high.offset)
     return Fused(high, low, inner)
 
 
@@ -155,7 +165,10 @@ def _with_axes(changed: Moments, dims: Dims, new: dict[int, tuple[Axis, ...]]) -
 
 
 def sliced(m: Moments, dim: int, start: int, stop: int, step: int) -> Moments:
-    """Return m[..., start:stop:step, ...] along a dim. Exact: the axis is cut into blocks at the slice's edges first."""
+    """Return m[..., start:stop:step, ...] along a dim.
+
+    Exact: the axis is cut into blocks at the slice's edges first.
+    """
     if len(m.dims[dim]) != 1:
         m = single_axis(m, dim)
     (position,) = m.positions(dim)
@@ -193,7 +206,10 @@ def selected(m: Moments, dim: int, index: int, *, keep: bool = False) -> Moments
 
 
 def _picked(m: Moments, position: int, index: int) -> Moments:
-    """Select one entry of an axis; the latents remember which, so that x[:, 0] and x[:, 1] stay different variables."""
+    """Select one entry of an axis.
+
+    The latents remember which, so that x[:, 0] and x[:, 1] stay different variables.
+    """
 
     def pinned(f: Factor) -> Factor:
         parts = tuple(replace(p, latent=renamed(p.labels, p.latent, position, index)) for p in f.parts)
@@ -246,7 +262,10 @@ def transposed(m: Moments, order: tuple[int, ...]) -> Moments:
 
 
 def widened(m: Moments, position: int, axes: tuple[Axis, ...]) -> Moments:
-    """Return the record with constant axes inserted before `position`; `dims` come back as one dim per axis."""
+    """Return the record with constant axes inserted before `position`.
+
+    `dims` come back as one dim per axis.
+    """
     new = [1] * len(axes)
 
     def wide(a: Array) -> Array:
@@ -266,7 +285,9 @@ def widened(m: Moments, position: int, axes: tuple[Axis, ...]) -> Moments:
 
 
 def broadcast(m: Moments, dims: Dims) -> Moments:
-    """Return the record broadcast to dims of the same rank: dims of size 1 become constant along the given axes.
+    """Return the record broadcast to dims of the same rank.
+
+    Dims of size 1 become constant along the given axes.
 
     Dims that have axes must have the same axes already (see `aligned`).
     """
@@ -278,7 +299,10 @@ def broadcast(m: Moments, dims: Dims) -> Moments:
 
 
 def aligned(a: Moments, b: Moments) -> tuple[Moments, Moments]:
-    """Return both records broadcast against each other and cut into the same axes and blocks, as an elementwise op needs."""
+    """Return both records broadcast against each other and cut into the same axes and blocks.
+
+    This is what an elementwise operation needs.
+    """
     rank = max(len(a.dims), len(b.dims))
     a = replace(a, dims=((),) * (rank - len(a.dims)) + a.dims)
     b = replace(b, dims=((),) * (rank - len(b.dims)) + b.dims)
@@ -289,7 +313,10 @@ def aligned(a: Moments, b: Moments) -> tuple[Moments, Moments]:
 
 
 def match_dims(a: Moments, i: int, b: Moments, j: int) -> tuple[Moments, Moments]:
-    """Return both records with dim i of a and dim j of b cut into the same axes and blocks; a dim of size 1 is left alone."""
+    """Return both records with dim i of a and dim j of b cut into the same axes and blocks.
+
+    A dim of size 1 is left alone.
+    """
     if a.dims[i] == b.dims[j] or not a.dims[i] or not b.dims[j]:
         return a, b
     a = with_sizes(a, i, tuple(ax.size(x) for x in b.dims[j]))

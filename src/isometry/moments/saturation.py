@@ -1,14 +1,15 @@
 """Exact moments of a softmax over n independent normal scores of variance v, however saturated.
 
-With X = e^{√v z}, L(t) = E[e^{−tX}] and M_p(t) = t^p E[X^p e^{−tX}], from 1/(ΣX)^p = ∫ t^{p−1} e^{−tΣX} dt / Γ(p):
+With X = e^{√v z}, L(t) = E[e^{−tX}] and M_p(t) = t^p E[X^p e^{−tX}], from 1/(ΣX)^p = ∫ t^{p−1} e^{−tΣX} dt
+/ Γ(p):
 
     Σ E[a²]     = n ∫ M₂ L^{n−1} dlog t
     Σ E[a³]     = n/2 ∫ M₃ L^{n−1} dlog t
     E[(Σ a²)²]  = n/6 ∫ M₄ L^{n−1} dlog t + n(n−1)/6 ∫ M₂² L^{n−2} dlog t
 
-Exact up to quadrature. The closed form Σ E[a²] ≈ e^v/(n − 1 + e^v) holds for small v or huge n only (at n = 64, v = 8 it says
-0.98 for 0.30); it becomes exact with v replaced by κ·v, which also serves for two rows of correlated scores (covariance κ·c):
-within 5 % up to v = 8, within 20 % at v = 40.
+Exact up to quadrature. The closed form Σ E[a²] ≈ e^v/(n − 1 + e^v) holds for small v or huge n only (at n =
+64, v = 8 it says 0.98 for 0.30); it becomes exact with v replaced by κ·v, which also serves for two rows of
+correlated scores (covariance κ·c): within 5 % up to v = 8, within 20 % at v = 40.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ def _curves(variance: float) -> tuple[Array, Array]:
 
 
 def moments(variance: float, n: Array) -> tuple[Array, Array]:
-    """Return Σ E[a²] and E[Σa² − 2Σa³ + (Σa²)²], the sum of squares of a row's gradient for i.i.d. unit ones behind it.
+    """Return Σ E[a²] and E[Σa² − 2Σa³ + (Σa²)²], the sum of squares of a row's gradient for i.i.d.
+
+    Unit ones behind it.
 
     Args:
         variance: Of the scores.
@@ -57,7 +60,10 @@ def moments(variance: float, n: Array) -> tuple[Array, Array]:
 
 
 def damping(variance: float, n: Array) -> Array:
-    """Return κ, by which covariances of scores are multiplied so that the closed form gives the exact Σ E[a²]."""
+    """Return κ.
+
+    By which covariances of scores are multiplied so that the closed form gives the exact Σ E[a²].
+    """
     n = np.asarray(n, dtype=np.float64)
     if variance <= 1e-4:
         return np.where(n > 1.5, 1.0 - 2.0 / np.maximum(n, 2.0), 1.0)
@@ -67,7 +73,10 @@ def damping(variance: float, n: Array) -> Array:
 
 
 def kept_share(square: Array, n: Array) -> Array:
-    """Return E[Σa² − 2Σa³ + (Σa²)²] / Σ E[a²] for a row with Σ E[a²] = `square`, by interpolation over the variance."""
+    """Return E[Σa² − 2Σa³ + (Σa²)²] / Σ E[a²] for a row with Σ E[a²] = `square`.
+
+    By interpolation over the variance.
+    """
     shape = np.broadcast_shapes(square.shape, n.shape)
     flat_n, flat = np.broadcast_to(n, shape).ravel(), np.broadcast_to(square, shape).ravel()
     counts, where = np.unique(np.round(flat_n, 3), return_inverse=True)

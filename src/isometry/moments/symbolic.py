@@ -42,7 +42,10 @@ class Lazy:
         return self.beside(alg.plain_dims(self.shape))
 
     def beside(self, dims: Dims) -> Moments:
-        """Return the moments on the axes and blocks that a tensor has which it meets, from up to `SAMPLES` entries per block."""
+        """Return the moments on the axes and blocks that a tensor has which it meets.
+
+        From up to `SAMPLES` entries per block.
+        """
         own = met_axes(self.shape, dims)
         if own not in self._cut:
             grid, small = [], []
@@ -94,7 +97,10 @@ def entries(value: Known, grid: Grid) -> Tensor:
 
 
 def pointwise(fn: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Known:
-    """Run an entrywise function on known tensors and numbers: at once where the result is small, else on demand."""
+    """Run an entrywise function on known tensors and numbers.
+
+    At once where the result is small, else on demand.
+    """
     tensors = [a for a in args if isinstance(a, Concrete | Lazy)]
     shape = np.broadcast_shapes(*[shape_of(a) for a in tensors])
     if prod(shape) <= LIMIT and all(isinstance(a, Concrete) for a in tensors):
@@ -109,7 +115,10 @@ def pointwise(fn: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Known:
 
 
 def evaluate(func: Any, args: Sequence[Any], kwargs: dict[str, Any], shape: tuple[int, ...]) -> Lazy | None:
-    """Return an operation on known tensors as a tensor told on demand; None for operations that mix entries."""
+    """Return an operation on known tensors as a tensor told on demand.
+
+    None for operations that mix entries.
+    """
     name = func._schema.name.split("::")[1]
     if name in _LAZY and isinstance(args[0], Concrete | Lazy):
         source = args[0]

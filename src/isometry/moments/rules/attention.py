@@ -25,10 +25,9 @@ import torch
 
 from isometry.moments import algebra as alg
 from isometry.moments import axes as ax
-from isometry.moments import latents, lineage
+from isometry.moments import latents, lineage, saturation
 from isometry.moments import record as rec
 from isometry.moments import regrouping as reg
-from isometry.moments import saturation
 from isometry.moments.axes import Array, Axis
 from isometry.moments.record import Keys, Moments, Part, Term
 from isometry.moments.rules.base import Context, NoRule, Shifted, rule
@@ -55,7 +54,10 @@ class Rows:
 
 
 def doubling(n: int) -> Axis:
-    """Return blocks of sizes 1, 1, 2, 4, … that add up to n; beyond 256 they grow faster, so that no more than 10 are made."""
+    """Return blocks of sizes 1, 1, 2, 4, … that add up to n.
+
+    Beyond 256 they grow faster, so that no more than 10 are made.
+    """
     growth = max(2.0, n ** (1 / 8))
     edges, edge = [0, 1], 1.0
     while edges[-1] < n:
@@ -111,7 +113,10 @@ def _pattern(shift: Known, shape: tuple[int, ...], rows: Sequence[int]) -> Array
 
 @lru_cache(maxsize=8)
 def _edge_blocks(shift: Known, shape: tuple[int, ...]) -> Axis | None:
-    """Where all rows are alike (a padding mask), cut keys where their weights jump, up to 8 blocks; else None."""
+    """Where all rows are alike (a padding mask), cut keys where their weights jump, up to 8 blocks.
+
+    Rows that are not alike give None.
+    """
     rows = sorted({int(r) for r in np.linspace(0, shape[-2] - 1, min(shape[-2], 64))})
     pattern = _pattern(shift, shape, rows)
     if bool((pattern != pattern[:, :1]).any()):
@@ -126,7 +131,10 @@ def _edge_blocks(shift: Known, shape: tuple[int, ...]) -> Axis | None:
 
 @lru_cache(maxsize=8)
 def rows_of(shift: Known, shape: tuple[int, ...], queries: Axis | None, keys: Axis) -> Rows:
-    """Sample pairs of rows for every pair class of the queries; samples of the leading dims are further samples."""
+    """Sample pairs of rows for every pair class of the queries.
+
+    Samples of the leading dims are further samples.
+    """
     starts = np.cumsum([0, *keys[:-1]])
     if queries is None:
         u = _pattern(shift, shape, [0])[:, 0]
@@ -230,7 +238,10 @@ def _marked(made: Moments, crowd: Array, shift: Known | None) -> Moments:
 
 
 def _crowd(a: Moments, key: int) -> Array:
-    """Return Σu² of the rows, a block array of the axes but the keys': as marked, or from the mean weights."""
+    """Return Σu² of the rows, a block array of the axes but the keys'.
+
+    As marked, or from the mean weights.
+    """
     for part in (p for t in a.terms for f in t.factors for p in f.parts):
         if isinstance(part.latent, Keys):
             return np.asarray(part.values[..., 0].take(0, axis=key))
@@ -258,7 +269,10 @@ def _damped(table: Array, rows: Rows, b: int) -> Array:
 
 
 def lognormal(dims: rec.Dims, table: Array, mean: Array) -> Moments:
-    """Return positive entries with these moments; correlations of the latent are taken from the entries' own."""
+    """Return positive entries with these moments.
+
+    Correlations of the latent are taken from the entries' own.
+    """
     axes = tuple(a for d in dims for a in d)
     square = rec.diagonal(table, axes)
     ratio = np.divide(
@@ -282,11 +296,12 @@ def lognormal(dims: rec.Dims, table: Array, mean: Array) -> Moments:
 
 @rule("_softmax_backward_data", accuracy="approximate")
 def softmax_backward(ctx: Context, g: Moments, a: Moments, dim: int, *_: Any) -> Moments:
-    """dS_k = a_k (g_k − Σ_j a_j g_j), with g independent of a:
+    """Gradient of the scores, dS_k = a_k (g_k − Σ_j a_j g_j), with g independent of a.
 
     E[dS_k dS′_k′] = E[a_k a′_k′]·(G(k,k′) − m_k − m′_k′ + s), m_k = Σ_j y′_j G(k,j), s = Σ E[a_j a′_j′]
     G(j,j′).
-    Approximate: y is the mean weight, which holds while no row is dominated by one key.
+    With y the mean weight, that holds while no row is dominated by one key; what saturation leaves of it is
+    exact for g's i.i.d. part and scores of equal variance (see `_saturated`), and approximate else.
     """
     dim %= len(g.dims)
     g, a = reg.aligned(reg.single_axis(g, dim), reg.single_axis(a, dim))
@@ -319,9 +334,12 @@ def softmax_backward(ctx: Context, g: Moments, a: Moments, dim: int, *_: Any) ->
 
 
 def _saturated(overlap: Array, counts: Array, axes: tuple[Axis, ...]) -> Array:
-    """Return E[dS dS′] relative to that of weights at their mean, which keeps 1 − Σ E[a a′], by pair class of the other axes.
+    """Return E[dS dS′] relative to that of weights at their mean, which keeps 1 − Σ E[a a′].
 
-    Of one row E[Σa² − 2Σa³ + (Σa²)²] is left, exactly for equal scores' variances; of two rows with independent weights
+    A pair array of the other axes.
+
+    Of one row E[Σa² − 2Σa³ + (Σa²)²] is left, exactly for equal scores' variances; of two rows with
+    independent weights
     (1 − Σa²)²; between them (for correlated rows) a weight fitted to simulation.
 
     Args:
@@ -342,7 +360,10 @@ def _saturated(overlap: Array, counts: Array, axes: tuple[Axis, ...]) -> Array:
 
 
 def _with_grams(made: Moments, g: Moments, a: Moments) -> Moments:
-    """Let the scores' gradient share the inner products that the weights' gradient shares, each weighted by a key's mean weight."""
+    """Let the scores' gradient share the inner products that the weights' gradient shares.
+
+    Each is weighted by a key's mean weight.
+    """
     (term,) = made.terms
     if not term.factors:
         return made

@@ -45,7 +45,10 @@ class Unknown:
 
 @dataclass(frozen=True, eq=False)
 class Shifted:
-    """A random tensor plus a known one that must not be read as variance: attention scores and their mask or bias."""
+    """A random tensor plus a known one that must not be read as variance.
+
+    Attention scores and their mask or bias.
+    """
 
     random: Moments
     shift: Known
@@ -94,7 +97,9 @@ RULES: dict[str, Rule] = {}
 def rule(
     *ops: str, accuracy: Accuracy, raw: tuple[int, ...] = ()
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register a function as the rule of the named operations (ATen overload packets, in-place twins included).
+    """Register a function as the rule of the named operations (ATen overload packets.
+
+    In-place twins included).
 
     Args:
         *ops: Names as in `torch.ops.aten`, without the overload; other namespaces as "namespace::name".

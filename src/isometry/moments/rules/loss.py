@@ -23,7 +23,10 @@ from isometry.moments.rules.pointwise import times
 
 @rule("_log_softmax", accuracy="asymptotic")
 def log_softmax(ctx: Context, x: Moments, dim: int, half: bool) -> Moments:
-    """X − log Σ e^x, with the sum's logarithm at its expectation: log n + v/2 above the row's mean. Assumes normal x, many classes."""
+    """X − log Σ e^x, with the sum's logarithm at its expectation: log n + v/2 above the row's mean.
+
+    Assumes normal x, many classes.
+    """
     dim %= len(x.dims)
     m = one_block(reg.single_axis(x, dim), (dim,))
     table = m.table - mean_over(m.table, m, (dim,))

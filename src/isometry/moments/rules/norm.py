@@ -21,7 +21,10 @@ from isometry.moments.rules.pointwise import times
 
 
 def one_block(m: Moments, dims: tuple[int, ...]) -> Moments:
-    """Return the record with the axes of these dims in one block each (what varies between blocks is averaged)."""
+    """Return the record with the axes of these dims in one block each.
+
+    (what varies between blocks is averaged).
+    """
     for p in (p for d in dims for p in m.positions(d)):
         m = reg.recut_axis(m, p, (ax.size(m.axes[p]),))
     return m
@@ -118,7 +121,10 @@ def layer_norm_backward(
     b: Any,
     mask: Any,
 ) -> tuple[Any, ...]:
-    """Gradients of layer normalisation. Assumes that x holds what the forward pass normalised; eps is taken as negligible."""
+    """Gradients of layer normalisation.
+
+    Assumes that x holds what the forward pass normalised; eps is taken as negligible.
+    """
     dims = _trailing(len(x.dims), normalized)
     outer_dims = tuple(range(len(x.dims) - len(normalized)))
     weighted = g if w is None else times(g, w)

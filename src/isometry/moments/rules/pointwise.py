@@ -182,7 +182,10 @@ def pow_(ctx: Context, a: Any, b: Any) -> Moments:
 
 @rule("where", accuracy="exact", raw=(0, 1, 2))
 def where(ctx: Context, condition: Any, a: Any, b: Any) -> Moments | Shifted:
-    """Choice: condition · a + (1 − condition) · b; a known condition with a huge negative number becomes a shift."""
+    """Choice: condition · a + (1 − condition) · b.
+
+    A known condition with a huge negative number becomes a shift.
+    """
     if isinstance(condition, Concrete | Lazy):
         for kept, x, fill in ((True, a, b), (False, b, a)):
             number = _number(fill)
@@ -216,7 +219,10 @@ def masked_fill(ctx: Context, x: Any, mask: Any, value: Any) -> Moments | Shifte
 
 
 def _zero_where(x: Moments, mask: Known) -> bool:
-    """Return whether a softmax's mask made x vanish wherever `mask` is true (looked up on a grid): the gradient of masked scores."""
+    """Return whether a softmax's mask made x vanish wherever `mask` is true (looked up on a grid).
+
+    The gradient of masked scores.
+    """
     parts = (p for t in x.terms for f in t.factors for p in f.parts)
     shift = next((p.latent.mask for p in parts if isinstance(p.latent, Keys)), None)
     if not isinstance(shift, Concrete | Lazy):
@@ -227,7 +233,7 @@ def _zero_where(x: Moments, mask: Known) -> bool:
     return bool((gone | ~masked).all())
 
 
-# --- every other pointwise operation --------------------------------------------------------------------------------
+# --- every other pointwise operation ------------------------------------------------------------------------
 
 
 def pointwise(
@@ -280,7 +286,10 @@ def joint(
 def _of_two(
     func: Callable[..., Any], args: list[Any], tensors: dict[int, Moments], kwargs: dict[str, Any], seed: bool
 ) -> Moments:
-    """Run func on the product of the nodes of two variables. Exact at one entry; see `lineage.surface_moments`."""
+    """Run func on the product of the nodes of two variables.
+
+    Exact at one entry; see `lineage.surface_moments`.
+    """
     reference = next(iter(tensors.values()))
     axes = reference.axes
     factors = {k: alg.absorbed(m.terms[0], axes) for k, m in tensors.items()}

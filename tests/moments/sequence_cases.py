@@ -303,7 +303,6 @@ COMPLEX = (
         (Input((6, 40), mean=0.5, shared=0.4),),
         draws=1000,
         tolerance=0.04,  # frequency 0 of a gradient is real, not circular
-,
     ),
 )
 

@@ -190,6 +190,7 @@ SPATIAL = (
 _PLACES = torch.rand(4, 6, 5, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64) * 1.8 - 0.9
 
 PARAMETRIC = (
+    Case("dropout of a half", lambda x: F.dropout(x, 0.5), (_X,), draws=1000),
     Case("prelu", lambda x, w: F.prelu(x, w), (_MAP, Input((6,), mean=0.25, std=0.3)), draws=1000),
     Case("prelu of one slope", lambda x, w: F.prelu(x, w), (_X, Input((1,), mean=0.25)), draws=2000),
     Case(

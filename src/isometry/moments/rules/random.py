@@ -9,6 +9,7 @@ import torch
 
 from isometry.moments import algebra as alg
 from isometry.moments import latents
+from isometry.moments import record as rec
 from isometry.moments.record import Moments
 from isometry.moments.rules.base import Context, rule
 
@@ -19,7 +20,10 @@ UNIFORM = torch.special.ndtr(torch.from_numpy(latents.NODES)).clamp(2.0**-53, 1.
 @rule("bernoulli_", "bernoulli", accuracy="exact")
 def bernoulli(ctx: Context, m: Moments, p: Any = None, **_: Any) -> Moments:
     """Independent draws of 0 and 1 with probability p (a number)."""
-    share = p if isinstance(p, int | float) else float(m.mean.mean())
+    if p is None and ctx.op == "bernoulli_":
+        p = 0.5  # its default, which is not dispatched
+    odds = p if isinstance(p, Moments) else m
+    share = float(p) if isinstance(p, int | float) else rec.average(odds.mean, odds.axes)
     values = latents.quantiles(np.array([0.0, 1.0]), np.array([1.0 - share, share]))
     if share in (0.0, 1.0):
         return alg.constant(ctx.shape, share)

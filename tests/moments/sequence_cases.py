@@ -156,6 +156,16 @@ ORDER = (
         draws=2000,
         tolerance=0.09,
     ),
+    Case(
+        "chosen by weight",
+        lambda x: x.scatter(
+            1, torch.multinomial(torch.softmax(x.detach(), -1), 3), torch.zeros_like(x[:, :3])
+        ),
+        (Input((6, 40), std=0.1),),
+        draws=1000,
+        tolerance=0.02,
+    ),
+    Case("counted", lambda x: x * torch.histc(x.detach(), 4, -1e3, 1e3).sum() / 240, (_X,)),
 )
 
 STATISTICS = (
@@ -212,6 +222,12 @@ LAYOUT = (
         tolerance=0.02,
     ),
     Case("as_strided", lambda x: x.as_strided((3, 20), (80, 2), 1), (_X,)),
+    Case(
+        "as_strided_scatter",
+        lambda x, y: torch.as_strided_scatter(x, y, (6, 20), (40, 2), 1),
+        (_X, Input((6, 20), mean=1.0, std=2.0)),
+        unread=frozenset(["output 0 pairs", "gradient 0 pairs"]),
+    ),
     Case("unfold", lambda x: x.unfold(1, 5, 3), (_X,)),
     Case("diagonal", lambda x: torch.diagonal(x, 1), (Input((6, 9), mean=0.5, shared=0.4),), draws=3000),
     Case("triangle", lambda x: x.tril(3), (Input((6, 9), mean=0.5, shared=0.4),), draws=3000),

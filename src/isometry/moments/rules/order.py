@@ -155,12 +155,6 @@ def argmax(ctx: Context, m: Moments, dim: int | None = None, keepdim: bool = Fal
     return Concrete(getattr(torch, ctx.op)(drawn, dim, keepdim))
 
 
-@rule("argsort", accuracy="approximate")
-def argsort(ctx: Context, m: Moments, *args: Any, **named: Any) -> Concrete:
-    """The places in order: one typical draw."""
-    return Concrete(torch.argsort(_places(ctx, m), *args, **named))
-
-
 @rule("multinomial", accuracy="approximate")
 def multinomial(ctx: Context, m: Moments, count: int, replacement: bool = False, **_: Any) -> Concrete:
     """Classes by their weights: one typical draw."""

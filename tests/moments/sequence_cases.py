@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from simulation import Case, Input
 from torch import Tensor
@@ -107,7 +109,7 @@ def _experts(x: Tensor, w: Tensor, offs: Tensor) -> Tensor:
     if x.is_meta:
         return torch._grouped_mm(x, w, offs=offs)
     ends = [0, *offs.tolist()]
-    return torch.cat([x[a:b] @ w[k] for k, (a, b) in enumerate(zip(ends[:-1], ends[1:], strict=True))])
+    return torch.cat([x[a:b] @ w[k] for k, (a, b) in enumerate(pairwise(ends))])
 
 
 ORDER = (

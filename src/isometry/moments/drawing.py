@@ -1,9 +1,10 @@
-"""One typical draw of a tensor that is known by its moments, for what depends on values: routing, sorting, counting.
+"""One typical draw of a tensor known by its moments, for what depends on values: routing, counting.
 
-Which expert a token goes to, or which entries pass a threshold, is an integer that no moment can tell, but code and
-shapes depend on it. Such integers are taken from one draw of the record itself: a field of normal variables with the
-latent's correlations (a sum of independent parts, one for each set of axes, as in an analysis of variance), passed
-through the record's values. What follows from them is then one typical case, not an average over all.
+Which expert a token goes to, or which entries pass a threshold, is an integer that no moment can tell, but
+code and shapes depend on it. Such integers are taken from one draw of the record itself: a field of normal
+variables with the latent's correlations (a sum of independent parts, one for each set of axes, as in an
+analysis of variance), passed through the record's values. What follows from them is then one typical case,
+not an average over all.
 """
 
 from __future__ import annotations
@@ -18,13 +19,15 @@ from torch import Tensor
 from isometry.moments import algebra as alg
 from isometry.moments import axes as ax
 from isometry.moments import latents
-from isometry.moments import record as rec
 from isometry.moments.axes import Array
 from isometry.moments.record import Moments
 
 
 def draw(m: Moments, seed: int) -> Tensor:
-    """Return one draw, a float64 tensor of the record's shape; exact for one block per axis, else on average over blocks."""
+    """Return one draw, a float64 tensor of the record's shape.
+
+    Exact for one block per axis, else on average over blocks.
+    """
     m = alg.collapse(m)
     sizes = tuple(ax.size(a) for a in m.axes)
     factor = alg.absorbed(m.terms[0], m.axes)
@@ -56,10 +59,11 @@ def _one_block(rho: Array, m: Moments) -> Array:
 
 
 def _field(rho: Array, sizes: tuple[int, ...], generator: np.random.Generator) -> Array:
-    """Return normal variables with correlations rho: Σ over sets U of axes √v_U · noise that varies along U alone.
+    """Return normal variables with correlations rho: Σ_U √v_U · noise along the axes U alone.
 
-    Two entries that differ on the axes S share the parts with U ∩ S = ∅, so that ρ[S] = Σ_{U ∩ S = ∅} v_U, which is
-    solved for v. Negative correlations, which a sum of independent parts cannot have, are taken as 0.
+    Two entries that differ on the axes S share the parts with U ∩ S = ∅, so that ρ[S] = Σ_{U ∩ S = ∅} v_U,
+    which is solved for v. Negative correlations, which a sum of independent parts cannot have, are taken as
+    0.
     """
     full = np.broadcast_to(rho, [2] * len(sizes))
     total = np.zeros(sizes)
@@ -74,12 +78,3 @@ def _field(rho: Array, sizes: tuple[int, ...], generator: np.random.Generator) -
             noise = generator.standard_normal([n if bit else 1 for n, bit in zip(sizes, u, strict=True)])
             total = total + np.sqrt(variance) * noise
     return total / max(float(np.sqrt(np.mean(total**2))), 1e-300) if prod(sizes) > 100 else total
-
-
-def number(m: Moments) -> float:
-    """Return a typical value of a tensor of one entry: its median."""
-    m = alg.collapse(m)
-    factor = alg.absorbed(m.terms[0], m.axes)
-    if factor is None:
-        return rec.average(m.mean, m.axes)
-    return float(np.interp(0.0, latents.NODES, factor.values.reshape(-1, factor.values.shape[-1])[0]))

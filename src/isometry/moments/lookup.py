@@ -1,9 +1,10 @@
 """Looking entries up by known indices, as a linear map of pair classes.
 
-If output entry p is input entry i(p), then a pair of outputs (p, q) has the moments of the inputs' pair (i(p), i(q)),
-whose class is known: so the output's table is the input's, averaged with the shares in which each class of output
-pairs meets each class of input pairs. The shares are counted exactly, by how many pairs have equal indices. Adding
-into entries by index is the transposed map. Exact for indices that do not depend on the values.
+If output entry p is input entry i(p), then a pair of outputs (p, q) has the moments of the inputs' pair
+(i(p), i(q)), whose class is known: so the output's table is the input's, averaged with the shares in which
+each class of output pairs meets each class of input pairs. The shares are counted exactly, by how many
+pairs have equal indices. Adding into entries by index is the transposed map. Exact for indices that do not
+depend on the values.
 """
 
 from __future__ import annotations
@@ -30,7 +31,10 @@ def blocks_of(axis: Axis, ids: Ids) -> Index:
 
 
 def runs(axis: Axis, ids: Ids) -> Axis:
-    """Return the output's axis for a one-dimensional index: cut where the input's block changes, if rarely."""
+    """Return the output's axis for a one-dimensional index.
+
+    Cut where the input's block changes, if rarely.
+    """
     edges = np.flatnonzero(np.diff(blocks_of(axis, ids))) + 1
     if len(edges) == 0 or len(edges) >= RUNS:
         return (len(ids),)
@@ -47,8 +51,8 @@ def counts(taken: Sequence[Axis], given: Sequence[Axis], ids: Sequence[Ids]) -> 
         ids: For each taken axis its indices.
 
     Returns:
-        Ordered pairs by (output pair class, input pair class), and entries by (output block, input block), each
-        side flattened in row-major order of its axes.
+        Ordered pairs by (output pair class, input pair class), and entries by (output block, input block),
+        each side flattened in row-major order of its axes.
     """
     grid = np.indices([size(a) for a in given]).reshape(len(given), prod(map(size, given)))
     codes = [c.reshape(-1) for c in ids]
@@ -106,7 +110,7 @@ def gathering(taken: Sequence[Axis], given: Sequence[Axis], ids: Sequence[Ids]) 
 
 
 def adding(taken: Sequence[Axis], given: Sequence[Axis], ids: Sequence[Ids]) -> AxisMap:
-    """Return the map of adding entries along the axes `taken` into those of `given`, one index per given axis."""
+    """Return the map of adding entries along the axes `taken` into `given`, one index per given axis."""
     pairs, blocks = _cached(tuple(given), tuple(taken), tuple(i.tobytes() for i in ids))
     n, m = np.ones(1), np.ones(1)
     for axis in given:

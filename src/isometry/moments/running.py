@@ -28,7 +28,7 @@ def run(func: Any, args: Any, kwargs: dict[str, Any], real: Real) -> Any:
     if name == "_grouped_mm" and args[0].is_meta:
         return _grouped_mm(*args, **kwargs)
     if name == "masked_select" and args[0].is_meta and (mask := real(args[1])) is not None:
-        shape = torch.broadcast_shapes(args[0].shape, mask.shape)
+        shape = args[0].shape if args[0].dim() >= mask.dim() else mask.shape
         return args[0].new_empty(int(mask.expand(shape).sum()))
     try:
         return func(*args, **kwargs)
@@ -91,7 +91,10 @@ def _on_values(func: Any, args: Any, kwargs: dict[str, Any], real: Real) -> Any:
 
 @contextmanager
 def unfused() -> Iterator[None]:
-    """Let real tensors take the kernels that are made of known operations: no oneDNN layers, no fused attention."""
+    """Let real tensors take the kernels that are made of known operations.
+
+    No oneDNN layers, no fused attention.
+    """
     onednn = torch.backends.mkldnn.flags(enabled=False)
     with onednn, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         yield

@@ -20,7 +20,7 @@ from isometry.moments.rules.pointwise import times
 def grouped_mm(
     ctx: Context, a: Moments, b: Moments, offs: Any = None, bias: Moments | None = None, out_dtype: Any = None
 ) -> Moments:
-    """Products of the rows between known offsets with one matrix each, or of both sides' stretches; as `mm`."""
+    """Products of the rows between known offsets with one matrix each, or of both stretches; as `mm`."""
     if len(a.dims) == len(b.dims) == 3:
         made = contract("emk,ekn->emn", a, b)
     else:

@@ -35,7 +35,10 @@ def _equal(ids: Any, rows: int) -> tuple[Array, rec.Dims]:
 
 @rule("embedding", accuracy="exact", raw=(1,))
 def embedding(ctx: Context, w: Moments, ids: Any, *_: Any) -> Moments:
-    """Rows of a table by known ids: two positions share a row where their ids are equal. Exact second moments."""
+    """Rows of a table by known ids.
+
+    Two positions share a row where their ids are equal. Exact second moments.
+    """
     w = reg.single_axis(w, 0)
     if not w.dims[0]:
         raise NoRule("a table of one row")
@@ -55,7 +58,10 @@ def embedding(ctx: Context, w: Moments, ids: Any, *_: Any) -> Moments:
 
 @rule("embedding_dense_backward", accuracy="exact", raw=(1,))
 def embedding_backward(ctx: Context, g: Moments, ids: Any, rows: int, *_: Any) -> Moments:
-    """Gradients summed into the rows they were looked up from. Assumes that the ids do not depend on the gradient."""
+    """Gradients summed into the rows they were looked up from.
+
+    Assumes that the ids do not depend on the gradient.
+    """
     share, dims = _equal(ids, rows)
     count = sum(len(d) for d in dims)
     for k in range(len(dims)):
@@ -101,8 +107,8 @@ def positions(ctx: Context, ids: Any) -> Tensor:
 def gathered(m: Moments, dims: Sequence[int], ids: Sequence[Tensor]) -> Moments:
     """Return the entries at known indices along some dims; the indices' own dims come first.
 
-    Exact second moments. The result stays a function of the same latents, of which two entries are one variable
-    where their indices are equal: their correlation is averaged over the pairs of a class.
+    Exact second moments. The result stays a function of the same latents, of which two entries are one
+    variable where their indices are equal: their correlation is averaged over the pairs of a class.
 
     Args:
         m: The record.
@@ -155,10 +161,10 @@ def _chosen(label: Label, ids: NDArray[np.int64], n: int) -> Label:
 
 
 def added(m: Moments, count: int, sizes: Sequence[int], ids: Sequence[Tensor]) -> Moments:
-    """Return zeros into which entries are added at known indices: the first `count` dims of m become dims of `sizes`.
+    """Return zeros with entries added at known indices: the first `count` dims of m become `sizes`.
 
-    Exact second moments; taken as normal. Entries that nothing is added to are blocks of their own where they lie
-    together.
+    Exact second moments; taken as normal. Entries that nothing is added to are blocks of their own where
+    they lie together.
     """
     for d in range(count):
         m = reg.single_axis(m, d)

@@ -1,8 +1,9 @@
 """What depends on order: largest and smallest entries, sorting, and the places they come from.
 
 Values follow from order statistics: with z = √r·u + √(1 − r)·e along the dim (r the correlation of two of its
-entries), the k-th largest entry is f(√r·u + √(1 − r)·e_(k)), sampled over a quasi-random lattice of u and of the
-order statistics of n independent normals. Places are integers that no moment can tell: they are one typical draw.
+entries), the k-th largest entry is f(√r·u + √(1 − r)·e_(k)), sampled over a quasi-random lattice of u and
+of the order statistics of n independent normals. Places are integers that no moment can tell: they are one
+typical draw.
 """
 
 from __future__ import annotations
@@ -84,8 +85,8 @@ def ranked(m: Moments, dim: int, k: int, *, largest: bool) -> Moments:
 def _samples(values: Array, n: int, k: int, shared: float, *, largest: bool) -> tuple[Array, Array]:
     """Return samples (samples, k) of the ordered entries, and others that share u with them.
 
-    The order statistics of n uniforms are running products of powers of uniforms (Rényi). A negative correlation
-    means that the entries' mean is held: part of it is taken away.
+    The order statistics of n uniforms are running products of powers of uniforms (Rényi). A negative
+    correlation means that the entries' mean is held: part of it is taken away.
     """
     drawn = n if shared < 0.0 and n <= WHOLE else k
     lattice = torch.quasirandom.SobolEngine(drawn + 1, scramble=True, seed=1)  # type: ignore[no-untyped-call]
@@ -216,7 +217,10 @@ def aminmax(
 
 @rule("eq", accuracy="asymptotic", raw=(0, 1))
 def eq(ctx: Context, a: Any, b: Any) -> Moments:
-    """Equality with an extreme over dims marks one of its entries, as backward needs; else as any pointwise operation."""
+    """Equality with an extreme over dims marks one of its entries, as backward needs.
+
+    Else as any pointwise operation.
+    """
     for x, y in ((a, b), (b, a)):
         latent = (
             next((f.latent for t in x.terms for f in t.factors), None) if isinstance(x, Moments) else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,10 @@ PICKS = 48  # places per block at which the running sum is looked at
 
 @rule("cumsum", accuracy="exact")
 def cumsum(ctx: Context, m: Moments, dim: int, **_: Any) -> Moments:
-    """Running sums along a dim, whose entries grow: blocks that double in size. Exact second moments, block by block."""
+    """Running sums along a dim, whose entries grow.
+
+    Blocks that double in size. Exact second moments, block by block.
+    """
     if not m.dims:
         return m
     dim %= len(m.dims)
@@ -47,7 +51,7 @@ def _maps(taken: Axis, given: Axis) -> tuple[Array, Array]:
     starts = np.cumsum((0, *given))
     places = [
         np.unique(np.linspace(lo, hi - 1, min(PICKS, hi - lo)).round().astype(np.int64))
-        for lo, hi in zip(starts[:-1], starts[1:], strict=True)
+        for lo, hi in pairwise(starts)
     ]
     left, right = ax.sides(given)
     rows = []

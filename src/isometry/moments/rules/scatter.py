@@ -43,8 +43,8 @@ def _back(m: Moments, dims: Sequence[int]) -> Moments:
 def put(base: Moments, source: Moments, dims: Sequence[int], ids: Sequence[Tensor], *, add: bool) -> Moments:
     """Return base with source written, or added, at known indices of some dims.
 
-    Exact second moments; source has the indices' dims first and is independent of base. Places must not be written
-    twice.
+    Exact second moments; source has the indices' dims first and is independent of base. Places must not be
+    written twice.
     """
     sizes = [base.shape[d] for d in dims]
     flat = _flat(ids, sizes)
@@ -191,7 +191,10 @@ def scatter_reduce(
 
 @rule("masked_scatter", accuracy="exact", raw=(1,))
 def masked_scatter(ctx: Context, m: Moments, mask: Any, source: Moments) -> Moments:
-    """The source's entries, in order, where a known mask is true; a mask that repeats along trailing dims writes rows."""
+    """The source's entries, in order, where a known mask is true.
+
+    A mask that repeats along trailing dims writes rows.
+    """
     where, row = _rows(positions(ctx, mask), m.shape)
     hit = where.nonzero(as_tuple=True)
     rows = prod(source.shape) // prod(row)

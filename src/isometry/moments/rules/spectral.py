@@ -46,8 +46,8 @@ def view_as_real(ctx: Context, m: Moments, *_: Any) -> Moments:
 def fft(ctx: Context, m: Moments, dims: Sequence[int], norm: int, last: Any) -> Moments:
     """One dim after the other: frequency 0 is a block of its own.
 
-    With C the entries' second moments, E|X_0|² = Σ C[t, t′] and the others share what Parseval leaves; pairs of
-    frequencies get the average over all pairs. Exact for entries that are alike along the dim.
+    With C the entries' second moments, E|X_0|² = Σ C[t, t′] and the others share what Parseval leaves;
+    pairs of frequencies get the average over all pairs. Exact for entries that are alike along the dim.
     """
     rank, count = len(m.dims), 1
     for d in reversed([d % rank for d in dims]):

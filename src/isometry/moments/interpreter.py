@@ -220,14 +220,18 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if values[0] is not None:
                 self.write(args[0], values[0])
             return out
+        self._assign_all(outputs, values)
+        if args and isinstance(args[0], Tensor):
+            self._remember_view(func, args, outputs)
+        return out
+
+    def _assign_all(self, outputs: list[Tensor], values: list[Value | None]) -> None:
+        """Give the outputs of an operation their records."""
         for tensor, value in zip(outputs, values, strict=True):
             if not (tensor.is_meta or tensor.is_floating_point() or tensor.is_complex()):
                 value = Concrete(tensor.detach().clone())  # the real carrier: integers and masks have values
             if value is not None:
                 self.assign(tensor, value)
-        if args and isinstance(args[0], Tensor):
-            self._remember_view(func, args, outputs)
-        return out
 
     def _reshape(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Let a tensor become another view of its storage."""

@@ -125,6 +125,12 @@ NORMS = (
         tolerance=0.04,
     ),
     Case(
+        "batch_norm before groups",
+        lambda x, v: F.conv2d(F.relu(F.batch_norm(x, None, None, training=True)), v, groups=4, padding=1),
+        (_WIDE, Input((8, 2, 3, 3))),
+        tolerance=0.04,
+    ),
+    Case(
         "batch_norm in evaluation",
         lambda x, w, b, m, v: F.batch_norm(x, m, v, w, b, training=False),
         (_WIDE, _SCALE, _SHIFT),

@@ -16,7 +16,7 @@ from isometry.moments.rules.linear import with_shape
 
 @rule("view", "_unsafe_view", "reshape", "_reshape_alias", accuracy="exact")
 def view(ctx: Context, m: Moments, *_: Any) -> Moments:
-    """Regroup the axes; axes that straddle the new dims and do not divide are fused (averages over pairs that differ)."""
+    """Regroup the axes; those that straddle the new dims and do not divide are fused (averaged over pairs)."""
     return reg.regrouped(m, ctx.shape)
 
 
@@ -142,7 +142,10 @@ def slice_backward(
 
 
 def _interleaved(g: Moments, sizes: Sequence[int], dim: int, step: int) -> Moments:
-    """Put a gradient on every step-th entry: zeros along a new inner axis, where the entry is the first (order is not kept)."""
+    """Put a gradient on every step-th entry: zeros along a new inner axis, where the entry is the first.
+
+    The order of entries is not kept.
+    """
     shape = (*sizes[:dim], sizes[dim] // step, step, *sizes[dim + 1 :])
     inner = unsqueeze(Context("unsqueeze", (shape,)), g, dim + 1)
     return reg.regrouped(placed(inner, shape, dim + 1, 0), tuple(sizes))

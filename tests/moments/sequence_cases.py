@@ -71,6 +71,7 @@ SCATTER = (
         (_COLUMNS,),
         unread=frozenset(["output 0 pairs"]),
     ),
+    Case("overwritten by a number", lambda x: x + x.detach().clone().fill_(2.0), (_X,)),
     Case("index_copy", lambda x, y, i: x.index_copy(1, i, y), (_X, Input((6, 3), mean=1.0)), (_COLUMNS,)),
     Case("index_fill", lambda x, i: x.index_fill(1, i, 2.0), (_X,), (_COLUMNS,)),
     Case("scatter_add", lambda x, y, i: x.scatter_add(1, i, y), (_X, Input((6, 17), shared=0.4)), (_PLACES,)),

@@ -203,7 +203,7 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return self._scalar(args[0])
         if name in _RESHAPING:
             return self._reshape(func, args, kwargs)
-        if name not in RULES and not func.is_view and torch.Tag.pointwise not in func.tags:
+        if name not in RULES and torch.Tag.pointwise not in func.tags:
             with self:
                 out = running.decomposed(func, args, kwargs)
             if out is not NotImplemented:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -87,17 +86,6 @@ def _on_values(func: Any, args: Any, kwargs: dict[str, Any], real: Real) -> Any:
         return type(x)(empty(y) for y in x) if isinstance(x, list | tuple) else x
 
     return empty(out)
-
-
-@contextmanager
-def unfused() -> Iterator[None]:
-    """Let real tensors take the kernels that are made of known operations.
-
-    No oneDNN layers, no fused attention.
-    """
-    onednn = torch.backends.mkldnn.flags(enabled=False)
-    with onednn, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-        yield
 
 
 def decomposed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:

@@ -55,7 +55,7 @@ class Cost(NamedTuple):
 
 
 def rivals(*runs: Callable[[], Any], budget: float, least: int = 3, most: int = 301) -> list[Cost]:
-    """Median cost of each, timed in turn, to and fro, until the budget of seconds is spent."""
+    """Median cost of each, timed in turn, back and forth, until the budget of seconds is spent."""
     times: list[list[Cost]] = [[] for _ in runs]
     for run in runs:
         run()

@@ -101,7 +101,7 @@ def test_tied_parameters_are_written_once_under_their_first_name():
 @pytest.mark.parametrize(
     ("laws", "options", "error", "words"),
     [
-        ({"0.wieght": Normal(1.0)}, {}, NotFoundError, "'0.wieght': did you mean '0.weight'?"),
+        ({"0.weights": Normal(1.0)}, {}, NotFoundError, "'0.weights': did you mean '0.weight'?"),
         ({"zzz": Normal(1.0)}, {}, NotFoundError, "no parameter named 'zzz'"),
         ({"0.weight": 0.02}, {}, InvalidTypeError, "'0.weight' needs a distribution"),
         ({"0.weight": Normal(1.0)}, {"seed": 0.5}, InvalidTypeError, "seed must be an integer"),

@@ -9,7 +9,7 @@ import typer
 
 from isometry import cli
 from isometry.__main__ import main
-from isometry.comparison import Comparison
+from isometry.compare.comparison import Comparison
 from isometry.profile import Profile
 
 SOURCE = """

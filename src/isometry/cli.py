@@ -20,11 +20,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from isometry import contenders, demo
-from isometry.compare import DEFAULT_INITS, compare
+from isometry import demo
+from isometry.compare import DEFAULT_INITS, compare, contenders
 from isometry.compare import Progress as Report
-from isometry.comparison import Comparison
-from isometry.contenders import Start
+from isometry.compare.comparison import Comparison
+from isometry.compare.contenders import Start
+from isometry.compare.training import OPTIMIZERS
 from isometry.datasets import DATASETS
 from isometry.errors import InvalidValueError, IsometryError, IsometryWarning, MissingExtraError
 from isometry.gain import Direction, describe, gain
@@ -33,7 +34,6 @@ from isometry.measure import measure
 from isometry.strictjson import dump, parse
 from isometry.tables import Table
 from isometry.targets import builder, find, parse_arguments
-from isometry.training import OPTIMIZERS
 
 app = typer.Typer(
     name="isometry",

@@ -10,6 +10,7 @@ from isometry.activations import ActivationLike
 from isometry.errors import InvalidValueError
 from isometry.fans import Fans, Mode
 from isometry.gain import mirrored_slope
+from isometry.init.mirrored import Mirrored, Part
 from isometry.init.scaling import (
     Axes,
     activation_parameter,
@@ -18,9 +19,8 @@ from isometry.init.scaling import (
     tensor_fans,
     variance_scaling_,
 )
-from isometry.mirrored import Mirrored, Part
+from isometry.init.structured import DeltaOrthogonal, Orthogonal, check_scale
 from isometry.sampling import fill_
-from isometry.structured import DeltaOrthogonal, Orthogonal, check_scale
 
 
 def orthogonal_(

@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from isometry.bounded import bounded_normal
 from isometry.errors import InvalidValueError
+from isometry.init.bounded import bounded_normal
 from isometry.init.scaling import check_weight
 from isometry.sampling import Constant, Normal, Uniform, fill_, fill_keyed_
 

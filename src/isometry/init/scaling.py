@@ -11,9 +11,9 @@ from isometry.errors import InvalidTypeError, InvalidValueError
 from isometry.fans import Fans, Mode, check_mode, fans_of_layout
 from isometry.gain import Direction
 from isometry.gain import gain as gain_of
+from isometry.init.structured import Kind, check_finite, of_kind
 from isometry.layout import Axis, grouped, layout_of_axes
 from isometry.sampling import fill_
-from isometry.structured import Kind, check_finite, of_kind
 
 _DIRECTIONS: dict[Mode, Direction] = {
     "fan_in": "forward",

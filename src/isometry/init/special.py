@@ -8,9 +8,9 @@ from torch import Tensor
 
 from isometry.errors import InvalidValueError
 from isometry.init.scaling import Axes, check_weight, gain_squared, is_double, tensor_fans
+from isometry.init.structured import ICNR, Chrono, Identity, Kind, Sparse, of_kind
 from isometry.layout import grouped
 from isometry.sampling import Uniform, fill_, fill_keyed_
-from isometry.structured import ICNR, Chrono, Identity, Kind, Sparse, of_kind
 
 
 def siren_uniform_(

@@ -7,7 +7,7 @@ from torch import nn
 from isometry.compare import compare
 from isometry.compare.contenders import STARTS, contender
 from isometry.compare.training import Budget, train
-from isometry.datasets import Data, digits
+from isometry.datasets import Data, characters, digits
 from isometry.errors import InvalidTypeError, InvalidValueError, ModelError, NotFoundError
 
 
@@ -214,7 +214,7 @@ def test_character_models_are_compared_too():
         def forward(self, tokens):
             return self.head(self.act(self.mix(self.table(tokens))))
 
-    data = isometry.datasets.characters(block=16, modules=("heapq", "textwrap"))
+    data = characters(block=16, modules=("heapq", "textwrap"))
     found = compare(Next, data, inits=("torch", "kaiming"), steps=3, lr=0.5)
     assert isinstance(data, Data)
     assert found.chance == pytest.approx(1 / data.classes)

@@ -31,7 +31,7 @@ from isometry.errors import InvalidValueError, IsometryError, IsometryWarning, M
 from isometry.gain import Direction, describe, gain
 from isometry.gain_table import gain_table
 from isometry.measure import measure
-from isometry.strictjson import dump, parse
+from isometry.strictjson import dump
 from isometry.tables import Table
 from isometry.targets import builder, find, parse_arguments
 
@@ -300,7 +300,7 @@ def _compare(
             one = compare(build, data, activation=phi, title=_title(target), progress=report, **options)
             _show(console, one, out)
     if target is None:
-        _write_json(dump({name: parse(one.to_json()) for name, one in found.items()}), json)
+        _write_json(dump({name: one.to_data() for name, one in found.items()}), json)
     else:
         _write_json(one.to_json(), json)
 

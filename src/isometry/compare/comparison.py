@@ -1,31 +1,19 @@
 """The record of a comparison: one `Entry` per start, with a table, a sentence each, plots and JSON."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Self, overload
+from typing import Any, ClassVar, Self, overload
 
 from isometry.compare.training import Run
 from isometry.compare.verdicts import Evidence, arrow, evidence, hidden, sentence
 from isometry.errors import InvalidValueError, NotFoundError
 from isometry.plots import curves, lines_by_depth
 from isometry.profile import Profile
-from isometry.strictjson import (
-    check_schema,
-    dump,
-    expect,
-    number_from_data,
-    number_to_data,
-    parse,
-    read_text,
-    refuse_unknown,
-)
+from isometry.strictjson import Record, expect, number_from_data, number_to_data, refuse_unknown
 from isometry.tables import Table, compact, percent
-
-SCHEMA = "isometry.comparison"
-VERSION = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +52,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Comparison(Sequence[Entry]):
+class Comparison(Record, Sequence[Entry]):
     """What `compare` found; a sequence of `Entry`, also by name: `comparison["kaiming"]`.
 
     Args:
@@ -75,6 +63,8 @@ class Comparison(Sequence[Entry]):
         entries: one per start, in the order asked for.
         skipped: `(name, reason)` of every start that this model cannot have.
     """
+
+    schema: ClassVar[str] = "isometry.comparison"
 
     title: str
     data: str
@@ -204,50 +194,21 @@ class Comparison(Sequence[Entry]):
             for number, name in enumerate(names, 1)
         }
 
-    def to_json(self) -> str:
-        """Write the comparison as strict JSON with a versioned schema.
-
-        Returns:
-            The text.
-        """
-        return dump(
-            {
-                "schema": SCHEMA,
-                "version": VERSION,
-                "title": self.title,
-                "data": self.data,
-                "chance": self.chance,
-                "threshold": self.threshold,
-                "entries": [_entry_to_data(entry) for entry in self.entries],
-                "skipped": [list(pair) for pair in self.skipped],
-                "sentences": self.sentences(),
-            }
-        )
-
-    def save(self, path: str | Path) -> None:
-        """Write the comparison to a JSON file.
-
-        Args:
-            path: the file; an existing one is replaced.
-        """
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(self.to_json() + "\n", encoding="utf-8")
+    def contents(self) -> dict[str, Any]:
+        """The entries of the JSON form besides schema and version."""
+        return {
+            "title": self.title,
+            "data": self.data,
+            "chance": self.chance,
+            "threshold": self.threshold,
+            "entries": [_entry_to_data(entry) for entry in self.entries],
+            "skipped": [list(pair) for pair in self.skipped],
+            "sentences": self.sentences(),
+        }
 
     @classmethod
-    def from_json(cls, text: str) -> Self:
-        """Read a comparison from the text that `to_json` wrote.
-
-        Args:
-            text: the JSON text.
-
-        Returns:
-            The comparison, equal to the one that was written.
-
-        Raises:
-            InvalidValueError: the text is no JSON, no comparison, or of an unknown version.
-        """
-        table = parse(text)
-        check_schema(table, SCHEMA, VERSION)
+    def from_contents(cls, table: Mapping[str, Any]) -> Self:
+        """Make a comparison from what `contents` gave."""
         entries = expect(table.get("entries"), list, "entries")
         skipped = expect(table.get("skipped"), list, "skipped")
         return cls(
@@ -258,22 +219,6 @@ class Comparison(Sequence[Entry]):
             entries=tuple(_entry_from_data(entry, f"entries[{i}]") for i, entry in enumerate(entries)),
             skipped=tuple(_pair_from_data(pair, f"skipped[{i}]") for i, pair in enumerate(skipped)),
         )
-
-    @classmethod
-    def load(cls, path: str | Path) -> Self:
-        """Read a comparison from a file that `save` wrote.
-
-        Args:
-            path: the file.
-
-        Returns:
-            The comparison.
-
-        Raises:
-            NotFoundError: there is no such file.
-            InvalidValueError: the file holds no comparison.
-        """
-        return cls.from_json(read_text(path))
 
 
 # --- cells --------------------------------------------------------------------------------------------------
@@ -321,7 +266,7 @@ def _entry_to_data(entry: Entry) -> dict[str, Any]:
         "name": entry.name,
         "description": entry.description,
         "lr": entry.lr,
-        "profile": parse(entry.profile.to_json()),
+        "profile": entry.profile.to_data(),
         "runs": [_run_to_data(run) for run in entry.runs],
     }
 

@@ -5,21 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self, cast, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast, get_args
 
 from isometry.errors import InvalidValueError
 from isometry.plots import heat_map
 from isometry.profile import Profile
-from isometry.strictjson import (
-    check_schema,
-    dump,
-    expect,
-    number_from_data,
-    number_to_data,
-    parse,
-    read_text,
-    refuse_unknown,
-)
+from isometry.strictjson import Record, expect, number_from_data, number_to_data, refuse_unknown
 from isometry.tables import Column, Table, compact
 
 if TYPE_CHECKING:
@@ -36,9 +27,6 @@ Symptom = Literal[
     "saturated units",
 ]
 Side = Literal["forward", "backward"]
-
-SCHEMA = "isometry.history"
-VERSION = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +70,7 @@ class Snapshot:
 
 
 @dataclass(frozen=True, slots=True)
-class History:
+class History(Record):
     """The observed steps of a training run, in order, with everything that was found.
 
     Attributes:
@@ -94,6 +82,8 @@ class History:
         >>> History.from_json(history.to_json()) == history
         True
     """
+
+    schema: ClassVar[str] = "isometry.history"
 
     snapshots: tuple[Snapshot, ...] = ()
     findings: tuple[Finding, ...] = ()
@@ -177,77 +167,33 @@ class History:
             path=path,
         )
 
-    def to_json(self) -> str:
-        """Write the history as strict JSON with a versioned schema.
-
-        Returns:
-            The text.
-        """
-        return dump(
-            {
-                "schema": SCHEMA,
-                "version": VERSION,
-                "snapshots": [
-                    {
-                        "step": snapshot.step,
-                        "loss": number_to_data(snapshot.loss),
-                        "profile": snapshot.profile.to_data(),
-                        "updates": {name: number_to_data(ratio) for name, ratio in snapshot.updates.items()},
-                    }
-                    for snapshot in self.snapshots
-                ],
-                "findings": [
-                    {part.name: getattr(finding, part.name) for part in fields(Finding)}
-                    for finding in self.findings
-                ],
-            }
-        )
-
-    def save(self, path: str | Path) -> None:
-        """Write the history to a JSON file.
-
-        Args:
-            path: The file; an existing one is replaced.
-        """
-        Path(path).write_text(self.to_json() + "\n", encoding="utf-8")
+    def contents(self) -> dict[str, Any]:
+        """The entries of the JSON form besides schema and version."""
+        return {
+            "snapshots": [
+                {
+                    "step": snapshot.step,
+                    "loss": number_to_data(snapshot.loss),
+                    "profile": snapshot.profile.to_data(),
+                    "updates": {name: number_to_data(ratio) for name, ratio in snapshot.updates.items()},
+                }
+                for snapshot in self.snapshots
+            ],
+            "findings": [
+                {part.name: getattr(finding, part.name) for part in fields(Finding)}
+                for finding in self.findings
+            ],
+        }
 
     @classmethod
-    def from_json(cls, text: str) -> Self:
-        """Read a history from the text that `to_json` wrote.
-
-        Args:
-            text: The JSON text.
-
-        Returns:
-            The history, equal to the one that was written.
-
-        Raises:
-            InvalidValueError: The text is no JSON, no history, or of a version this package does not know.
-        """
-        data = parse(text)
-        check_schema(data, SCHEMA, VERSION)
-        snapshots = expect(data.get("snapshots"), list, "snapshots")
-        findings = expect(data.get("findings"), list, "findings")
+    def from_contents(cls, table: Mapping[str, Any]) -> Self:
+        """Make a history from what `contents` gave."""
+        snapshots = expect(table.get("snapshots"), list, "snapshots")
+        findings = expect(table.get("findings"), list, "findings")
         return cls(
             snapshots=tuple(_snapshot(entry, f"snapshots[{index}]") for index, entry in enumerate(snapshots)),
             findings=tuple(_finding(entry, f"findings[{index}]") for index, entry in enumerate(findings)),
         )
-
-    @classmethod
-    def load(cls, path: str | Path) -> Self:
-        """Read a history from a file that `save` wrote.
-
-        Args:
-            path: The file.
-
-        Returns:
-            The history.
-
-        Raises:
-            NotFoundError: There is no such file.
-            InvalidValueError: The file holds no history.
-        """
-        return cls.from_json(read_text(path))
 
 
 def _snapshot(data: object, what: str) -> Snapshot:

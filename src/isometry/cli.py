@@ -151,11 +151,13 @@ def _gain(
     activations = [find(name) if ":" in name else name for name in names]
     is_gated = True if gated else None
     if direction is not None:
-        for name, activation in zip(names, activations, strict=True):
-            value = gain(
-                activation, direction=cast("Direction", direction), gated=is_gated, mean=mean, std=std
-            )
-            typer.echo(f"{name} {value:.9g}")
+        gains = {
+            name: gain(activation, direction=cast("Direction", direction), gated=is_gated, mean=mean, std=std)
+            for name, activation in zip(names, activations, strict=True)
+        }
+        for name, value in gains.items():
+            typer.echo(f"{name} {value:.9g}", err=json == "-")
+        _write_json(dump(gains), json)
         return
     found = [describe(activation, gated=is_gated, mean=mean, std=std) for activation in activations]
     console = _console(json)
@@ -239,8 +241,9 @@ def _compare(
     init: Annotated[
         list[str] | None,
         typer.Option(
+            metavar="START",
             help=f"A start: {', '.join(contenders.STARTS)}, or where:callable of your own. May be repeated; "
-            f"left out: {', '.join(map(str, DEFAULT_INITS))} (the demo: all)."
+            f"left out: {', '.join(map(str, DEFAULT_INITS))} (the demo: all).",
         ),
     ] = None,
     arg: Arguments = None,
@@ -249,15 +252,18 @@ def _compare(
     lr: Annotated[
         list[float] | None,
         typer.Option(
+            metavar="RATE",
             help=f"Learning rate. Repeated: every start keeps its best. Left out: {_DEFAULT['lr']} "
-            f"(the demo: {', '.join(map(str, demo.RATES))})."
+            f"(the demo: {', '.join(map(str, demo.RATES))}).",
         ),
     ] = None,
     optimizer: Annotated[str, typer.Option(help=f"One of {', '.join(OPTIMIZERS)}.")] = _DEFAULT["optimizer"],
     batch_size: Annotated[int, typer.Option(help="Samples per step.")] = _DEFAULT["batch_size"],
     seed: Annotated[
         list[int] | None,
-        typer.Option(help="Of weights and batches. Repeated: the median run is shown. Left out: 0."),
+        typer.Option(
+            metavar="SEED", help="Of weights and batches. Repeated: the median run is shown. Left out: 0."
+        ),
     ] = None,
     threshold: Annotated[float, typer.Option(help="Test accuracy that counts as learnt.")] = _DEFAULT[
         "threshold"
@@ -313,7 +319,7 @@ def _with_bare_json(arguments: Sequence[str]) -> list[str]:
     read: list[str] = []
     for here, after in zip_longest(arguments, arguments[1:]):
         read.append(here)
-        if here == "--json" and (after is None or after.startswith("-")):
+        if here == "--json" and (after is None or (after.startswith("-") and after != "-")):
             read.append("-")
     return read
 

@@ -20,7 +20,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from isometry.activations import resolve
-from isometry.errors import InvalidTypeError, InvalidValueError, ModelError, NotFoundError
+from isometry.errors import InvalidTypeError, InvalidValueError, IsometryError, ModelError, NotFoundError
 from isometry.gain import gain, mirrored_slope
 from isometry.initialisers import Kaiming, Mirrored, Orthogonal, StandardNormal, Xavier
 
@@ -61,7 +61,7 @@ def contender(start: Start, activation: Callable[[], Activation]) -> Contender:
 
     Raises:
         NotFoundError: no start has this name.
-        InvalidTypeError: neither a name nor a callable nor a pair.
+        InvalidTypeError: neither a name nor a callable nor a pair, or a class.
         InvalidValueError: mirrored blocks with an activation that has no mirrored slope.
 
     Example:
@@ -86,7 +86,25 @@ def contender(start: Start, activation: Callable[[], Activation]) -> Contender:
         raise InvalidTypeError(
             f"a start is a name, a callable that takes the model, or (name, callable); got {start!r}"
         )
-    return Contender(name, f"your own {name}", lambda model, seed: initialise_own(model))
+    if isinstance(initialise_own, type):
+        raise InvalidTypeError(
+            f"the start {name!r} is a class; give an instance of it, or a function that takes the model"
+        )
+    return Contender(name, f"your own {name}", _guarded(name, initialise_own))
+
+
+def _guarded(name: str, initialise: Initialise) -> Callable[[nn.Module, int], None]:
+    """A start of the user's own, whose errors come with its name."""
+
+    def run(model: nn.Module, seed: int) -> None:
+        try:
+            initialise(model)
+        except IsometryError:
+            raise
+        except Exception as error:
+            raise ModelError(f"the start {name!r} failed with {type(error).__name__}: {error}") from error
+
+    return run
 
 
 def activation_of(model: nn.Module) -> nn.Module:

@@ -197,12 +197,7 @@ def _build(build: Callable[[], nn.Module] | nn.Module, seed: int) -> nn.Module:
 def _initialise(model: nn.Module, one: Contender, seed: int) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        try:
-            one.initialise(model, seed)
-        except IsometryError:
-            raise
-        except Exception as error:
-            raise ModelError(f"the start {one.name!r} failed with {type(error).__name__}: {error}") from error
+        one.initialise(model, seed)
 
 
 def _measure(work: _Work, model: nn.Module, seed: int) -> Profile:

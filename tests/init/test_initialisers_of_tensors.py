@@ -9,7 +9,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from isometry import init
-from isometry.errors import InvalidTypeError, InvalidValueError, IsometryError, NotFoundError
+from isometry.errors import InvalidTypeError, InvalidValueError
 
 SIGMAS = 5
 MATRIX = (300, 200)
@@ -242,57 +242,6 @@ def test_bad_tensors_are_one_clear_error(key: str) -> None:
         with pytest.raises(InvalidValueError, match="expanded"):
             call(expanded)
         assert not expanded.any()
-
-
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda w: init.variance_scaling_(w, math.nan), "scale"),
-        (lambda w: init.variance_scaling_(w, -1.0), "negative"),
-        (lambda w: init.variance_scaling_(w, mode="fan_inn"), "did you mean 'fan_in'"),
-        (lambda w: init.variance_scaling_(w, distribution="normal_"), "did you mean 'normal'"),
-        (lambda w: init.variance_scaling_(w, groups=2, in_axis=0), "groups="),
-        (lambda w: init.variance_scaling_(w, groups=5), "divide"),
-        (lambda w: init.xavier_normal_(w, math.inf), "gain"),
-        (lambda w: init.kaiming_normal_(w, math.nan), "a must be finite"),
-        (lambda w: init.kaiming_normal_(w, mode="fan_out_"), "did you mean 'fan_out'"),
-        (lambda w: init.orthogonal_(w, math.nan), "gain"),
-        (lambda w: init.orthogonal_(w, mode="fan"), "unknown mode"),
-        (lambda w: init.delta_orthogonal_(w), "use orthogonal_"),
-        (lambda w: init.mirrored_(w, "tanh"), "tanh"),
-        (lambda w: init.mirrored_(w, part="middle"), "unknown part"),
-        (lambda w: init.mirrored_(w, gain=math.nan), "gain"),
-        (lambda w: init.mirrored_(w[:, :1]), "two units"),
-        (lambda w: init.dirac_(w), "use eye_"),
-        (lambda w: init.identity_(w[0]), "use dirac_"),
-        (lambda w: init.sparse_(w, 1.5), "sparsity"),
-        (lambda w: init.sparse_(w, 0.5, math.nan), "std"),
-        (lambda w: init.sparse_(w[0], 0.5), "matrix"),
-        (lambda w: init.chrono_(w, 10), "gates"),
-        (lambda w: init.chrono_(w[0], 2), "t_max"),
-        (lambda w: init.icnr_(w), "convolution"),
-        (lambda w: init.siren_uniform_(w, 0.0), "omega"),
-        (lambda w: init.normal_(w, 0.0, math.nan), "std"),
-        (lambda w: init.normal_(w, 0.0, -1.0), "std"),
-        (lambda w: init.uniform_(w, 1.0, 0.0), "low"),
-        (lambda w: init.constant_(w, math.nan), "val"),
-        (lambda w: init.trunc_normal_(w, mean=3.0), "between the bounds"),
-        (lambda w: init.trunc_normal_(w, std=1.2), "too narrow"),
-        (lambda w: init.trunc_normal_(w, std=math.nan), "std"),
-        (lambda w: init.lecun_normal_(w[0]), "input and an output axis"),
-    ],
-)
-def test_bad_arguments_are_one_clear_error(call: Callable[[Tensor], Tensor], message: str) -> None:
-    tensor = torch.zeros(6, 4)
-    with pytest.raises(InvalidValueError, match=message):
-        call(tensor)
-    assert not tensor.any()
-
-
-def test_unknown_activation_comes_with_the_nearest_name() -> None:
-    with pytest.raises(NotFoundError, match="gelu") as caught:
-        init.kaiming_normal_(torch.zeros(6, 4), nonlinearity="geluu")
-    assert isinstance(caught.value, IsometryError)
 
 
 def test_kernels_of_delta_orthogonal_must_hold_the_tap() -> None:

@@ -360,6 +360,10 @@ def test_what_is_no_module(thing: object) -> None:
         ({"skip": 3}, InvalidTypeError, "skip="),
         ({"axes": {"w": {"in": 0}}}, InvalidTypeError, "in_axis"),
         ({"distributions": {"w": 1.0}}, InvalidTypeError, "Distribution"),
+        ({"distributions": 1.0}, InvalidTypeError, "distributions="),
+        ({"axes": "w"}, InvalidTypeError, "axes="),
+        ({"generator": 0}, InvalidTypeError, "generator"),
+        ({"gain": "relu"}, InvalidTypeError, "gain must be a number"),
     ],
 )
 def test_bad_options_fail_before_any_model_is_seen(
@@ -367,6 +371,12 @@ def test_bad_options_fail_before_any_model_is_seen(
 ) -> None:
     with pytest.raises(error, match=message):
         Kaiming(**options)
+
+
+def test_an_initialiser_shows_the_options_that_matter() -> None:
+    assert repr(Kaiming()) == "Kaiming()"
+    assert repr(Kaiming(nonlinearity="gelu", seed=3)) == "Kaiming(seed=3, nonlinearity='gelu')"
+    assert repr(Orthogonal(gain=2.0)) == "Orthogonal(gain=2.0)"
 
 
 def test_modules_without_parameters_are_fine() -> None:

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from isometry.errors import InvalidValueError
+from isometry.errors import InvalidTypeError, InvalidValueError
 from isometry.layout import Layout, grouped
 from isometry.sampling import Distribution, Normal, TruncatedNormal, Uniform, Whole, fill_, haar
 
@@ -151,6 +151,7 @@ class Sparse(Whole):
 
     def __post_init__(self) -> None:
         check_scale("std", self.std)
+        check_finite("sparsity", self.sparsity)
         if not 0 <= self.sparsity <= 1:
             raise InvalidValueError(f"sparsity is a share from 0 to 1, got {self.sparsity}")
 
@@ -211,7 +212,8 @@ class Chrono(Whole):
     t_max: float
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.t_max) and self.t_max > 2):
+        check_finite("t_max", self.t_max)
+        if not self.t_max > 2:
             raise InvalidValueError(f"t_max is a number of steps greater than 2, got {self.t_max}")
 
     def draw(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -341,13 +343,30 @@ def gate_size(shape: tuple[int, ...], gates: int) -> int:
 
 
 def check_finite(argument: str, value: float) -> None:
-    """Raise an `InvalidValueError` that names the argument unless the value is finite.
+    """Raise an error that names the argument unless the value is a finite number.
+
+    Raises:
+        InvalidTypeError: It is no number.
+        InvalidValueError: It is nan or infinite.
 
     Example:
         >>> check_finite("gain", 1.0)
     """
+    check_number(argument, value)
     if not math.isfinite(value):
         raise InvalidValueError(f"{argument} must be finite, got {value}")
+
+
+def check_number(argument: str, value: float) -> None:
+    """Raise an `InvalidTypeError` that names the argument unless the value is a real number.
+
+    Example:
+        >>> check_number("a", -math.inf)
+    """
+    try:
+        math.isfinite(value)
+    except (TypeError, ValueError):
+        raise InvalidTypeError(f"{argument} must be a number, got {value!r}") from None
 
 
 def check_scale(argument: str, value: float) -> None:

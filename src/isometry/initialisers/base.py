@@ -4,7 +4,7 @@ import sys
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from types import FrameType
 from typing import Any
 
@@ -34,7 +34,7 @@ from isometry.sampling.shards import shard_of
 _FROZEN = "requires_grad=False"
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False, repr=False)
 class Initialiser(ABC):
     """Base of the initialisers of models, such as `Kaiming`: a callable that takes a module.
 
@@ -68,6 +68,11 @@ class Initialiser(ABC):
     def __post_init__(self) -> None:
         self._selection = Selection(selectors("only", self.only), selectors("skip", self.skip))
         check_finite("forget_bias", self.forget_bias)
+        for argument, patterns in (("axes", self.axes), ("distributions", self.distributions)):
+            if not isinstance(patterns, Mapping):
+                raise InvalidTypeError(f"{argument}= must be a dict by name pattern, got {patterns!r}")
+        if self.generator is not None and not isinstance(self.generator, torch.Generator):
+            raise InvalidTypeError(f"generator must be a torch.Generator, got {self.generator!r}")
         for pattern, law in self.distributions.items():
             if not isinstance(law, Distribution):
                 raise InvalidTypeError(f"distributions[{pattern!r}] must be a Distribution, got {law!r}")
@@ -76,6 +81,16 @@ class Initialiser(ABC):
                 raise InvalidTypeError(
                     f"axes[{pattern!r}] must be a dict of in_axis, out_axis and batch_axis, got {axes!r}"
                 )
+
+    def __repr__(self) -> str:
+        """The options that are not the default."""
+        options = []
+        for option in fields(self):
+            value = getattr(self, option.name)
+            default = {} if option.default is MISSING else option.default
+            if option.init and option.repr and not (value is default or value == default):
+                options.append(f"{option.name}={value!r}")
+        return f"{type(self).__name__}({', '.join(options)})"
 
     @abstractmethod
     def weight_laws(self, weights: Sequence[Weight], seed: int) -> Sequence[Distribution]:

@@ -13,15 +13,15 @@ from isometry.activations import ActivationLike
 from isometry.errors import InvalidValueError
 from isometry.fans import Fans, Mode, check_mode
 from isometry.gain import mirrored_slope
-from isometry.init.scaling import activation_gain, activation_parameter
+from isometry.init.scaling import activation_gain
 from isometry.init.structured import DeltaOrthogonal as DeltaOrthogonalKernel
-from isometry.init.structured import Kind, check_scale, of_kind
+from isometry.init.structured import Kind, check_finite, check_scale, of_kind
 from isometry.initialisers.base import Initialiser
 from isometry.initialisers.chain import Weight, mirrored_chain
 from isometry.sampling import Distribution, Normal
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False, repr=False)
 class VarianceScaling(Initialiser):
     """Weights of standard deviation gain·g(φ)/√fan, with logical fans and the activation's exact gain.
 
@@ -81,7 +81,7 @@ class VarianceScaling(Initialiser):
         return of_kind(self.distribution, std, layout=weight.fans.layout, precise=weight.precise)
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False, repr=False)
 class Kaiming(VarianceScaling):
     """He initialisation: N(0, gain²/fan) with the gain of the activation in the direction that `mode` keeps.
 
@@ -100,7 +100,7 @@ class Kaiming(VarianceScaling):
     nonlinearity: ActivationLike | None = "leaky_relu"
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False, repr=False)
 class Xavier(VarianceScaling):
     """Glorot initialisation: N(0, gain²·2/(fan_in + fan_out)), a compromise of both directions.
 
@@ -118,7 +118,7 @@ class Xavier(VarianceScaling):
     mode: Mode = "fan_avg"
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False, repr=False)
 class LeCun(VarianceScaling):
     """LeCun initialisation: N(0, 1/fan_in), for linear and selu layers.
 
@@ -134,7 +134,7 @@ class LeCun(VarianceScaling):
     """
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False, repr=False)
 class Orthogonal(VarianceScaling):
     """Haar (semi-)orthogonal weights per block (gate, group, projection), scaled to keep the second moment.
 
@@ -155,7 +155,7 @@ class Orthogonal(VarianceScaling):
     distribution: Kind = field(default="orthogonal", init=False)
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False, repr=False)
 class DeltaOrthogonal(Orthogonal):
     """Orthogonal weights, and for convolutions kernels that hold an orthogonal map on the central tap alone.
 
@@ -186,7 +186,7 @@ class DeltaOrthogonal(Orthogonal):
         return DeltaOrthogonalKernel(std, layout, precise=weight.precise)
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False, repr=False)
 class Mirrored(Initialiser):
     """Looks-linear weights: the network starts as an orthogonal linear map, however deep. Exact.
 
@@ -201,7 +201,7 @@ class Mirrored(Initialiser):
 
     Attributes:
         nonlinearity: The activation between the layers.
-        a: Its parameter, leaky_relu's negative slope.
+        a: Its parameter, leaky_relu's negative slope; None: its own default, 0.01 for leaky_relu.
         gain: Factor on the map of each layer.
 
     Example:
@@ -219,20 +219,22 @@ class Mirrored(Initialiser):
     """
 
     nonlinearity: ActivationLike = "relu"
-    a: float = 0.0
+    a: float | None = None
     gain: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_scale("gain", self.gain)
-        self._slope = mirrored_slope(self.nonlinearity, activation_parameter(self.nonlinearity, self.a))
+        if self.a is not None:
+            check_finite("a", self.a)
+        self._slope = mirrored_slope(self.nonlinearity, self.a)
 
     def weight_laws(self, weights: Sequence[Weight], seed: int) -> Sequence[Distribution]:
         """One law per layer of the chain."""
         return mirrored_chain(weights, slope=self._slope, gain=self.gain, seed=seed)
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False, repr=False)
 class StandardNormal(Initialiser):
     """Weights N(0, std²) whatever the fans: what goes wrong in deep networks, as a baseline for comparisons.
 

@@ -15,7 +15,7 @@ from isometry.names import canonical_name
 from isometry.parametrised import pieces_of, weight_norm_hooks
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Place:
     """A parameter, or a weight that a parametrisation computes from parameters.
 

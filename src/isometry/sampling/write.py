@@ -95,6 +95,7 @@ def check(
     kept = _kept(places, keep)
     written: dict[str, str] = {}
     lawful: set[int] = set()
+    memory: dict[int, str] = {}
     for name, distribution in distributions.items():
         place = places.find(name)
         if place.name != name and place.name in distributions:
@@ -107,6 +108,13 @@ def check(
             if kept is not None and part in kept:
                 raise InvalidValueError(f"{part!r} is both to be kept and to be written: name it once")
             _check_ready(part, parameter, on_meta)
+            if type(parameter) is nn.Parameter and parameter.is_cpu and parameter.numel():
+                other = memory.setdefault(parameter.data_ptr(), part)
+                if other != part:
+                    raise InvalidValueError(
+                        f"{other!r} and {part!r} share memory and cannot both be written: "
+                        "make them one nn.Parameter, or name one alone"
+                    )
             written[part] = name
         if place.owner is None:
             if id(distribution) not in lawful:  # most parameters share one of a few
@@ -131,7 +139,7 @@ def write_jobs(model: nn.Module, jobs: list[Job], *, seed: int) -> None:
     # What refuses does so before the first write: a DTensor of partial sums has no shard. Plain tensors are
     # looked at one by one: with tens of thousands of new objects alive Python's collector starts to cost.
     sharded = {job.place.name: shard_of(job.place.like) for job in plain if is_dtensor(job.place.like)}
-    with unfinished(model):
+    with unfinished(model, [part for job in jobs for part in job.place.parameters]):
         for place, pieces in computed:
             for parameter, piece in zip(place.parameters.values(), pieces, strict=True):
                 with torch.no_grad():

@@ -77,7 +77,7 @@ class Signal:
     backward: Stats | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Profile(Record, Sequence[Signal]):
     """The signals of a model, call by call, as `measure`, `predict` and `watch` return them.
 
@@ -105,6 +105,9 @@ class Profile(Record, Sequence[Signal]):
     parameters: tuple[Signal, ...] = ()
     source: Source = "measured"
     notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"<Profile, {self.source}: {len(self.signals)} calls, {len(self.parameters)} parameters>"
 
     def __len__(self) -> int:
         return len(self.signals)

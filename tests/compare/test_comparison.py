@@ -128,3 +128,8 @@ def test_a_model_without_hidden_layers_is_plotted_by_its_training_alone(tmp_path
     one = Entry(name="torch", description="", profile=flat, runs=(run(),), lr=0.1)
     found = Comparison(title="t", data="d", chance=0.1, threshold=0.9, entries=(one,))
     assert [path.name for path in found.plot(tmp_path)] == ["training.png"]
+
+
+def test_it_shows_itself_in_one_line(comparison):
+    names = ", ".join(entry.name for entry in comparison)
+    assert repr(comparison) == f"<Comparison, {comparison.title} on {comparison.data}: {names}>"

@@ -77,3 +77,7 @@ def test_what_cannot_be_plotted_is_said(history):
         History().plot()
     with pytest.raises(InvalidValueError, match="side must be"):
         history.plot(side="sideways")
+
+
+def test_it_shows_itself_in_one_line(history):
+    assert repr(history) == "<History: 2 steps observed, 1 found>"

@@ -51,7 +51,7 @@ class Entry:
         return ranked[(len(ranked) - 1) // 2]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison(Record, Sequence[Entry]):
     """What `compare` found; a sequence of `Entry`, also by name: `comparison["kaiming"]`.
 
@@ -72,6 +72,10 @@ class Comparison(Record, Sequence[Entry]):
     threshold: float
     entries: tuple[Entry, ...]
     skipped: tuple[tuple[str, str], ...] = ()
+
+    def __repr__(self) -> str:
+        names = ", ".join(entry.name for entry in self.entries)
+        return f"<Comparison, {self.title} on {self.data}: {names}>"
 
     def __len__(self) -> int:
         return len(self.entries)

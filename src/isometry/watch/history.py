@@ -69,7 +69,7 @@ class Snapshot:
     updates: Mapping[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class History(Record):
     """The observed steps of a training run, in order, with everything that was found.
 
@@ -87,6 +87,9 @@ class History(Record):
 
     snapshots: tuple[Snapshot, ...] = ()
     findings: tuple[Finding, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"<History: {len(self.snapshots)} steps observed, {len(self.findings)} found>"
 
     def table(self) -> Table:
         """Lay out what was found.

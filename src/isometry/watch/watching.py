@@ -67,8 +67,7 @@ class watch:  # noqa: N801 - read as a verb: with isometry.watch(model) as watch
     Args:
         model: The model.
         optimizer: Its optimizer; then parameters are measured right before its step (gradients as it sees
-        them)
-            and after it (the size of the update).
+            them) and after it (the size of the update).
         every: Observe every so many steps.
         steps: Stop observing after so many steps; None goes on.
         patience: Observed steps in a row before a symptom counts.
@@ -80,7 +79,7 @@ class watch:  # noqa: N801 - read as a verb: with isometry.watch(model) as watch
         history: Everything that was observed so far.
 
     Raises:
-        InvalidTypeError: `model` is no module, or `optimizer` no optimizer.
+        InvalidTypeError: `model` is no module, `optimizer` no optimizer, or `scaler` no scaler.
         InvalidValueError: A number is out of range, or the optimizer holds none of the model's parameters.
         ModelError: The model is compiled, or has no parameters or no values.
 
@@ -122,6 +121,10 @@ class watch:  # noqa: N801 - read as a verb: with isometry.watch(model) as watch
         for name, value in numbers.items():
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise InvalidValueError(f"{name} must be a whole number of 1 or more, got {value!r}")
+        if scaler is not None and not hasattr(scaler, "get_scale"):
+            raise InvalidTypeError(
+                f"scaler must be a loss scaler such as torch.amp.GradScaler, got {type(scaler).__name__}"
+            )
         self._check_optimizer(optimizer)
         self._optimizer = optimizer
         self._every, self._steps, self._patience, self._scaler = every, steps, patience, scaler
@@ -155,6 +158,13 @@ class watch:  # noqa: N801 - read as a verb: with isometry.watch(model) as watch
                 "build it from model.parameters() after the model has its final parameters"
             )
 
+    def __repr__(self) -> str:
+        state = "running" if self._open else "not running"
+        return (
+            f"<watch on {type(self._model).__name__}: {state}, step {self._step}, "
+            f"{len(self._snapshots)} observed, {len(self.findings)} found>"
+        )
+
     # --- the run -----------------------------------------------------------------------------------------
 
     def __enter__(self) -> Self:
@@ -187,11 +197,14 @@ class watch:  # noqa: N801 - read as a verb: with isometry.watch(model) as watch
 
         Raises:
             InvalidValueError: The watch is not running.
+            InvalidTypeError: The loss is no number.
         """
         if not self._open:
             raise InvalidValueError(
                 "step() belongs inside the block: with isometry.watch(model) as watch: ..."
             )
+        if loss is not None and not hasattr(loss, "__float__"):
+            raise InvalidTypeError(f"loss must be a number or a tensor of one, got {type(loss).__name__}")
         if self._recorder is not None:
             self._observe(loss)
         self._step += 1

@@ -73,6 +73,7 @@ def test_parameters_reach_the_map_from_instance_class_name_and_function(cls):
         ("LeakyReLU", "leaky_relu"), ("leaky-relu", "leaky_relu"), ("nn.GELU", "gelu"), ("swish", "silu"),
         ("torch.nn.functional.silu", "silu"), ("gelu_new", "gelu_tanh"), ("gelu_pytorch_tanh", "gelu_tanh"),
         ("relu²", "relu2"), ("squared-relu", "relu2"), ("relu_squared", "relu2"), ("gelu_10", "clipped_gelu"),
+        ("relu^2", "relu2"), ("exponential", "exp"),
         ("identity", "linear"), ("conv2d", "linear"), ("Tanh", "tanh"), ("hard_swish", "hardswish"),
         ("sine", "sin"), ("SiLU", "silu"), ("gated-silu", "swiglu"),
     ],

@@ -161,7 +161,7 @@ ROWS: tuple[Row, ...] = (
     Row(
         "relu2",
         lambda x: x.relu().square(),
-        aliases=("relu²", "relu_squared", "squared_relu", "relu_square", "sqrelu"),
+        aliases=("relu²", "relu^2", "relu_squared", "squared_relu", "relu_square", "sqrelu"),
     ),
     Row(
         "star_relu",
@@ -200,7 +200,7 @@ ROWS: tuple[Row, ...] = (
     Row("abs", torch.abs, aliases=("absolute",), functions=(torch.abs, torch.absolute)),
     Row("square", torch.square, aliases=("quadratic",), functions=(torch.square,)),
     Row("cube", lambda x: x**3, aliases=("cubic",)),
-    Row("exp", torch.exp, functions=(torch.exp,)),
+    Row("exp", torch.exp, aliases=("exponential",), functions=(torch.exp,)),
     Row("sign", torch.sign, aliases=("sgn",), functions=(torch.sign, torch.sgn)),
     Row("step", lambda x: (x > 0).to(x.dtype), aliases=("heaviside", "binary_step")),
     # gated units φ(a)·b, by their φ
@@ -215,6 +215,7 @@ ROWS: tuple[Row, ...] = (
 # Known names that are no pointwise map, and why; modules and functions show it when they are evaluated.
 _NO_GAIN = {
     "softmax": "it normalises over a dimension",
+    "softmax2d": "it normalises over the channels",
     "softmin": "it normalises over a dimension",
     "log_softmax": "it normalises over a dimension",
     "gumbel_softmax": "it normalises over a dimension",
@@ -273,5 +274,5 @@ def row_named(name: str) -> Row:
     if reason := _NO_GAIN_SQUEEZED.get(squeezed):
         raise InvalidValueError(f"{name} has no gain: it is no pointwise map, {reason}")
     near = [_BY_NAME[close].name for close in difflib.get_close_matches(squeezed, _BY_NAME, n=1)]
-    hint = f"did you mean '{near[0]}'? Or" if near else "See isometry.activations.catalogue.names(), or"
+    hint = f"did you mean '{near[0]}'? Or" if near else "see isometry.activations.catalogue.names(), or"
     raise NotFoundError(f"no activation is called '{name}': {hint} pass the function itself")

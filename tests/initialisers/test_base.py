@@ -4,6 +4,7 @@ import copy
 import math
 import pickle
 import warnings
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -221,6 +222,15 @@ def test_unrecognised_parameters_are_reported_and_kept() -> None:
     assert "experts.scale" in message
     assert list(kaiming.assignment.unrecognised) == ["experts.w", "experts.scale"]
     assert (model["experts"].w == 7).all()
+
+
+@pytest.mark.parametrize("call", [lambda model: Kaiming()(model), lambda model: model.apply(Kaiming())])
+def test_the_warning_points_at_the_users_line(call: Callable[[nn.Module], object]) -> None:
+    model = nn.Module()
+    model.odd = nn.Parameter(torch.ones(3))
+    with pytest.warns(IsometryWarning) as caught:
+        call(model)
+    assert caught[0].filename == __file__
 
 
 def test_declared_axes_and_distributions() -> None:

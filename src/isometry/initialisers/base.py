@@ -253,12 +253,14 @@ class Initialiser(ABC):
                     norm.reset_running_stats()
 
     def _report(self, assignment: Assignment) -> None:
+        # The warning points at the line that called the initialiser or `model.apply`.
+        level = 4 if sys._getframe(2).f_code is nn.Module.apply.__code__ else 3
         if assignment.kept and not assignment.distributions and set(assignment.kept.values()) == {_FROZEN}:
             warnings.warn(
                 "nothing was initialised: every parameter is frozen (requires_grad=False); "
                 "pass include_frozen=True to initialise them all the same",
                 IsometryWarning,
-                stacklevel=3,
+                stacklevel=level,
             )
         if assignment.unrecognised:
             listed = "; ".join(assignment.unrecognised.values())
@@ -266,7 +268,7 @@ class Initialiser(ABC):
                 f"left as they are, because nobody knows what they are for: {listed}. "
                 "Declare weights with axes=, anything else with distributions=, or confirm with skip=",
                 IsometryWarning,
-                stacklevel=3,
+                stacklevel=level,
             )
 
 

@@ -17,8 +17,8 @@ _writing: WeakSet[nn.Module] = WeakSet()
 def incomplete(model: nn.Module) -> bool:
     """Whether writing this model was interrupted, so that some of its parameters lack their new values.
 
-    Such a model raises `ModelError` from `forward` and `state_dict` until all that was to be written is. A copy
-    of it does so, too.
+    Such a model, and a copy of it, raises `ModelError` from `forward` and `state_dict` until all that was to
+    be written is.
 
     Args:
         model: The model that was passed to `write_` or `materialize_`.

@@ -108,13 +108,7 @@ def check(
             if kept is not None and part in kept:
                 raise InvalidValueError(f"{part!r} is both to be kept and to be written: name it once")
             _check_ready(part, parameter, on_meta)
-            if type(parameter) is nn.Parameter and parameter.is_cpu and parameter.numel():
-                other = memory.setdefault(parameter.data_ptr(), part)
-                if other != part:
-                    raise InvalidValueError(
-                        f"{other!r} and {part!r} share memory and cannot both be written: "
-                        "make them one nn.Parameter, or name one alone"
-                    )
+            _check_own(part, parameter, memory)
             written[part] = name
         if place.owner is None:
             if id(distribution) not in lawful:  # most parameters share one of a few
@@ -205,3 +199,14 @@ def _check_ready(name: str, parameter: Tensor, on_meta: bool) -> None:
         raise ModelError(f"{name!r} is lazy and has no shape yet: run the model once on an example first")
     if parameter.is_meta and not on_meta:
         raise ModelError(f"{name!r} is on the meta device and has no memory: use isometry.materialize_")
+
+
+def _check_own(name: str, parameter: Tensor, memory: dict[int, str]) -> None:
+    """Refuse a second parameter in the same memory: which value stays would be up to the threads."""
+    if type(parameter) is nn.Parameter and parameter.is_cpu and parameter.numel():
+        other = memory.setdefault(parameter.data_ptr(), name)
+        if other != name:
+            raise InvalidValueError(
+                f"{other!r} and {name!r} share memory and cannot both be written: "
+                "make them one nn.Parameter, or name one alone"
+            )

@@ -1,4 +1,4 @@
-"""What all tests share: one torch thread a worker, since the suite runs in as many workers as there are cores."""
+"""What all tests share: one torch thread a worker, as pytest-xdist already fills every core."""
 
 import torch
 

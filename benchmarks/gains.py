@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from isometry.catalogue import ROWS
+from isometry.activations.catalogue import ROWS
 from isometry.gain import describe, gain
 
 PAGE = Path(__file__).parents[1] / "docs" / "gains.md"

@@ -9,7 +9,7 @@ import typer
 
 from isometry import cli, console
 from isometry.__main__ import main
-from isometry.comparison import Comparison
+from isometry.compare.comparison import Comparison
 from isometry.profile import Profile
 
 SOURCE = """
@@ -30,6 +30,16 @@ def phi(x):
 
 def jumps(x):
     return x + (x > 0)
+
+def broken(model):
+    raise RuntimeError("no luck")
+
+class Start:
+    def __init__(self, *, gain=1.0):
+        pass
+
+    def __call__(self, model):
+        pass
 
 def no_model():
     return "weights"
@@ -108,6 +118,17 @@ def test_gain_writes_json_to_the_screen_or_to_a_file(capsys, tmp_path):
     assert json.loads(path.read_text()) == on_screen
 
 
+def test_json_takes_a_dash_for_the_standard_output(capsys):
+    assert json.loads(ok(capsys, "gain", "relu", "--json", "-")) == json.loads(
+        ok(capsys, "gain", "relu", "--json")
+    )
+
+
+def test_gain_of_one_direction_as_json(capsys):
+    found = json.loads(ok(capsys, "gain", "relu", "silu", "--direction", "backward", "--json"))
+    assert found == {"relu": pytest.approx(2**0.5), "silu": pytest.approx(1.62332, abs=1e-5)}
+
+
 def test_more_activations_than_a_screen_is_wide_make_more_tables(capsys):
     out = ok(capsys, "gain", "relu", "gelu", "silu", "tanh", "elu", "mish", "selu")
     assert out.count("\nforward gain  ") == 2
@@ -141,6 +162,19 @@ def test_measure_after_an_initialisation(capsys, file):
     assert rms("--init", "kaiming", "--activation", "linear") == pytest.approx(1, rel=0.1)
     assert rms("--init", f"{file}:zero") == 0
     assert rms("--seed", "1") != rms("--seed", "2")
+
+
+@pytest.mark.parametrize("start", ["broken", "Start"])
+def test_measure_says_which_start_failed(capsys, file, start):
+    line = error_line(capsys, "measure", f"{file}:build", "-i", "8x64", "--init", f"{file}:{start}")
+    assert start in line
+
+
+def test_a_picture_of_an_unknown_format_is_refused(capsys, file, tmp_path):
+    assert main(["measure", f"{file}:build", "-i", "8x64", "--plot", str(tmp_path / "signal.xyz")]) == 2
+    message = capsys.readouterr().err
+    assert "Traceback" not in message
+    assert ".xyz" in message
 
 
 def test_measure_chooses_its_rows(capsys, file):

@@ -15,7 +15,7 @@ from scipy import integrate, stats
 from torch import nn
 
 from isometry import gain
-from isometry.catalogue import ROWS
+from isometry.activations.catalogue import ROWS
 from isometry.errors import InvalidTypeError, InvalidValueError, IsometryWarning, NotFoundError
 from isometry.gain import describe, mirrored_slope
 

@@ -433,3 +433,9 @@ def test_a_loss_that_is_none(loss, error, message):
     with pytest.raises(error, match=message) as caught:
         measure(mlp(), data(), loss=loss)
     assert isinstance(caught.value, IsometryError)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_spec_without_a_dtype_takes_that_of_the_model(dtype):
+    profile = measure(nn.Linear(4, 3, dtype=dtype), "8x4")
+    assert profile[0].shape == (8, 3)

@@ -45,6 +45,17 @@ def test_orthogonal_parametrisation_takes_an_orthogonal_weight() -> None:
     assert torch.allclose(layer.weight, expected, atol=1e-5)
 
 
+def test_an_inverse_that_draws_random_numbers_moves_no_state_and_repeats() -> None:
+    layer = parametrizations.orthogonal(nn.Linear(4, 6))
+    state = torch.get_rng_state()
+    Orthogonal()(layer)
+    assert torch.equal(torch.get_rng_state(), state)
+    first = {name: value.clone() for name, value in layer.state_dict().items()}
+    torch.manual_seed(1)
+    Orthogonal()(layer)
+    assert all(torch.equal(first[name], value) for name, value in layer.state_dict().items())
+
+
 def test_pruned_weights_are_drawn_and_stay_pruned() -> None:
     layer = prune.l1_unstructured(nn.Linear(50, 40), "weight", 0.5)
     Kaiming()(layer)

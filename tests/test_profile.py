@@ -116,3 +116,9 @@ def test_the_plot_shows_leaves_forward_and_backward(profile, tmp_path):
     assert lines[1][0] == 2e-5
     assert math.isnan(lines[1][2])
     assert (tmp_path / "p.png").stat().st_size > 0
+
+
+def test_it_shows_itself_in_one_line(profile):
+    assert repr(profile) == (
+        f"<Profile, measured: {len(profile.signals)} calls, {len(profile.parameters)} parameters>"
+    )

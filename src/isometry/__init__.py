@@ -3,7 +3,7 @@
 from isometry import datasets, init, sampling
 from isometry.audit import Audit, audit
 from isometry.compare import compare
-from isometry.comparison import Comparison
+from isometry.compare.comparison import Comparison
 from isometry.criticality import critical_line, critical_point, fixed_point
 from isometry.fans import Fans, fans, fans_of_tensor
 from isometry.gain import gain

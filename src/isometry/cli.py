@@ -19,10 +19,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from isometry import contenders, demo, prediction_commands
-from isometry.compare import DEFAULT_INITS, compare
+from isometry import demo, prediction_commands
+from isometry.compare import DEFAULT_INITS, compare, contenders
 from isometry.compare import Progress as Report
-from isometry.comparison import Comparison
+from isometry.compare.comparison import Comparison
+from isometry.compare.contenders import Start
+from isometry.compare.training import OPTIMIZERS
 from isometry.console import (
     Arguments,
     Depth,
@@ -38,15 +40,13 @@ from isometry.console import (
     show_table,
     write_json,
 )
-from isometry.contenders import Start
 from isometry.datasets import DATASETS
 from isometry.errors import InvalidValueError, IsometryError, IsometryWarning
 from isometry.gain import Direction, describe, gain
 from isometry.gain_table import gain_table
 from isometry.measure import measure
-from isometry.strictjson import dump, parse
+from isometry.strictjson import dump
 from isometry.targets import builder, find, parse_arguments
-from isometry.training import OPTIMIZERS
 
 app = typer.Typer(
     name="isometry",
@@ -143,11 +143,13 @@ def _gain(
     activations = [find(name) if ":" in name else name for name in names]
     is_gated = True if gated else None
     if direction is not None:
-        for name, activation in zip(names, activations, strict=True):
-            value = gain(
-                activation, direction=cast("Direction", direction), gated=is_gated, mean=mean, std=std
-            )
-            typer.echo(f"{name} {value:.9g}")
+        gains = {
+            name: gain(activation, direction=cast("Direction", direction), gated=is_gated, mean=mean, std=std)
+            for name, activation in zip(names, activations, strict=True)
+        }
+        for name, value in gains.items():
+            typer.echo(f"{name} {value:.9g}", err=json == "-")
+        _write_json(dump(gains), json)
         return
     found = [describe(activation, gated=is_gated, mean=mean, std=std) for activation in activations]
     console = screen(json)
@@ -218,8 +220,9 @@ def _compare(
     init: Annotated[
         list[str] | None,
         typer.Option(
+            metavar="START",
             help=f"A start: {', '.join(contenders.STARTS)}, or where:callable of your own. May be repeated; "
-            f"left out: {', '.join(map(str, DEFAULT_INITS))} (the demo: all)."
+            f"left out: {', '.join(map(str, DEFAULT_INITS))} (the demo: all).",
         ),
     ] = None,
     arg: Arguments = None,
@@ -228,15 +231,18 @@ def _compare(
     lr: Annotated[
         list[float] | None,
         typer.Option(
+            metavar="RATE",
             help=f"Learning rate. Repeated: every start keeps its best. Left out: {_DEFAULT['lr']} "
-            f"(the demo: {', '.join(map(str, demo.RATES))})."
+            f"(the demo: {', '.join(map(str, demo.RATES))}).",
         ),
     ] = None,
     optimizer: Annotated[str, typer.Option(help=f"One of {', '.join(OPTIMIZERS)}.")] = _DEFAULT["optimizer"],
     batch_size: Annotated[int, typer.Option(help="Samples per step.")] = _DEFAULT["batch_size"],
     seed: Annotated[
         list[int] | None,
-        typer.Option(help="Of weights and batches. Repeated: the median run is shown. Left out: 0."),
+        typer.Option(
+            metavar="SEED", help="Of weights and batches. Repeated: the median run is shown. Left out: 0."
+        ),
     ] = None,
     threshold: Annotated[float, typer.Option(help="Test accuracy that counts as learnt.")] = _DEFAULT[
         "threshold"
@@ -279,7 +285,7 @@ def _compare(
             one = compare(build, data, activation=phi, title=_title(target), progress=report, **options)
             _show(console, one, out)
     if target is None:
-        write_json(dump({name: parse(one.to_json()) for name, one in found.items()}), json)
+        write_json(dump({name: one.to_data() for name, one in found.items()}), json)
     else:
         write_json(one.to_json(), json)
 
@@ -292,7 +298,7 @@ def _with_bare_json(arguments: Sequence[str]) -> list[str]:
     read: list[str] = []
     for here, after in zip_longest(arguments, arguments[1:]):
         read.append(here)
-        if here == "--json" and (after is None or after.startswith("-")):
+        if here == "--json" and (after is None or (after.startswith("-") and after != "-")):
             read.append("-")
     return read
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from isometry.activations import Activation, ActivationLike, resolve
+from isometry.activations.response import Response
 from isometry.errors import InvalidValueError
 from isometry.meanfield import next_correlation, require_no_jumps, require_stds, response_at
-from isometry.response import Response
 
 Phase = Literal["ordered", "critical", "chaotic"]
 

@@ -12,8 +12,8 @@ from typing import Any
 from torch import nn
 
 from isometry.compare import Progress, compare
-from isometry.comparison import Comparison
-from isometry.contenders import Start
+from isometry.compare.comparison import Comparison
+from isometry.compare.contenders import Start
 from isometry.errors import InvalidValueError
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU}

@@ -14,11 +14,11 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
-from isometry import meanfield, pointwise
-from isometry.activations import Activation, ActivationLike, resolve
+from isometry import meanfield
+from isometry.activations import Activation, ActivationLike, pointwise, resolve
+from isometry.activations.response import Response, respond
 from isometry.criticality import CriticalPoint, FixedPoint, critical_point, fixed_point
 from isometry.errors import InvalidTypeError, InvalidValueError, IsometryError, IsometryWarning
-from isometry.response import Response, respond
 from isometry.strictjson import number_to_data
 
 __all__ = [

@@ -47,7 +47,9 @@ class Batch:
     target: Any = None
 
 
-def batches(inputs: object, *, limit: int | None = None) -> Iterator[Batch]:
+def batches(
+    inputs: object, *, limit: int | None = None, floats: torch.dtype = torch.float32
+) -> Iterator[Batch]:
     """Turn whatever a user feeds a model into calls of that model.
 
     | `inputs` | becomes |
@@ -66,6 +68,7 @@ def batches(inputs: object, *, limit: int | None = None) -> Iterator[Batch]:
     Args:
         inputs: The inputs in one of these forms.
         limit: At most so many items of a loader.
+        floats: What a spec's tensors are of where it names no dtype.
 
     Yields:
         The batches.
@@ -82,7 +85,7 @@ def batches(inputs: object, *, limit: int | None = None) -> Iterator[Batch]:
     if isinstance(inputs, Batch):
         yield inputs
     elif isinstance(inputs, str):
-        yield _from_spec(inputs)
+        yield _from_spec(inputs, floats)
     elif isinstance(inputs, Tensor | tuple | Mapping):
         yield _single(inputs)
     elif isinstance(inputs, Iterable):
@@ -118,7 +121,7 @@ def _from_item(item: object) -> Batch:
     )
 
 
-def _from_spec(spec: str) -> Batch:
+def _from_spec(spec: str, floats: torch.dtype) -> Batch:
     generator = torch.Generator().manual_seed(0)
     args: list[Tensor] = []
     kwargs: dict[str, Tensor] = {}
@@ -126,7 +129,7 @@ def _from_spec(spec: str) -> Batch:
         match = _SPEC.fullmatch(part.strip())
         if match is None:
             raise InvalidValueError(f"cannot read the input spec {part.strip()!r}: {_SPEC_HELP}")
-        tensor = _draw(match, generator)
+        tensor = _draw(match, generator, floats)
         name = match["name"]
         if name is None and kwargs:
             raise InvalidValueError(f"a nameless input cannot follow a named one in {spec!r}")
@@ -137,12 +140,12 @@ def _from_spec(spec: str) -> Batch:
     return Batch(args=tuple(args), kwargs=kwargs)
 
 
-def _draw(match: re.Match[str], generator: torch.Generator) -> Tensor:
+def _draw(match: re.Match[str], generator: torch.Generator, floats: torch.dtype) -> Tensor:
     shape = [int(size) for size in match["shape"].split("x")]
-    name = match["dtype"] or "float32"
-    if name not in _DTYPES:
+    name = match["dtype"] or str(floats).removeprefix("torch.")
+    if match["dtype"] is not None and name not in _DTYPES:
         raise InvalidValueError(f"unknown dtype {name!r} in an input spec; known: {', '.join(_DTYPES)}")
-    dtype = _DTYPES[name]
+    dtype = _DTYPES[name] if match["dtype"] is not None else floats
     if dtype.is_floating_point:
         if match["high"] is not None:
             raise InvalidValueError(f'a bound ("<{match["high"]}") is for integers, not for {name}')

@@ -93,7 +93,7 @@ def layout_of_axes(
     in_axis: Axis = 1,
     out_axis: Axis = 0,
     batch_axis: Axis = (),
-    what: str = "tensor",
+    what: str = "the tensor",
 ) -> Layout:
     """The layout of a tensor whose input, output and batch axes are named; the other axes are taps.
 
@@ -134,7 +134,7 @@ def layout_of_axes(
     return Layout(sizes, batch=batch, out=out, inp=inp, taps=taps)
 
 
-def grouped(shape: Sequence[int], groups: int = 1, *, what: str = "tensor") -> Layout:
+def grouped(shape: Sequence[int], groups: int = 1, *, what: str = "the tensor") -> Layout:
     """The layout of a convolution kernel (C_out, C_in/groups, *taps) or a matrix (out, in).
 
     Args:
@@ -146,6 +146,7 @@ def grouped(shape: Sequence[int], groups: int = 1, *, what: str = "tensor") -> L
         The layout with `groups` blocks.
 
     Raises:
+        InvalidTypeError: `groups` is no int.
         InvalidValueError: `groups` does not divide the first axis, or too few axes.
 
     Example:
@@ -154,6 +155,8 @@ def grouped(shape: Sequence[int], groups: int = 1, *, what: str = "tensor") -> L
     """
     plain = layout_of_axes(shape, what=what)
     first, *rest = plain.shape
+    if isinstance(groups, bool) or not isinstance(groups, int):
+        raise InvalidTypeError(f"groups must be an int, got {groups!r}")
     if groups < 1 or first % groups:
         raise InvalidValueError(
             f"groups={groups} must divide the first axis of {what}, whose shape is {plain.shape}"

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 
 from isometry import gaussian
 from isometry.activations import Activation, ActivationLike, resolve
+from isometry.activations.response import Response, respond
 from isometry.errors import InvalidValueError
-from isometry.response import Response, respond
 
 
 @dataclass(frozen=True, kw_only=True)

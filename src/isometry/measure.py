@@ -50,7 +50,7 @@ def measure(
     Args:
         model: The model; wrappers (DDP, `torch.compile`) are looked through, compiled code runs eagerly.
         inputs: A tensor, a tuple, a dict, a DataLoader or other iterable of batches, or a spec such as
-            `"32x1024"`; see `isometry.inputs.batches`.
+            `"32x1024"`, floats in the model's dtype; see `isometry.inputs.batches`.
         loss: `loss(output)`, or `loss(output, target)` where the batches of a loader bring a target.
         backward: Whether to run backward.
         limit: At most so many batches of a loader.
@@ -83,8 +83,8 @@ def measure(
         stack.enter_context(torch.inference_mode(mode=False))
         stack.enter_context(torch.set_grad_enabled(backward))
         recorder = stack.enter_context(Recorder(module, backward=backward))
-        count = 0
-        for count, batch in enumerate(batches(inputs, limit=limit), start=1):  # noqa: B007
+        count, found = 0, batches(inputs, limit=limit, floats=_floats(module))
+        for count, batch in enumerate(found, start=1):  # noqa: B007
             check_finite(batch)
             output = _forward(module, _private(batch, module), recorder)
             if backward:
@@ -146,6 +146,12 @@ def _loader_state(inputs: object) -> Iterator[None]:
     finally:
         for generator, state in zip(generators, states, strict=True):
             generator.set_state(state)
+
+
+def _floats(module: nn.Module) -> torch.dtype:
+    """What the model computes in: the dtype of its first real parameter."""
+    dtypes = (parameter.dtype for parameter in module.parameters())
+    return next((dtype for dtype in dtypes if dtype.is_floating_point), torch.float32)
 
 
 def _private(batch: Batch, module: nn.Module) -> Batch:

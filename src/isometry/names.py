@@ -34,6 +34,8 @@ def canonical_name(name: str) -> str:
         >>> canonical_name("encoder.module.weight")
         'encoder.module.weight'
     """
+    if _LEADING not in name and "_orig_mod" not in name:
+        return name  # as almost every name
     kept = [part for part in name.split(".") if part not in _ALWAYS]
     while len(kept) > 1 and kept[0] == _LEADING:
         kept.pop(0)

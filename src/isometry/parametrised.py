@@ -1,6 +1,7 @@
 """Weights that are computed from other parameters: torch's parametrizations and the old weight_norm hook."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -91,9 +92,22 @@ def pieces_of(owner: nn.Module, leaf: str, weight: Tensor) -> tuple[Tensor, ...]
         if inverse is None:
             raise ModelError(f"the parametrisation {type(step).__name__} has no right_inverse")
         try:
-            value = inverse(value)
+            with _own_randomness(weight.device):
+                value = inverse(value)
         except Exception as error:
             raise ModelError(
                 f"the right_inverse of the parametrisation {type(step).__name__} failed: {error}"
             ) from error
     return (value,) if isinstance(value, Tensor) else tuple(value)
+
+
+@contextmanager
+def _own_randomness(device: torch.device) -> Iterator[None]:
+    """Some inverses draw random numbers (orthogonal completes a basis): always the same, torch's own kept."""
+    on_gpu = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if on_gpu else []):
+        torch.default_generator.manual_seed(0)
+        if on_gpu:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(0)
+        yield

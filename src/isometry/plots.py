@@ -221,6 +221,12 @@ def _sparse_ticks(ax: Axes, rows: Sequence[str], columns: Sequence[int]) -> None
 
 def _finish(figure: Figure, path: str | Path | None) -> Figure:
     if path is not None:
+        known = figure.canvas.get_supported_filetypes()
+        suffix = Path(path).suffix
+        if suffix and suffix[1:].lower() not in known:
+            raise InvalidValueError(
+                f"a picture cannot be written as {suffix}: {path}; use .png, .svg or .pdf"
+            )
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path)
     return figure

@@ -8,32 +8,20 @@ parameter they describe its values and its gradient.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, cast, get_args, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast, get_args, overload
 
 from isometry.errors import InvalidValueError, NotFoundError
 from isometry.plots import lines_by_depth
-from isometry.strictjson import (
-    check_schema,
-    dump,
-    expect,
-    number_from_data,
-    number_to_data,
-    parse,
-    read_text,
-    refuse_unknown,
-)
+from isometry.strictjson import Record, expect, number_from_data, number_to_data, refuse_unknown
 from isometry.tables import Column, Table, compact, percent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Source = Literal["measured", "predicted", "watched"]
-
-SCHEMA = "isometry.profile"
-VERSION = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,8 +81,8 @@ class Signal:
     backward: Stats | None = None
 
 
-@dataclass(frozen=True)
-class Profile(Sequence[Signal]):
+@dataclass(frozen=True, repr=False)
+class Profile(Record, Sequence[Signal]):
     """The signals of a model, call by call, as `measure`, `predict` and `watch` return them.
 
     A sequence of `Signal` rows in the order in which the calls began. `profile["layers.3"]` is the first
@@ -115,10 +103,15 @@ class Profile(Sequence[Signal]):
         True
     """
 
+    schema: ClassVar[str] = "isometry.profile"
+
     signals: tuple[Signal, ...]
     parameters: tuple[Signal, ...] = ()
     source: Source = "measured"
     notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"<Profile, {self.source}: {len(self.signals)} calls, {len(self.parameters)} parameters>"
 
     def __len__(self) -> int:
         return len(self.signals)
@@ -243,67 +236,18 @@ class Profile(Sequence[Signal]):
             path=path,
         )
 
-    def to_json(self) -> str:
-        """Write the profile as strict JSON with a versioned schema; nan and infinities become strings.
-
-        Returns:
-            The text.
-        """
-        return dump(self.to_data())
-
-    def to_data(self) -> dict[str, Any]:
-        """Give the profile as lists, dicts, text and finite numbers, ready for JSON.
-
-        Returns:
-            The object; `from_data` reads it.
-        """
+    def contents(self) -> dict[str, Any]:
+        """The entries of the JSON form besides schema and version."""
         return {
-            "schema": SCHEMA,
-            "version": VERSION,
             "source": self.source,
             "signals": [_signal_to_data(row) for row in self.signals],
             "parameters": [_signal_to_data(row) for row in self.parameters],
             "notes": list(self.notes),
         }
 
-    def save(self, path: str | Path) -> None:
-        """Write the profile to a JSON file.
-
-        Args:
-            path: The file; an existing one is replaced.
-        """
-        Path(path).write_text(self.to_json() + "\n", encoding="utf-8")
-
     @classmethod
-    def from_json(cls, text: str) -> Self:
-        """Read a profile from the text that `to_json` wrote.
-
-        Args:
-            text: The JSON text.
-
-        Returns:
-            The profile, equal to the one that was written.
-
-        Raises:
-            InvalidValueError: The text is no JSON, no profile, or of a version this package does not know.
-        """
-        return cls.from_data(parse(text))
-
-    @classmethod
-    def from_data(cls, data: object) -> Self:
-        """Read a profile from parsed JSON.
-
-        Args:
-            data: The object that `json.loads` returned.
-
-        Returns:
-            The profile.
-
-        Raises:
-            InvalidValueError: The object is no profile, or of a version this package does not know.
-        """
-        table = expect(data, dict, "the profile")
-        check_schema(table, SCHEMA, VERSION)
+    def from_contents(cls, table: Mapping[str, Any]) -> Self:
+        """Make a profile from what `contents` gave."""
         source = table.get("source")
         if source not in get_args(Source):
             raise InvalidValueError(f"the profile's source must be one of {get_args(Source)}, got {source!r}")
@@ -313,22 +257,6 @@ class Profile(Sequence[Signal]):
             source=cast("Source", source),
             notes=tuple(expect(note, str, "a note") for note in expect(table.get("notes"), list, "notes")),
         )
-
-    @classmethod
-    def load(cls, path: str | Path) -> Self:
-        """Read a profile from a file that `save` wrote.
-
-        Args:
-            path: The file.
-
-        Returns:
-            The profile.
-
-        Raises:
-            NotFoundError: There is no such file.
-            InvalidValueError: The file holds no profile.
-        """
-        return cls.from_json(read_text(path))
 
 
 # --- the table ------------------------------------------------------------------------------------

@@ -5,9 +5,10 @@ from __future__ import annotations
 import difflib
 import json
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 from isometry.errors import InvalidValueError, NotFoundError
 
@@ -176,3 +177,98 @@ def read_text(path: str | Path) -> str:
         return file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise InvalidValueError(f"{str(file)!r} is no text file") from error
+
+
+class Record(ABC):
+    """A record that is kept as strict JSON with a versioned schema and checked when it is read.
+
+    Attributes:
+        schema: What its JSON says it is, such as "isometry.profile".
+        version: The newest version of the schema that can be read, and the one written.
+    """
+
+    __slots__ = ()
+    schema: ClassVar[str]
+    version: ClassVar[int] = 1
+
+    @abstractmethod
+    def contents(self) -> dict[str, Any]:
+        """The entries besides schema and version, as plain data."""
+
+    @classmethod
+    @abstractmethod
+    def from_contents(cls, table: Mapping[str, Any]) -> Self:
+        """Make the record from what `contents` gave; raises InvalidValueError for anything else."""
+
+    def to_data(self) -> dict[str, Any]:
+        """Return the record as plain data for JSON; nan and infinities become strings.
+
+        Returns:
+            The object; `from_data` reads it.
+        """
+        return {"schema": self.schema, "version": self.version, **self.contents()}
+
+    @classmethod
+    def from_data(cls, data: object) -> Self:
+        """Read a record from parsed JSON.
+
+        Args:
+            data: The object that `json.loads` returned.
+
+        Returns:
+            The record.
+
+        Raises:
+            InvalidValueError: The object is of another kind, or of an unknown version.
+        """
+        table = expect(data, dict, f"the {cls.__name__.lower()}")
+        check_schema(table, cls.schema, cls.version)
+        return cls.from_contents(table)
+
+    def to_json(self) -> str:
+        """Write the record as strict JSON.
+
+        Returns:
+            The text.
+        """
+        return dump(self.to_data())
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read a record from the text that `to_json` wrote.
+
+        Args:
+            text: The JSON text.
+
+        Returns:
+            The record, equal to the one that was written.
+
+        Raises:
+            InvalidValueError: The text is no JSON, of another kind, or of an unknown version.
+        """
+        return cls.from_data(parse(text))
+
+    def save(self, path: str | Path) -> None:
+        """Write the record to a JSON file.
+
+        Args:
+            path: The file; an existing one is replaced, missing folders are made.
+        """
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(self.to_json() + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a record from a file that `save` wrote.
+
+        Args:
+            path: The file.
+
+        Returns:
+            The record.
+
+        Raises:
+            NotFoundError: There is no such file.
+            InvalidValueError: The file holds no such record.
+        """
+        return cls.from_json(read_text(path))

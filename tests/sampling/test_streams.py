@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from isometry.errors import InvalidTypeError
-from isometry.sampling.streams import generator_key, stream_key, subkey, tile_bits, torch_generator
+from isometry.sampling.streams import generator_key, many_bits, stream_key, subkey, tile_bits, torch_generator
 
 
 def test_keys_depend_on_seed_and_name_and_nothing_else():
@@ -35,6 +35,16 @@ def test_streams_do_not_overlap():
 def test_a_longer_stream_begins_with_the_shorter():
     key = stream_key(0, "a")
     assert np.array_equal(tile_bits(key, 3, 64), tile_bits(key, 3, 1000)[:64])
+
+
+@pytest.mark.parametrize("count", [1, 30, 300])
+def test_streams_side_by_side_are_the_streams_alone(count):
+    origins = [(stream_key(seed, "a"), seed % 7) for seed in range(count)]
+    for words in (2, 64, 100):
+        together = many_bits(origins, words)
+        assert together.shape == (count, words)
+        for row, (key, tile) in zip(together, origins, strict=True):
+            assert np.array_equal(row, tile_bits(key, tile, words))
 
 
 def test_a_torch_generator_takes_more_than_32_bits_of_its_key():

@@ -1,4 +1,5 @@
 import copy
+import pickle
 
 import pytest
 import torch
@@ -101,7 +102,7 @@ def test_tied_parameters_are_written_once_under_their_first_name():
 @pytest.mark.parametrize(
     ("laws", "options", "error", "words"),
     [
-        ({"0.wieght": Normal(1.0)}, {}, NotFoundError, "'0.wieght': did you mean '0.weight'?"),
+        ({"0.weights": Normal(1.0)}, {}, NotFoundError, "'0.weights': did you mean '0.weight'?"),
         ({"zzz": Normal(1.0)}, {}, NotFoundError, "no parameter named 'zzz'"),
         ({"0.weight": 0.02}, {}, InvalidTypeError, "'0.weight' needs a distribution"),
         ({"0.weight": Normal(1.0)}, {"seed": 0.5}, InvalidTypeError, "seed must be an integer"),
@@ -183,6 +184,56 @@ def test_an_interrupted_model_says_so_until_it_is_written_again(error):
     m(torch.zeros(1, 5))
 
 
+def interrupted():
+    m = model()
+    with pytest.raises(KeyboardInterrupt):
+        write_(m, LAWS | {"2.bias": Interrupt(KeyboardInterrupt())})
+    return m
+
+
+def test_the_mark_stays_until_all_that_was_interrupted_is_written():
+    m = interrupted()
+    write_(m, {"2.bias": Constant(0.0)})
+    assert incomplete(m)
+    with pytest.raises(KeyboardInterrupt):
+        write_(m, {"0.weight": Normal(0.5), "0.bias": Interrupt(KeyboardInterrupt())})
+    write_(m, {"0.weight": Normal(0.5), "0.bias": LAWS["0.bias"]})
+    assert incomplete(m)
+    write_(m, {"2.weight": LAWS["2.weight"]})
+    assert not incomplete(m)
+    m(torch.zeros(1, 5))
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_a_copy_of_an_incomplete_model_is_one_of_its_own(duplicate):
+    m = interrupted()
+    twin = duplicate(m)
+    assert incomplete(twin)
+    write_(twin, LAWS)
+    assert not incomplete(twin)
+    assert incomplete(m)
+    twin(torch.zeros(1, 5))
+    twin.state_dict()
+
+
+def test_names_as_a_wrapper_gives_them_are_understood():
+    m, expected = model(), model()
+    wrapped = nn.DataParallel(m)
+    write_(wrapped, {f"module.{name}": law for name, law in LAWS.items()}, keep=())
+    write_(expected, LAWS)
+    assert same(m.state_dict(), expected.state_dict())
+
+
+def test_two_parameters_in_one_place_of_memory_are_an_error():
+    m = nn.Module()
+    memory = torch.zeros(3, 2)
+    m.a, m.b = nn.Parameter(memory), nn.Parameter(memory)
+    with pytest.raises(InvalidValueError, match=r"'a' and 'b' share memory .*make them one nn\.Parameter"):
+        write_(m, {"a": Normal(1.0), "b": Normal(1.0)})
+    assert not memory.any()
+    write_(m, {"a": Constant(1.0)})
+
+
 def test_flags_and_hooks_survive():
     m = model()
     m[0].weight.requires_grad_(False)
@@ -258,8 +309,8 @@ def test_two_parameters_of_one_canonical_name_are_an_error():
 
 def test_ten_thousand_small_parameters_share_transforms(monkeypatch):
     calls = []
-    original = engine._write
-    monkeypatch.setattr(engine, "_write", lambda group: (calls.append(len(group)), original(group)))
+    original = engine._write_group
+    monkeypatch.setattr(engine, "_write_group", lambda group: (calls.append(len(group)), original(group)))
     m = nn.ParameterList(nn.Parameter(torch.zeros(8)) for _ in range(10_000))
     write_(m, {str(i): Normal(1.0) for i in range(10_000)}, keep=())
     assert sum(calls) == 10_000

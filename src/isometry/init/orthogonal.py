@@ -10,17 +10,16 @@ from isometry.activations import ActivationLike
 from isometry.errors import InvalidValueError
 from isometry.fans import Fans, Mode
 from isometry.gain import mirrored_slope
+from isometry.init.mirrored import Mirrored, Part
 from isometry.init.scaling import (
     Axes,
-    activation_parameter,
     gain_squared,
     is_double,
     tensor_fans,
     variance_scaling_,
 )
-from isometry.mirrored import Mirrored, Part
+from isometry.init.structured import DeltaOrthogonal, Orthogonal, check_finite, check_scale
 from isometry.sampling import fill_
-from isometry.structured import DeltaOrthogonal, Orthogonal, check_scale
 
 
 def orthogonal_(
@@ -121,7 +120,7 @@ def mirrored_(
     nonlinearity: ActivationLike = "relu",
     generator: torch.Generator | None = None,
     *,
-    a: float = 0.0,
+    a: float | None = None,
     part: Part = "hidden",
     gain: float = 1.0,
 ) -> Tensor:
@@ -135,7 +134,8 @@ def mirrored_(
         tensor: (out, in) or (out, in, *taps); a kernel holds the blocks on its central tap.
         nonlinearity: The activation between the layers.
         generator: Source of randomness; torch's global one by default.
-        a: Negative slope of leaky_relu (or the parameter of another activation).
+        a: Negative slope of leaky_relu (or the parameter of another activation); None: the activation's own
+            default, 0.01 for leaky_relu as in torch.nn.
         part: "first", "hidden", "last", or "only" (a chain of one layer).
         gain: Factor on the map, 1 for isometry.
 
@@ -155,6 +155,8 @@ def mirrored_(
     """
     check_scale("gain", gain)
     tensor_fans(tensor, {})
-    slope = mirrored_slope(nonlinearity, activation_parameter(nonlinearity, a))
+    if a is not None:
+        check_finite("a", a)
+    slope = mirrored_slope(nonlinearity, a)
     scale = gain if part in ("first", "only") else gain / slope
     return fill_(tensor, Mirrored(scale, part), generator=generator)

@@ -1,13 +1,11 @@
 """Constants and independent draws that look at no fan: the plain names of torch.nn.init."""
 
-import math
-
 import torch
 from torch import Tensor
 
-from isometry.bounded import bounded_normal
-from isometry.errors import InvalidValueError
+from isometry.init.bounded import bounded_normal
 from isometry.init.scaling import check_weight
+from isometry.init.structured import check_finite, check_number
 from isometry.sampling import Constant, Normal, Uniform, fill_, fill_keyed_
 
 
@@ -72,6 +70,8 @@ def trunc_normal_(
         (1.0, True)
     """
     check_weight(tensor)
+    for argument, value in (("mean", mean), ("std", std), ("a", a), ("b", b)):
+        check_number(argument, value)
     return fill_(tensor, bounded_normal(std, mean, a, b), generator=generator)
 
 
@@ -83,8 +83,7 @@ def constant_(tensor: Tensor, val: float) -> Tensor:
         tensor([0.5000, 0.5000])
     """
     check_weight(tensor)
-    if not math.isfinite(val):
-        raise InvalidValueError(f"val must be finite, got {val}")
+    check_finite("val", val)
     return fill_keyed_(tensor, Constant(val), seed=0, name="")
 
 

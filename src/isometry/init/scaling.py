@@ -1,19 +1,21 @@
 """Variance scaling: one core, and He, Glorot and LeCun as thin specialisations of it."""
 
 import math
+import warnings
 from typing import TypedDict, Unpack
 
 import torch
 from torch import Tensor
 
 from isometry.activations import ActivationLike
-from isometry.errors import InvalidTypeError, InvalidValueError
+from isometry.activations.catalogue import row_named
+from isometry.errors import InvalidTypeError, InvalidValueError, IsometryWarning
 from isometry.fans import Fans, Mode, check_mode, fans_of_layout
 from isometry.gain import Direction
 from isometry.gain import gain as gain_of
+from isometry.init.structured import Kind, check_finite, of_kind
 from isometry.layout import Axis, grouped, layout_of_axes
 from isometry.sampling import fill_
-from isometry.structured import Kind, check_finite, of_kind
 
 _DIRECTIONS: dict[Mode, Direction] = {
     "fan_in": "forward",
@@ -21,6 +23,9 @@ _DIRECTIONS: dict[Mode, Direction] = {
     "fan_avg": "balanced",
     "fan_geo": "balanced",
 }
+# What torch.nn.init.calculate_gain takes without a parameter; it ignores `a` there.
+_CONVOLUTIONS = tuple(f"conv{kind}{axes}d" for kind in ("", "_transpose") for axes in (1, 2, 3))
+_WITHOUT_A = ("linear", "sigmoid", "tanh", "relu", "selu", *_CONVOLUTIONS)
 
 
 class Axes(TypedDict, total=False):
@@ -220,14 +225,27 @@ def activation_gain(
 
 
 def activation_parameter(nonlinearity: ActivationLike, a: float) -> float | None:
-    """Torch's `a`: always leaky_relu's slope, for other activations a parameter only when it is not 0.
+    """Torch's `a`: always the slope of a leaky_relu given by name, for others a parameter where it is not 0.
+
+    Warns:
+        IsometryWarning: An activation by one of torch's names that has no parameter; torch ignores `a` there.
 
     Example:
         >>> activation_parameter("leaky_relu", 0.0), activation_parameter("gelu", 0.0)
         (0.0, None)
     """
     check_finite("a", a)
-    return a if nonlinearity == "leaky_relu" or a else None
+    if not isinstance(nonlinearity, str) or "(" in nonlinearity:
+        return a or None
+    row = row_named(nonlinearity)
+    if a and nonlinearity in _WITHOUT_A:
+        warnings.warn(
+            f"a={a} is the slope of leaky_relu and is ignored for {nonlinearity!r}, as in torch.nn.init",
+            IsometryWarning,
+            stacklevel=4,
+        )
+        return None
+    return a if a or row.name == "leaky_relu" else None
 
 
 def tensor_fans(tensor: Tensor, axes: Axes) -> Fans:

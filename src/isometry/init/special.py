@@ -8,9 +8,9 @@ from torch import Tensor
 
 from isometry.errors import InvalidValueError
 from isometry.init.scaling import Axes, check_weight, gain_squared, is_double, tensor_fans
+from isometry.init.structured import ICNR, Chrono, Identity, Kind, Sparse, check_finite, of_kind
 from isometry.layout import grouped
 from isometry.sampling import Uniform, fill_, fill_keyed_
-from isometry.structured import ICNR, Chrono, Identity, Kind, Sparse, of_kind
 
 
 def siren_uniform_(
@@ -45,8 +45,9 @@ def siren_uniform_(
     Reference:
         Sitzmann et al. (2020), "Implicit neural representations with periodic activation functions".
     """
-    if not (math.isfinite(omega) and omega > 0):
-        raise InvalidValueError(f"omega must be positive and finite, got {omega}")
+    check_finite("omega", omega)
+    if not omega > 0:
+        raise InvalidValueError(f"omega must be positive, got {omega}")
     fan = tensor_fans(tensor, axes).by_mode("fan_in")
     limit = 1 / fan if first else math.sqrt(6 / fan) / omega
     return fill_(tensor, Uniform(-limit, limit), generator=generator)
@@ -88,6 +89,8 @@ def icnr_(
     fans = tensor_fans(tensor, {})
     if not fans.layout.taps:
         raise InvalidValueError(f"icnr_ needs a convolution kernel, got shape {tuple(tensor.shape)}")
+    if isinstance(upscale_factor, bool) or not isinstance(upscale_factor, int) or upscale_factor < 1:
+        raise InvalidValueError(f"upscale_factor must be a whole number of 1 or more, got {upscale_factor!r}")
     std = math.sqrt(gain_squared(gain) / fans.by_mode("fan_in"))
     copies = upscale_factor ** len(fans.layout.taps)
     base = of_kind(distribution, std, precise=is_double(tensor))

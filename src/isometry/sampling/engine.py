@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
+import operator
 import threading
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
@@ -16,7 +18,7 @@ from torch import Tensor
 from isometry.errors import InvalidTypeError, InvalidValueError, ModelError
 from isometry.sampling.distributions import Constant, Distribution, Elementwise, Whole
 from isometry.sampling.shards import Shard
-from isometry.sampling.streams import subkey, tile_bits, torch_generator
+from isometry.sampling.streams import many_bits, subkey, tile_bits, torch_generator
 from isometry.sampling.tiles import TILE_ELEMENTS, Tile, tiles, whole
 from isometry.sampling.transforms import Floats
 from isometry.sampling.workers import Task
@@ -38,6 +40,32 @@ def check(tensor: Tensor, distribution: Distribution, name: str = "the tensor") 
             and the distribution joint; or if the distribution is none, or cannot be hashed.
         InvalidValueError: If several of its elements share one place in memory.
     """
+    check_law(distribution, name)
+    check_tensor(tensor, distribution, name)
+
+
+def check_tensor(tensor: Tensor, distribution: Distribution, name: str) -> None:
+    """The part of `check` that is about the tensor."""
+    if tensor.layout is not torch.strided:
+        raise InvalidTypeError(f"{name} must be a dense tensor, got layout {tensor.layout}")
+    if tensor.is_complex():
+        if isinstance(distribution, Whole):
+            raise InvalidTypeError(
+                f"{name} is complex ({tensor.dtype}), and {type(distribution).__name__} is a law of real "
+                "tensors: use an elementwise one such as Normal"
+            )
+    elif not tensor.is_floating_point():
+        raise InvalidTypeError(f"{name} must be a floating-point or complex tensor, got {tensor.dtype}")
+    if not tensor.is_contiguous() and any(
+        stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
+    ):
+        raise InvalidValueError(
+            f"{name} is expanded: several of its elements share one place in memory; pass a clone"
+        )
+
+
+def check_law(distribution: Distribution, name: str) -> None:
+    """Raise InvalidTypeError unless `distribution` is one, and can be hashed."""
     if not isinstance(distribution, Elementwise | Whole):
         raise InvalidTypeError(
             f"{name} needs a distribution such as isometry.sampling.Normal(std=0.02), got {distribution!r}"
@@ -48,19 +76,6 @@ def check(tensor: Tensor, distribution: Distribution, name: str = "the tensor") 
         raise InvalidTypeError(
             f"{type(distribution).__name__} cannot be hashed: make it a frozen dataclass"
         ) from None
-    if tensor.layout is not torch.strided:
-        raise InvalidTypeError(f"{name} must be a dense tensor, got layout {tensor.layout}")
-    if not (tensor.is_floating_point() or tensor.is_complex()):
-        raise InvalidTypeError(f"{name} must be a floating-point or complex tensor, got {tensor.dtype}")
-    if tensor.is_complex() and isinstance(distribution, Whole):
-        raise InvalidTypeError(
-            f"{name} is complex ({tensor.dtype}), and {type(distribution).__name__} is a law of real "
-            "tensors: use an elementwise one such as Normal"
-        )
-    if any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)):
-        raise InvalidValueError(
-            f"{name} is expanded: several of its elements share one place in memory; pass a clone"
-        )
 
 
 class Draw(NamedTuple):
@@ -73,7 +88,7 @@ class Draw(NamedTuple):
     ends: tuple[float, float] | None
 
 
-def draws(shard: Shard, distribution: Distribution, key: bytes) -> Iterator[Draw | Task]:
+def draws(shard: Shard, distribution: Distribution, key: bytes) -> Iterable[Draw | Task]:
     """Describe what writes the distribution into the local tensor of a shard.
 
     Args:
@@ -81,27 +96,29 @@ def draws(shard: Shard, distribution: Distribution, key: bytes) -> Iterator[Draw
         distribution: What to draw.
         key: Key of the parameter's stream.
 
-    Yields:
+    Returns:
         Tiles to draw for an elementwise distribution, otherwise one task that does it all. They are
         independent of each other and may be done on any threads in any order.
     """
-    if isinstance(distribution, Whole):
-        yield functools.partial(_write_whole, shard, distribution, key)
-    elif isinstance(distribution, Constant):
-        yield functools.partial(_write_constant, shard.local, distribution.value)
-    elif isinstance(distribution, Elementwise):
-        if shard.local.is_complex():
-            part = distribution.component()
-            for label, plane in (("real", shard.local.real), ("imaginary", shard.local.imag)):
-                yield from _elementwise(shard._replace(local=plane), part, subkey(key, label))
-        else:
-            yield from _elementwise(shard, distribution, key)
+    local = shard.local
+    if isinstance(distribution, Constant):
+        return (functools.partial(_write_constant, local, distribution.value),)
+    if isinstance(distribution, Elementwise):
+        if not local.is_complex():
+            return _elementwise(shard, distribution, key)
+        part = distribution.component()
+        return itertools.chain(
+            _elementwise(shard._replace(local=local.real), part, subkey(key, "real")),
+            _elementwise(shard._replace(local=local.imag), part, subkey(key, "imaginary")),
+        )
+    assert isinstance(distribution, Whole)
+    return (functools.partial(_write_whole, shard, distribution, key),)
 
 
 def tasks(work: Iterable[Draw | Task]) -> Iterator[Task]:
     """Turn draws into tasks: a tile each, or many small tiles of one distribution together.
 
-    A transform costs some 50 calls of NumPy whatever its size, so 10,000 tiny parameters go through it in
+    A transform costs some 40 calls of NumPy whatever its size, so 10,000 tiny parameters go through it in
     groups; as it works word by word, the values are those that each would get alone.
     """
     waiting: dict[Elementwise, tuple[int, list[Draw]]] = {}
@@ -109,62 +126,78 @@ def tasks(work: Iterable[Draw | Task]) -> Iterator[Task]:
         if not isinstance(item, Draw):
             yield item
             continue
-        words = _words(item.tile)
-        if words >= _SMALL_BELOW:
-            yield functools.partial(_write, [item])
+        if item.tile.words >= _SMALL_BELOW:
+            yield functools.partial(_write, item)
             continue
-        total, group = waiting.setdefault(item.distribution, (0, []))
+        total, group = waiting.get(item.distribution) or (0, [])
         group.append(item)
-        if total + words >= _GROUP:
+        if total + item.tile.words >= _GROUP:
             del waiting[item.distribution]
-            yield functools.partial(_write, group)
+            yield functools.partial(_write_group, group)
         else:
-            waiting[item.distribution] = (total + words, group)
+            waiting[item.distribution] = (total + item.tile.words, group)
     for _, group in waiting.values():
-        yield functools.partial(_write, group)
+        yield functools.partial(_write_group, group) if len(group) > 1 else functools.partial(_write, *group)
 
 
-def finish(tensor: Tensor) -> None:
-    """Tell autograd that the tensor was written in place, past its own bookkeeping."""
-    if not tensor.is_inference():
-        torch.autograd.graph.increment_version(tensor)
+def finish(tensors: Iterable[Tensor]) -> None:
+    """Tell autograd that tensors were written in place, past its own bookkeeping."""
+    torch.autograd.graph.increment_version([tensor for tensor in tensors if not tensor.is_inference()])
 
 
-def _elementwise(shard: Shard, distribution: Elementwise, key: bytes) -> Iterator[Draw]:
+def _elementwise(shard: Shard, distribution: Elementwise, key: bytes) -> Iterable[Draw]:
     local = shard.local
     target: Tensor | npt.NDArray[Any] = local
-    if local.device.type == "cpu" and local.dtype == torch.float32 and not local.is_neg():
+    if local.dtype == torch.float32 and local.is_cpu and not local.is_neg():
         target = local.numpy()
     ends = _representable(distribution.bounds, local.dtype)
-    for tile in tiles(shard.shape, shard.runs):
-        yield Draw(target, tile, distribution, key, ends)
+    found = tiles(shard.shape, shard.runs)
+    if isinstance(found, tuple):
+        return [Draw(target, tile, distribution, key, ends) for tile in found]
+    return (Draw(target, tile, distribution, key, ends) for tile in found)
 
 
-def _words(tile: Tile) -> int:
-    count = math.prod(tile.extent)
-    return count + count % 2
-
-
-def _write(group: list[Draw]) -> None:
-    """Draw tiles of one distribution whole, and copy their pieces to where they belong."""
-    if len(group) == 1:
-        (draw,) = group
-        words = _words(draw.tile)
-        values = _buffer(draw)[:words]
-        draw.distribution.transform(tile_bits(draw.key, draw.tile.number, words), values)
-        _place(draw, values)
+def _write(draw: Draw) -> None:
+    """Draw a tile whole, and copy its pieces to where they belong."""
+    target = draw.target
+    if (
+        isinstance(target, np.ndarray)
+        and target.shape == draw.tile.extent
+        and target.size == draw.tile.words
+        and target.flags.c_contiguous
+    ):
+        values = target.reshape(-1)  # all there is to write: straight into its place
+        draw.distribution.transform(tile_bits(draw.key, draw.tile.number, draw.tile.words), values)
         return
+    values = _buffer(draw)[: draw.tile.words]
+    draw.distribution.transform(tile_bits(draw.key, draw.tile.number, draw.tile.words), values)
+    _place(draw, values)
+
+
+def _write_group(group: list[Draw]) -> None:
+    """Draw many small tiles of one distribution by one transform."""
     # The transform may pair word i with word i + n/2: first all first halves, then all second halves.
-    parts = [tile_bits(draw.key, draw.tile.number, _words(draw.tile)) for draw in group]
-    firsts, seconds = [p[: p.size // 2] for p in parts], [p[p.size // 2 :] for p in parts]
-    bits = np.concatenate(firsts + seconds)
-    values = np.empty(bits.size, np.float32)
-    group[0].distribution.transform(bits, values)
-    start, half = 0, bits.size // 2
-    for draw, part in zip(group, firsts, strict=True):
-        stop = start + part.size
-        _place(draw, np.concatenate((values[start:stop], values[half + start : half + stop])))
+    group.sort(key=_words)
+    bits = np.empty((2, sum(draw.tile.words for draw in group) // 2), np.int32)
+    alike = [(words, list(same)) for words, same in itertools.groupby(group, _words)]
+    start = 0
+    for words, same in alike:
+        stop = start + len(same) * words // 2
+        found = many_bits([(draw.key, draw.tile.number) for draw in same], words)
+        bits[:, start:stop].reshape(2, len(same), -1)[:] = found.reshape(len(same), 2, -1).swapaxes(0, 1)
         start = stop
+    values = np.empty(bits.shape, np.float32)
+    group[0].distribution.transform(bits.reshape(-1), values.reshape(-1))
+    start = 0
+    for words, same in alike:
+        stop = start + len(same) * words // 2
+        rows = values[:, start:stop].reshape(2, len(same), -1).swapaxes(0, 1).reshape(len(same), words)
+        for draw, row in zip(same, rows, strict=True):
+            _place(draw, row)
+        start = stop
+
+
+_words = operator.attrgetter("tile.words")
 
 
 def _place(draw: Draw, values: Floats) -> None:

@@ -77,5 +77,5 @@ def fill_keyed_(tensor: Tensor, distribution: Distribution, *, seed: int, name: 
 def _fill(tensor: Tensor, distribution: Distribution, key: bytes) -> Tensor:
     shard = shard_of(tensor)
     workers.run(engine.tasks(engine.draws(shard, distribution, key)))
-    engine.finish(shard.local)
+    engine.finish([shard.local])
     return tensor

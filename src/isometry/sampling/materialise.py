@@ -75,14 +75,14 @@ def materialize_(
     if target.type == "meta":
         raise InvalidValueError("device is where values go and must not be 'meta': pass 'cpu' or 'cuda'")
     places = Places(model)
-    list(check(places, distributions, seed=seed, keep=keep, on_meta=True))
+    jobs = list(check(places, distributions, seed=seed, keep=keep, on_meta=True))
     for name in keep:
         for part, parameter in places.find(name).parameters.items():
             if parameter.is_meta:
                 raise ModelError(f"{part!r} is to be kept but is on the meta device and has no values")
     sources = find_buffers(model, build=build, given=buffers or {}, seed=seed)
     fresh = [(name, p, _allocate(p, target)) for name, p in places.parameters.items() if p.is_meta]
-    with unfinished(model):
+    with unfinished(model, [part for job in jobs for part in job.place.parameters]):
         for _, parameter, memory in fresh:
             _replace(model, parameter, memory)
         _reset_fully_sharded(model)

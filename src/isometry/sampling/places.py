@@ -15,7 +15,7 @@ from isometry.names import canonical_name
 from isometry.parametrised import pieces_of, weight_norm_hooks
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Place:
     """A parameter, or a weight that a parametrisation computes from parameters.
 
@@ -87,12 +87,15 @@ class Places:
         self._computed = {place.name: place for place in _computed(model)}
 
     def find(self, name: str) -> Place:
-        """The place of a name.
+        """The place of a name, canonical or as a wrapper gives it.
 
         Raises:
             NotFoundError: With the nearest name, if there is none.
         """
         name = self.aliases.get(name, name)
+        if name not in self.parameters and name not in self._computed:
+            bare = canonical_name(name)
+            name = self.aliases.get(bare, bare)
         if name in self.parameters:
             return Place(name, {name: self.parameters[name]})
         if name in self._computed:

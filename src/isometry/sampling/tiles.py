@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 #: Elements of a full tile: 512 KiB of float32, small enough for a core's caches, large enough for NumPy's
@@ -35,10 +35,11 @@ class Piece(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """Number of a tile in the grid, its extent, and the pieces of it that a shard holds."""
+    """Number of a tile in the grid, its extent, random words, and the pieces of it that a shard holds."""
 
     number: int
     extent: tuple[int, ...]
+    words: int
     pieces: tuple[Piece, ...]
 
 
@@ -90,22 +91,35 @@ def whole(shape: tuple[int, ...]) -> tuple[tuple[Run, ...], ...]:
     return tuple((Run(0, 0, size),) for size in shape)
 
 
-def tiles(shape: tuple[int, ...], runs: tuple[tuple[Run, ...], ...]) -> Iterator[Tile]:
+def tiles(shape: tuple[int, ...], runs: tuple[tuple[Run, ...], ...]) -> Iterable[Tile]:
     """The tiles of a logical tensor that meet a region.
 
     Args:
         shape: Logical shape.
         runs: The region: the product over the dimensions of these runs of indices.
 
-    Yields:
+    Returns:
         Each tile that holds at least one element of the region, in row-major order of the grid.
     """
-    if any(size == 0 for size in shape) or any(not dim for dim in runs):
+    single = _single(shape)
+    return single if single is not None and runs == whole(shape) else _grid(shape, runs)
+
+
+@functools.lru_cache(maxsize=4096)
+def _single(shape: tuple[int, ...]) -> tuple[Tile, ...] | None:
+    """The only tile of a tensor that is one; none of an empty one."""
+    if 0 in shape:
+        return ()
+    everything = tuple(slice(0, size) for size in shape)
+    if tile_shape(shape) != shape:
+        return None
+    return (Tile(0, shape, _words(shape), (Piece(everything, everything),)),)
+
+
+def _grid(shape: tuple[int, ...], runs: tuple[tuple[Run, ...], ...]) -> Iterator[Tile]:
+    if 0 in shape or not all(runs):
         return
     sides = tile_shape(shape)
-    if sides == shape and runs == whole(shape):
-        yield _single(shape)
-        return
     grid = [-(-size // side) for size, side in zip(shape, sides, strict=True)]
     cuts = [_cuts(size, side, dim) for size, side, dim in zip(shape, sides, runs, strict=True)]
     for row in itertools.product(*cuts):
@@ -116,13 +130,14 @@ def tiles(shape: tuple[int, ...], runs: tuple[tuple[Run, ...], ...]) -> Iterator
             Piece(tuple(source for source, _ in box), tuple(target for _, target in box))
             for box in itertools.product(*(cut[2] for cut in row))
         )
-        yield Tile(number, tuple(cut[1] for cut in row), pieces)
+        extent = tuple(cut[1] for cut in row)
+        yield Tile(number, extent, _words(extent), pieces)
 
 
-@functools.lru_cache(maxsize=4096)
-def _single(shape: tuple[int, ...]) -> Tile:
-    everything = tuple(slice(0, size) for size in shape)
-    return Tile(0, shape, (Piece(everything, everything),))
+def _words(extent: tuple[int, ...]) -> int:
+    """One for each element, and one more to make them even."""
+    count = math.prod(extent)
+    return count + count % 2
 
 
 _Cut = tuple[int, int, list[tuple[slice, slice]]]

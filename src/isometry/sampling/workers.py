@@ -33,22 +33,28 @@ def run(tasks: Iterable[Task], *, threads: int | None = None) -> None:
     count = torch.get_num_threads() if threads is None else threads
     rest = iter(tasks)
     first = list(itertools.islice(rest, 2))
-    if not first:
+    # A task that runs tasks of its own does so alone: the pool's threads may all be waiting for such.
+    if count <= 1 or len(first) < 2 or getattr(_of_pool, "member", False):
+        with _quiet():
+            for task in itertools.chain(first, rest):
+                task()
         return
     queue = _Queue(itertools.chain(first, rest))
-    # A task that runs tasks of its own does so alone: the pool's threads may all be waiting for such.
-    if count <= 1 or len(first) == 1 or getattr(_of_pool, "member", False):
-        queue.work()
-        return
-    pool = _pool(count)
-    helpers = [pool.submit(queue.work) for _ in range(count)]
+    # This thread is one of them: on a pool of two the other needs to be woken, not both.
+    helpers = [_pool(count - 1).submit(queue.work) for _ in range(count - 1)]
     try:
+        queue.work()
         wait(helpers)
     finally:
         queue.close()
         wait(helpers)
     for helper in helpers:
         helper.result()
+
+
+def _quiet() -> np.errstate:
+    """An underflow in a tail is nobody's error, whatever the caller's settings are."""
+    return np.errstate(all="ignore")
 
 
 class _Queue:
@@ -67,14 +73,16 @@ class _Queue:
         self._closed = True
 
     def work(self) -> None:
+        member, _of_pool.member = getattr(_of_pool, "member", False), True
         try:
-            # An underflow in a tail is nobody's error, whatever the caller's settings are.
-            with np.errstate(all="ignore"):
+            with _quiet():
                 while (task := self.next()) is not None:
                     task()
         except BaseException:
             self.close()
             raise
+        finally:
+            _of_pool.member = member
 
 
 @contextmanager
@@ -105,12 +113,8 @@ def single_threaded() -> Iterator[int]:
 def _pool(size: int) -> ThreadPoolExecutor:
     with _lock:
         if size not in _pools:
-            _pools[size] = ThreadPoolExecutor(size, "isometry", _join_pool)
+            _pools[size] = ThreadPoolExecutor(size, "isometry")
         return _pools[size]
-
-
-def _join_pool() -> None:
-    _of_pool.member = True
 
 
 # A forked child inherits the pools but not their threads.

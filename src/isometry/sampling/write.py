@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -73,8 +72,7 @@ def write_(
     write_jobs(model, jobs, seed=seed)
 
 
-@dataclass(frozen=True)
-class Job:
+class Job(NamedTuple):
     """A place, what it takes, and the key of its stream."""
 
     place: Place
@@ -96,6 +94,8 @@ def check(
         )
     kept = _kept(places, keep)
     written: dict[str, str] = {}
+    lawful: set[int] = set()
+    memory: dict[int, str] = {}
     for name, distribution in distributions.items():
         place = places.find(name)
         if place.name != name and place.name in distributions:
@@ -108,9 +108,13 @@ def check(
             if kept is not None and part in kept:
                 raise InvalidValueError(f"{part!r} is both to be kept and to be written: name it once")
             _check_ready(part, parameter, on_meta)
+            _check_own(part, parameter, memory)
             written[part] = name
         if place.owner is None:
-            engine.check(next(iter(place.parameters.values())), distribution, repr(name))
+            if id(distribution) not in lawful:  # most parameters share one of a few
+                engine.check_law(distribution, repr(name))
+                lawful.add(id(distribution))
+            engine.check_tensor(place.like, distribution, repr(name))
         elif any(is_dtensor(parameter) for parameter in place.parameters.values()):
             raise ModelError(f"{name!r} is parametrised and sharded: name the parameters it is computed from")
         yield Job(place, distribution, stream_key(seed, place.name))
@@ -125,27 +129,30 @@ def check(
 def write_jobs(model: nn.Module, jobs: list[Job], *, seed: int) -> None:
     """Write what `check` yielded, marking the model until all is done."""
     computed = _computed([job for job in jobs if job.place.owner is not None], seed)
-    plain = [(job, shard_of(job.place.like)) for job in jobs if job.place.owner is None]
-    with unfinished(model):
+    plain = [job for job in jobs if job.place.owner is None]
+    # What refuses does so before the first write: a DTensor of partial sums has no shard. Plain tensors are
+    # looked at one by one: with tens of thousands of new objects alive Python's collector starts to cost.
+    sharded = {job.place.name: shard_of(job.place.like) for job in plain if is_dtensor(job.place.like)}
+    with unfinished(model, [part for job in jobs for part in job.place.parameters]):
         for place, pieces in computed:
             for parameter, piece in zip(place.parameters.values(), pieces, strict=True):
                 with torch.no_grad():
                     parameter.copy_(piece)
         # A joint law keeps all threads busy by itself, and holds a whole matrix: one after the other.
-        for joint in (True, False):
-            part = [(job, shard) for job, shard in plain if isinstance(job.distribution, Whole) is joint]
-            if joint:
-                for item in part:
-                    for task in engine.tasks(_draws([item])):
-                        task()
-            else:
-                workers.run(engine.tasks(_draws(part)))
-        for _, shard in plain:
-            engine.finish(shard.local)
+        for job in plain:
+            if isinstance(job.distribution, Whole):
+                for task in engine.tasks(_draws([job], sharded)):
+                    task()
+        separate = (job for job in plain if not isinstance(job.distribution, Whole))
+        workers.run(engine.tasks(_draws(separate, sharded)))
+        engine.finish(
+            sharded[job.place.name].local if job.place.name in sharded else job.place.like for job in plain
+        )
 
 
-def _draws(work: list[tuple[Job, Shard]]) -> Iterator[Draw | Task]:
-    for job, shard in work:
+def _draws(jobs: Iterable[Job], sharded: Mapping[str, Shard]) -> Iterator[Draw | Task]:
+    for job in jobs:
+        shard = sharded.get(job.place.name) or shard_of(job.place.like)
         yield from engine.draws(shard, job.distribution, job.key)
 
 
@@ -192,3 +199,14 @@ def _check_ready(name: str, parameter: Tensor, on_meta: bool) -> None:
         raise ModelError(f"{name!r} is lazy and has no shape yet: run the model once on an example first")
     if parameter.is_meta and not on_meta:
         raise ModelError(f"{name!r} is on the meta device and has no memory: use isometry.materialize_")
+
+
+def _check_own(name: str, parameter: Tensor, memory: dict[int, str]) -> None:
+    """Refuse a second parameter in the same memory: which value stays would be up to the threads."""
+    if type(parameter) is nn.Parameter and parameter.is_cpu and parameter.numel():
+        other = memory.setdefault(parameter.data_ptr(), name)
+        if other != name:
+            raise InvalidValueError(
+                f"{other!r} and {name!r} share memory and cannot both be written: "
+                "make them one nn.Parameter, or name one alone"
+            )

@@ -149,7 +149,7 @@ def _gain(
         }
         for name, value in gains.items():
             typer.echo(f"{name} {value:.9g}", err=json == "-")
-        _write_json(dump(gains), json)
+        write_json(dump(gains), json)
         return
     found = [describe(activation, gated=is_gated, mean=mean, std=std) for activation in activations]
     console = screen(json)

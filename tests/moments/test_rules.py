@@ -12,7 +12,7 @@ from isometry.moments.rules.base import RULES
 _USED: Counter[str] = Counter()
 
 
-@pytest.mark.parametrize("case", (*CASES, *SEQUENCE), ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [*CASES, *SEQUENCE], ids=lambda case: case.name)
 def test_rule_agrees_with_simulation(case: Case) -> None:
     if case.wrong:
         _USED.update(predicted(case)[1].used)

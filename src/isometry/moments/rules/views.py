@@ -16,7 +16,7 @@ from isometry.moments.rules.linear import with_shape
 
 @rule("view", "_unsafe_view", "reshape", "_reshape_alias", accuracy="exact")
 def view(ctx: Context, m: Moments, *_: Any) -> Moments:
-    """Regroup the axes; those that straddle the new dims and do not divide are fused (averaged over pairs)."""
+    """Regroup axes; those that straddle the new dims and do not divide are fused (averages over pairs)."""
     return reg.regrouped(m, ctx.shape)
 
 

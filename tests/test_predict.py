@@ -228,3 +228,10 @@ def test_errors_say_what_to_do(model, inputs, error, words):
 def test_a_loss_must_return_one_number():
     with pytest.raises(InvalidValueError, match="one number"):
         predict(mlp, "4x32", loss=lambda output: output)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.75])
+def test_the_zeros_of_a_dropout_are_told(p):
+    found = predict(lambda: nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Dropout(p)), "32x64")
+    # A node of the quadrature that the mask's edge cuts is worth up to 2 % of the draws.
+    assert found["2"].forward.zeros == pytest.approx(1 - 0.5 * (1 - p), abs=0.02)

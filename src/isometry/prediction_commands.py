@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.text import Text
+from torch import nn
 
 from isometry.audit import audit
 from isometry.console import (
@@ -32,7 +33,8 @@ app = typer.Typer()
 def _source(target: str, arguments: dict[str, Any]) -> Any:
     """The model itself where the target is one, else the function that builds it."""
     build = builder(target, arguments)
-    return build if callable(found := find(target)) and not hasattr(found, "forward") else found
+    found = find(target)
+    return found if isinstance(found, nn.Module) else build
 
 
 @app.command(

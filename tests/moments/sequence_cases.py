@@ -113,6 +113,17 @@ def _experts(x: Tensor, w: Tensor, offs: Tensor) -> Tensor:
     return torch.cat([x[a:b] @ w[k] for k, (a, b) in enumerate(pairwise(ends))])
 
 
+MASKED = (
+    Case(
+        "scores and a masked bias",
+        lambda s, bias, mask: torch.softmax((s + (bias + mask).clone()).view(180, 30).view(6, 30, 30), -1),
+        (Input((6, 30, 30), std=0.5), Input((6, 1, 30), std=0.3)),
+        (torch.full((30, 30), -1e9, dtype=torch.float64).triu(1),),
+        tolerance=0.06,
+        unread=frozenset(["output 0 pairs", "gradient 0 pairs", "gradient 1 square", "gradient 1 pairs"]),
+    ),
+)
+
 ORDER = (
     Case("topk", lambda x: x.topk(3, 1)[0], (_X,), draws=2000, tolerance=0.02),
     Case(
@@ -325,4 +336,4 @@ COMPLEX = (
     ),
 )
 
-SEQUENCE = (*INDEX, *SCATTER, *ORDER, *STATISTICS, *EXPERTS, *LAYOUT, *LOSSES, *COMPLEX)
+SEQUENCE = (*INDEX, *SCATTER, *MASKED, *ORDER, *STATISTICS, *EXPERTS, *LAYOUT, *LOSSES, *COMPLEX)

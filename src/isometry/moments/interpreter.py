@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from isometry.moments import masked, running, symbolic
 from isometry.moments import regrouping as reg
-from isometry.moments import running, symbolic
 from isometry.moments.aliasing import Key, disjoint, key_of
 from isometry.moments.concrete import LIMIT, Concrete, moments_of
 from isometry.moments.record import Moments
@@ -382,6 +382,9 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             name if found is None or name in found.ops else name[:-1], tuple(tuple(t.shape) for t in outputs)
         )
         try:
+            both = None if found is None else self._masked(func, found, context, args, kwargs)
+            if both is not None:
+                return [both]
             raw = found.raw if found else ()
             ready = [self._argument(a, k in raw) for k, a in enumerate(args)]
             named = {k: self._argument(v, False) for k, v in kwargs.items()}
@@ -405,6 +408,17 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         results = list(result) if isinstance(result, tuple | list) else [result]
         self.spread.follow(context.op, (ready, named), results)
         return results + [None] * (len(outputs) - len(results))
+
+    def _masked(
+        self, func: Any, rule: Rule, context: Context, args: Any, kwargs: dict[str, Any]
+    ) -> Shifted | None:
+        """Regroup a tensor that has a known part beside it; None for any other operation."""
+        value = self.value(args[0]) if args and isinstance(args[0], Tensor) else None
+        if not isinstance(value, Shifted) or not masked.regroups(func):
+            return None
+        return masked.regrouped(
+            func, value, args[1:], kwargs, context.shape, lambda m: rule.fn(context, m, *args[1:], **kwargs)
+        )
 
     def _argument(self, x: Any, raw: bool) -> Any:
         if isinstance(x, Tensor):

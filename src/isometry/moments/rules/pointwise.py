@@ -95,6 +95,12 @@ def add(ctx: Context, a: Operand, b: Operand, *, alpha: float = 1) -> Moments | 
         return shifted(a, b)
     if alpha == 1 and isinstance(b, Moments | Shifted) and _is_known(a):
         return shifted(b, a)
+    for x, y in ((a, b), (b, a)):
+        if alpha == 1 and isinstance(x, Shifted) and isinstance(y, Moments | Shifted):
+            both = plus(x.random, y.random if isinstance(y, Shifted) else y)
+            return (
+                shifted(shifted(both, x.shift), y.shift) if isinstance(y, Shifted) else shifted(both, x.shift)
+            )
     return plus(as_moments(a, b), alg.scale(as_moments(b, a), alpha))
 
 

@@ -6,8 +6,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
-from isometry.errors import InvalidValueError
+from isometry.errors import InvalidTypeError, InvalidValueError
+from isometry.fans import fans
 from isometry.layout import Layout, grouped, layout_of_axes
 
 
@@ -47,3 +49,23 @@ def test_a_diagonal_has_one_output_and_one_input() -> None:
 def test_groups_must_divide(groups: int) -> None:
     with pytest.raises(InvalidValueError, match="divide"):
         grouped((6, 5), groups)
+
+
+@pytest.mark.parametrize("axis", ["x", 1.5, None, (0.5,)])
+def test_an_axis_that_is_no_int_is_named(axis: object) -> None:
+    with pytest.raises(InvalidTypeError, match="in_axis"):
+        layout_of_axes((3, 4), in_axis=axis)
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "message"),
+    [
+        (nn.Linear(2, 3), {"name": 3}, "name must be"),
+        (nn.EmbeddingBag(3, 4), {"bag_size": "x"}, "bag_size must be"),
+    ],
+)
+def test_fans_name_an_argument_of_the_wrong_type(
+    module: nn.Module, arguments: dict[str, object], message: str
+) -> None:
+    with pytest.raises(InvalidTypeError, match=message):
+        fans(module, **arguments)

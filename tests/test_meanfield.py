@@ -10,7 +10,7 @@ from torch import nn
 
 from isometry import meanfield
 from isometry.criticality import critical_line, critical_point, fixed_point
-from isometry.errors import InvalidValueError
+from isometry.errors import InvalidTypeError, InvalidValueError
 
 
 def normal_mean(f):
@@ -255,3 +255,8 @@ def test_no_critical_point_is_said_so():
 def test_bad_input_is_explained(call, message):
     with pytest.raises(InvalidValueError, match=message):
         call()
+
+
+def test_deviations_that_are_no_numbers_are_named():
+    with pytest.raises(InvalidTypeError, match="bias_std must be a number"):
+        critical_point("tanh", bias_std="x")

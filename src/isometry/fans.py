@@ -9,6 +9,7 @@ Shape legend: k = product of the kernel's sides, s = product of the strides, g =
 
 import difflib
 import math
+import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -123,7 +124,7 @@ def fans(
         The fans and the layout.
 
     Raises:
-        InvalidTypeError: `module` is no module.
+        InvalidTypeError: `module` is no module, or another argument has the wrong type.
         NotFoundError: It has no such parameter (with the nearest suggestion).
         InvalidValueError: A bias, or a parameter whose axes nobody declared.
         ModelError: The parameter is lazy and has no shape yet.
@@ -141,6 +142,8 @@ def fans(
         raise InvalidTypeError(
             f"fans needs a torch.nn.Module, got {type(module).__name__}: pass the module itself"
         )
+    if not isinstance(name, str):
+        raise InvalidTypeError(f"name must be a parameter's name such as 'weight', got {name!r}")
     owner, leaf = _owner(module, name)
     what = f"{name!r} of {type(owner).__name__}"
     parameter = owner._parameters.get(leaf)
@@ -282,6 +285,8 @@ def _embedding_bag(module: nn.EmbeddingBag, bag_size: float) -> Fans:
     """A bag of L rows: sum L, mean 1/L; a maximum is not linear and has fans for L = 1 alone."""
     row = _embedding(module, "weight")
     assert row is not None
+    if isinstance(bag_size, bool) or not isinstance(bag_size, numbers.Real):
+        raise InvalidTypeError(f"bag_size must be a number of rows, got {bag_size!r}")
     if not (math.isfinite(bag_size) and bag_size >= 1):
         raise InvalidValueError(f"bag_size must be a finite number of rows, 1 or more, got {bag_size}")
     if module.mode == "max" and bag_size != 1:

@@ -168,7 +168,7 @@ def grouped(shape: Sequence[int], groups: int = 1, *, what: str = "the tensor") 
 
 
 def _axes(axis: Axis, shape: tuple[int, ...], argument: str, what: str) -> tuple[int, ...]:
-    axes = (axis,) if isinstance(axis, int) else tuple(axis)
+    axes = tuple(axis) if isinstance(axis, Sequence) else (axis,)
     for one in axes:
         if isinstance(one, bool) or not isinstance(one, int):
             raise InvalidTypeError(f"{argument} of {what} must be an int or a sequence of ints, got {axis!r}")

@@ -18,12 +18,13 @@ References: Poole et al., Exponential expressivity in deep neural networks throu
 """
 
 import math
+import numbers
 from dataclasses import dataclass
 
 from isometry import gaussian
 from isometry.activations import Activation, ActivationLike, resolve
 from isometry.activations.response import Response, respond
-from isometry.errors import InvalidValueError
+from isometry.errors import InvalidTypeError, InvalidValueError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,6 +275,9 @@ def response_at(activation: Activation, length: float) -> Response:
 
 def require_stds(weight_std: float, bias_std: float) -> None:
     """Refuse standard deviations that are none."""
+    for name, value in (("weight_std", weight_std), ("bias_std", bias_std)):
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            raise InvalidTypeError(f"{name} must be a number, got {value!r}")
     if not (math.isfinite(weight_std) and weight_std > 0):
         raise InvalidValueError(f"weight_std must be positive and finite, got {weight_std}")
     if not (math.isfinite(bias_std) and bias_std >= 0):

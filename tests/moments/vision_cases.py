@@ -111,6 +111,14 @@ NORMS = (
         tolerance=0.02,
     ),
     Case(
+        "batch_norm that updates its statistics",
+        lambda x, w, b: torch.ops.aten._batch_norm_with_update(
+            x, w, b, x.new_zeros(8), x.new_ones(8), 0.1, 1e-5
+        )[0],
+        (_WIDE, _SCALE, _SHIFT),
+        tolerance=0.02,
+    ),
+    Case(
         "batch_norm and relu",
         lambda x, w, b: F.relu(F.batch_norm(x, None, None, w, b, training=True)),
         (_WIDE, _SCALE, _SHIFT),

@@ -1,22 +1,18 @@
 """The dispatch mode that carries moments along a model's own forward code and autograd's own backward.
 
 Every ATen operation is first run as it is on its carrier (meta or real tensors), then its rule makes the
-records of its outputs from
-those of its inputs. Records are found by what a tensor aliases: storage, offset, shape and stride; so the
-tensors that
-autograd saved, which come back as other Python objects, are found again. A write in place replaces the
-record, drops
-those of other views of the storage, and is passed on to the tensor that a view was taken from.
+records of its outputs from those of its inputs. Records are found by what a tensor aliases: storage, offset,
+shape and stride; so the tensors that autograd saved, which come back as other Python objects, are found
+again. A write in place replaces the record, drops those of other views of the storage, and is passed on to
+the tensor that a view was taken from.
 
 Operations whose inputs are all known values are run on those values. An operation without a rule gives
-`Unknown`, which
-spreads to whatever depends on it, and is listed in `Interpreter.unknown`.
+`Unknown`, which spreads to whatever depends on it, and is listed in `Interpreter.unknown`.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from isometry.moments import masked, running, symbolic
 from isometry.moments import regrouping as reg
 from isometry.moments.aliasing import Key, disjoint, key_of
+from isometry.moments.calls import functional, identity, mapped, part_of_split, tensors_in
 from isometry.moments.concrete import LIMIT, Concrete, moments_of
 from isometry.moments.record import Moments
 from isometry.moments.rules.base import RULES, Context, NoRule, Rule, Shifted, Unknown, Value
@@ -209,7 +206,7 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if out is not NotImplemented:
                 return out
         out = running.run(func, args, kwargs, self._values_of)
-        outputs = list(_tensors(out))
+        outputs = list(tensors_in(out))
         if not outputs:
             return out
         inplace = func._schema.is_mutable and name.endswith("_") and isinstance(args[0], Tensor)
@@ -235,7 +232,7 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _reshape(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Let a tensor become another view of its storage."""
-        before, func_of = args[0].detach(), _functional(func)
+        before, func_of = args[0].detach(), functional(func)
         out = func(*args, **kwargs)
         (value,) = self._evaluate(func_of, (before, *args[1:]), kwargs, out)
         if value is not None:
@@ -261,7 +258,7 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 continue
             key, how = key_of(tensor), (func, args)
             if len(outputs) > 1:
-                how = _part(func, args, tensor, k, start)
+                how = part_of_split(func, args, tensor, k, start)
                 start += tensor.shape[how[1][1]] if how[0] is torch.ops.aten.slice.Tensor else 0
             if key != key_of(base):
                 self._storages[storage].views.setdefault(key, _View(base.detach(), how[0], tuple(how[1])))
@@ -284,10 +281,10 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _evaluate(self, func: Any, args: Any, kwargs: dict[str, Any], out: Any) -> list[Value | None]:
         """Return the records of an operation's outputs."""
         name = func._schema.name.split("::")[1]
-        outputs = list(_tensors(out))
-        inputs = [self.value(t) for t in _tensors((args, kwargs))]
+        outputs = list(tensors_in(out))
+        inputs = [self.value(t) for t in tensors_in((args, kwargs))]
         if name in _LIKE or not inputs:
-            key = (_identity((func, args, kwargs), lambda _: 0), tuple(outputs[0].shape))
+            key = (identity((func, args, kwargs), lambda _: 0), tuple(outputs[0].shape))
             if key not in self._known:
                 self._known[key] = ([], self._factory(func, args, kwargs, outputs))
             made = self._known[key][1]
@@ -334,10 +331,10 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, args: Any, kwargs: dict[str, Any], outputs: list[Tensor]
     ) -> list[Value | None] | None:
         """Run an operation on known values once: layers repeat what they do with masks and positions."""
-        key = _identity((func, args, kwargs), lambda t: id(self.value(t)))
+        key = identity((func, args, kwargs), lambda t: id(self.value(t)))
         if key not in self._known:
             inputs = [
-                self.value(t) for t in _tensors((args, kwargs))
+                self.value(t) for t in tensors_in((args, kwargs))
             ]  # kept, so that an id is not used again
             self._known[key] = (inputs, self._on_values(func, args, kwargs, outputs))
         return self._known[key][1]
@@ -347,27 +344,27 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> list[Value | None] | None:
         """Run an operation on known values, where they are small enough to hold."""
         name = func._schema.name.split("::")[1]
-        held = all(isinstance(self.value(t), Concrete) for t in _tensors((args, kwargs)))
+        held = all(isinstance(self.value(t), Concrete) for t in tensors_in((args, kwargs)))
         if not held or (max(t.numel() for t in outputs) > LIMIT and not func.is_view):
             if len(outputs) != 1 or func._schema.is_mutable:
                 return None
-            known, options = _mapped((args, kwargs), self.value)
+            known, options = mapped((args, kwargs), self.value)
             made = symbolic.evaluate(func, known, options, tuple(outputs[0].shape))
             return None if made is None else [made]
         if name.endswith("_") and func._schema.is_mutable:
-            found = _functional(func)
+            found = functional(func)
             if found is None:
                 return None
             func = found
         if torch.Tag.nondeterministic_seeded in func.tags:
             return None  # a draw is told by its distribution
-        real = _mapped((args, kwargs), lambda t: self._real(t))
+        real = mapped((args, kwargs), lambda t: self._real(t))
         if name.startswith(("as_strided", "_reshape_alias")):  # strides are those of the carrier
             real = ((real[0][0].contiguous(), *real[0][1:]), real[1])
         if "device" in real[1]:
             real[1]["device"] = "cpu"
         result = func(*real[0], **real[1])
-        return [Concrete(t) for t in _tensors(result)]
+        return [Concrete(t) for t in tensors_in(result)]
 
     def _real(self, tensor: Tensor) -> Tensor:
         value = self.value(tensor)
@@ -391,7 +388,7 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if found is None and (torch.Tag.pointwise in func.tags or name.rstrip("_") in UNTAGGED):
                 if name.endswith("_"):
                     context.op = name[:-1]
-                    func = _functional(func) or func
+                    func = functional(func) or func
                 result = pointwise(context, func, tuple(ready), named)
             elif found is None:
                 raise NoRule("no rule")
@@ -436,55 +433,6 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         made = Unknown(name, self.module, reason)
         self.unknown[made] += 1
         return made
-
-
-def _functional(func: Any) -> Any:
-    """Return the twin of an in-place operation that writes nothing."""
-    packet = getattr(torch.ops.aten, func._schema.name.split("::")[1][:-1], None)
-    if packet is None:
-        return None
-    return getattr(packet, "int" if func._schema.name == "aten::transpose_" else func._overloadname, None)
-
-
-def _part(func: Any, args: tuple[Any, ...], part: Tensor, k: int, start: int) -> tuple[Any, tuple[Any, ...]]:
-    """Return the one-output operation that makes the k-th output of a split."""
-    base = args[0]
-    if func._schema.name == "aten::unbind":
-        return torch.ops.aten.select.int, (base, (args[1] if len(args) > 1 else 0) % base.dim(), k)
-    dim = (args[2] if len(args) > 2 else 0) % base.dim()
-    return torch.ops.aten.slice.Tensor, (base, dim, start, start + part.shape[dim])
-
-
-def _tensors(tree: Any) -> Iterator[Tensor]:
-    if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, list | tuple):
-        for item in tree:
-            yield from _tensors(item)
-    elif isinstance(tree, dict):
-        for item in tree.values():
-            yield from _tensors(item)
-
-
-def _identity(tree: Any, of: Callable[[Tensor], int]) -> object:
-    """Return a hashable stand-in for an operation's arguments, tensors by what `of` tells of them."""
-    if isinstance(tree, Tensor):
-        return ("tensor", of(tree))
-    if isinstance(tree, list | tuple):
-        return tuple(_identity(x, of) for x in tree)
-    if isinstance(tree, dict):
-        return tuple((k, _identity(v, of)) for k, v in tree.items())
-    return type(tree), tree
-
-
-def _mapped(tree: Any, fn: Callable[[Tensor], Any]) -> Any:
-    if isinstance(tree, Tensor):
-        return fn(tree)
-    if isinstance(tree, list | tuple):
-        return type(tree)(_mapped(x, fn) for x in tree)
-    if isinstance(tree, dict):
-        return {k: _mapped(v, fn) for k, v in tree.items()}
-    return tree
 
 
 __all__ = ["Interpreter", "Rule", "Shifted", "key_of", "moments_of"]

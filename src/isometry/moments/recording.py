@@ -33,6 +33,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from isometry.moments import algebra as alg
 from isometry.moments import latents
 from isometry.moments.axes import Array
+from isometry.moments.calls import mapped
 from isometry.moments.concrete import LIMIT, Concrete, moments_of, pair_means
 from isometry.moments.interpreter import Interpreter, key_of
 from isometry.moments.record import Moments
@@ -108,7 +109,7 @@ class _OnMeta(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._repeat(func, name, args, kwargs)
             with _disable_current_modes():
                 return func(*args, **kwargs)
-        args, kwargs = (_mapped(x, self._meta) for x in (args, kwargs))
+        args, kwargs = (mapped(x, self._meta) for x in (args, kwargs))
         out = kwargs.get("out")
         if isinstance(out, Tensor):
             return self._out(func, args, kwargs, out)
@@ -316,13 +317,3 @@ def _flat(tree: Any) -> list[Any]:
     if isinstance(tree, dict):
         return [leaf for item in tree.values() for leaf in _flat(item)]
     return [tree]
-
-
-def _mapped(tree: Any, fn: Callable[[Tensor], Tensor]) -> Any:
-    if isinstance(tree, Tensor):
-        return fn(tree)
-    if isinstance(tree, list | tuple):
-        return type(tree)(_mapped(item, fn) for item in tree)
-    if isinstance(tree, dict):
-        return {k: _mapped(v, fn) for k, v in tree.items()}
-    return tree

@@ -1,0 +1,62 @@
+"""An operation's call taken apart: its tensors, and the simpler operation that equals it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def functional(func: Any) -> Any:
+    """Return the twin of an in-place operation that writes nothing."""
+    packet = getattr(torch.ops.aten, func._schema.name.split("::")[1][:-1], None)
+    if packet is None:
+        return None
+    return getattr(packet, "int" if func._schema.name == "aten::transpose_" else func._overloadname, None)
+
+
+def part_of_split(
+    func: Any, args: tuple[Any, ...], part: Tensor, k: int, start: int
+) -> tuple[Any, tuple[Any, ...]]:
+    """Return the one-output operation that makes the k-th output of a split."""
+    base = args[0]
+    if func._schema.name == "aten::unbind":
+        return torch.ops.aten.select.int, (base, (args[1] if len(args) > 1 else 0) % base.dim(), k)
+    dim = (args[2] if len(args) > 2 else 0) % base.dim()
+    return torch.ops.aten.slice.Tensor, (base, dim, start, start + part.shape[dim])
+
+
+def tensors_in(tree: Any) -> Iterator[Tensor]:
+    """All tensors among an operation's arguments or results, in order."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, list | tuple):
+        for item in tree:
+            yield from tensors_in(item)
+    elif isinstance(tree, dict):
+        for item in tree.values():
+            yield from tensors_in(item)
+
+
+def identity(tree: Any, of: Callable[[Tensor], int]) -> object:
+    """Return a hashable stand-in for an operation's arguments, tensors by what `of` tells of them."""
+    if isinstance(tree, Tensor):
+        return ("tensor", of(tree))
+    if isinstance(tree, list | tuple):
+        return tuple(identity(x, of) for x in tree)
+    if isinstance(tree, dict):
+        return tuple((k, identity(v, of)) for k, v in tree.items())
+    return type(tree), tree
+
+
+def mapped(tree: Any, fn: Callable[[Tensor], Any]) -> Any:
+    """An operation's arguments with every tensor replaced by `fn` of it."""
+    if isinstance(tree, Tensor):
+        return fn(tree)
+    if isinstance(tree, list | tuple):
+        return type(tree)(mapped(x, fn) for x in tree)
+    if isinstance(tree, dict):
+        return {k: mapped(v, fn) for k, v in tree.items()}
+    return tree

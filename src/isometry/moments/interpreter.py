@@ -24,7 +24,7 @@ from isometry.moments import masked, running, symbolic
 from isometry.moments import regrouping as reg
 from isometry.moments.aliasing import Key, disjoint, key_of
 from isometry.moments.calls import functional, identity, mapped, part_of_split, tensors_in
-from isometry.moments.concrete import LIMIT, Concrete, moments_of
+from isometry.moments.concrete import LIMIT, Concrete
 from isometry.moments.record import Moments
 from isometry.moments.rules.base import RULES, Context, NoRule, Rule, Shifted, Unknown, Value
 from isometry.moments.rules.pointwise import UNTAGGED, as_moments, pointwise
@@ -433,6 +433,3 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         made = Unknown(name, self.module, reason)
         self.unknown[made] += 1
         return made
-
-
-__all__ = ["Interpreter", "Rule", "Shifted", "key_of", "moments_of"]

@@ -32,10 +32,11 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from isometry.moments import algebra as alg
 from isometry.moments import latents
+from isometry.moments.aliasing import key_of
 from isometry.moments.axes import Array
 from isometry.moments.calls import mapped
 from isometry.moments.concrete import LIMIT, Concrete, moments_of, pair_means
-from isometry.moments.interpreter import Interpreter, key_of
+from isometry.moments.interpreter import Interpreter
 from isometry.moments.record import Moments
 from isometry.moments.rules.base import Unknown, Value
 from isometry.restore import random_state

@@ -138,29 +138,8 @@ def _batch_norm_backward(
     return (with_shape(dx, x.shape) if mask[0] else None), dw, con.total(g, over) if mask[2] else None
 
 
-@rule("native_batch_norm_backward", accuracy="asymptotic")
+@rule("native_batch_norm_backward", "batch_norm_backward", accuracy="asymptotic")
 def batch_norm_backward(
-    ctx: Context,
-    g: Moments,
-    x: Moments,
-    w: Maybe,
-    mean: Maybe,
-    var: Maybe,
-    saved_mean: Any,
-    saved_inverse: Any,
-    training: bool,
-    eps: float,
-    mask: Any,
-) -> tuple[Maybe, ...]:
-    """Gradients of batch normalisation, with the joint moments of gradient and normalised input.
-
-    Asymptotic.
-    """
-    return ctx.masked(_batch_norm_backward(g, x, w, mean, var, training, eps, mask), mask)
-
-
-@rule("batch_norm_backward", accuracy="asymptotic")
-def batch_norm_with_update_backward(
     ctx: Context,
     g: Moments,
     x: Moments,
@@ -174,8 +153,11 @@ def batch_norm_with_update_backward(
     mask: Any,
     *_: Any,
 ) -> tuple[Maybe, ...]:
-    """Gradients of batch normalisation; as `batch_norm_backward`."""
-    return _batch_norm_backward(g, x, w, mean, var, training, eps, mask)
+    """Gradients of batch normalisation, with the joint moments of gradient and normalised input.
+
+    Asymptotic.
+    """
+    return ctx.masked(_batch_norm_backward(g, x, w, mean, var, training, eps, mask), mask)
 
 
 # --- groups -----------------------------------------------------------------------------------------------

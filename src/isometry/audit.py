@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from isometry.errors import InvalidValueError, ModelError
 from isometry.measure import measure
-from isometry.predict import REAL_LIMIT, predict
+from isometry.predict import predict
 from isometry.profile import Profile, Signal
+from isometry.rehearsal import REAL_LIMIT
 from isometry.restore import random_state
 from isometry.strictjson import dump, number_to_data
 from isometry.tables import Column, Table, compact

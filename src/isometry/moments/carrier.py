@@ -8,7 +8,7 @@ records beside it: every tensor then has a value as well, and integers and masks
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ from isometry.moments.recording import Recording, of_values
 from isometry.moments.rules.base import Value
 
 Kind = Literal["meta", "real"]
+Assumed = Callable[[str, Tensor], Value]
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,12 @@ class Carrier:
     Attributes:
         kind: "meta" or "real".
         interpreter: Carries the records.
+        assumed: What a buffer without values is taken for, by its name; None: that is an error.
     """
 
     kind: Kind
     interpreter: Interpreter
+    assumed: Assumed | None = None
 
     def model(self, model: nn.Module, values: Mapping[str, Value]) -> nn.Module:
         """Copy a model onto the carrier, ties kept; the original is left as it is.
@@ -52,8 +55,13 @@ class Carrier:
             twin = nn.Parameter(self._like(p), requires_grad=p.requires_grad)
             memo[id(p)] = twin
             self.interpreter.assign(twin, values[name])
-        for tensor in _owned(model):
-            if id(tensor) not in memo:
+        for name, tensor in _owned(model):
+            if id(tensor) in memo:
+                continue
+            if tensor.is_meta and self.assumed is not None:
+                memo[id(tensor)] = self._like(tensor)
+                self.interpreter.assign(memo[id(tensor)], self.assumed(name, tensor))
+            else:
                 memo[id(tensor)] = self.known(tensor)
         return copy.deepcopy(model, memo)
 
@@ -109,13 +117,14 @@ class Carrier:
         return tensor.detach().cpu().clone()
 
 
-def _owned(model: nn.Module) -> Iterator[Tensor]:
+def _owned(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield the tensors of a model that are no parameters: buffers, and what its attributes hold."""
-    yield from model.buffers()
+    yield from model.named_buffers()
     for module in model.modules():
         for name, value in vars(module).items():
             if name not in ("_parameters", "_buffers", "_modules"):
-                yield from _inside(value)
+                for tensor in _inside(value):
+                    yield name, tensor
 
 
 def _inside(value: object) -> Iterator[Tensor]:
@@ -130,12 +139,15 @@ def _inside(value: object) -> Iterator[Tensor]:
             yield from _inside(entry)
 
 
-def values_of(model: nn.Module, recording: Recording | None) -> dict[str, Value]:
+def values_of(
+    model: nn.Module, recording: Recording | None, assumed: Assumed | None = None
+) -> dict[str, Value]:
     """Return the records of a model's parameters by name: recorded where it was built on meta, else measured.
 
     Args:
         model: The model.
         recording: How it was built; None for a model that the user gave.
+        assumed: What a parameter is taken for that has neither values nor an initialiser; None: an error.
 
     Returns:
         The records.
@@ -147,6 +159,9 @@ def values_of(model: nn.Module, recording: Recording | None) -> dict[str, Value]
     for name, p in model.named_parameters():
         value = recording.value(p) if recording is not None else None
         if value is None and p.is_meta:
+            if assumed is not None:
+                values[name] = assumed(name, p)
+                continue
             raise ModelError(
                 f"parameter {name!r} is on the meta device and has no values: give predict the function that "
                 "builds the model, so that its initialisers are recorded"

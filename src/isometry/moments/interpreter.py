@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -75,6 +75,13 @@ class _Storage:
     views: dict[Key, _View] = field(default_factory=dict)
 
 
+class Observer(Protocol):
+    """Whoever wants to see every operation of a run."""
+
+    def __call__(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        """Take note of an operation that has run on its carrier; its records are not made yet."""
+
+
 class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Carry records along all operations inside the `with` block.
 
@@ -86,6 +93,7 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         count: Operations seen.
         used: How often each rule was used, by its operation's name.
         spread: How far one draw is expected to lie from the records.
+        observer: Sees every operation, None for nobody.
     """
 
     def __init__(self) -> None:
@@ -96,6 +104,7 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.count = 0
         self.used: Counter[str] = Counter()
         self.spread = Spread()
+        self.observer: Observer | None = None
         self._storages: dict[int, _Storage] = {}
         self._known: dict[object, tuple[list[Value | None], list[Value | None] | None]] = {}
 
@@ -206,6 +215,8 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if out is not NotImplemented:
                 return out
         out = running.run(func, args, kwargs, self._values_of)
+        if self.observer is not None:
+            self.observer(func, args, kwargs, out)
         outputs = list(tensors_in(out))
         if not outputs:
             return out
@@ -234,6 +245,8 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Let a tensor become another view of its storage."""
         before, func_of = args[0].detach(), functional(func)
         out = func(*args, **kwargs)
+        if self.observer is not None:
+            self.observer(func_of, (before, *args[1:]), kwargs, out)
         (value,) = self._evaluate(func_of, (before, *args[1:]), kwargs, out)
         if value is not None:
             self.assign(out, value)

@@ -1,0 +1,281 @@
+"""A model's own code run on records instead of numbers: what prediction and planning stand on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import isometry.moments.rules  # noqa: F401  (registers the rules)
+from isometry.errors import InvalidTypeError, InvalidValueError, ModelError
+from isometry.hooks import has_values, named_modules, tensors_in
+from isometry.inputs import Batch, batches, check_finite, map_tensors
+from isometry.moments.carrier import Assumed, Carrier, Kind, values_of
+from isometry.moments.interpreter import Interpreter
+from isometry.moments.recording import recorded
+from isometry.moments.rules.base import Value
+from isometry.names import unwrap
+from isometry.restore import random_state
+
+Loss = Callable[..., Tensor]
+Builder = Callable[[], nn.Module]
+T = TypeVar("T")
+
+REAL_LIMIT = 1 << 31  # parameters; a larger model is not copied or built on real tensors
+
+
+@dataclass
+class Stage:
+    """One run: the copy of the model that is run, and what is known of its tensors.
+
+    Attributes:
+        kind: Whether it runs on meta or on real tensors.
+        model: The user's model, or the one that the builder made; never run, never written.
+        twin: The copy that is run.
+        interpreter: Carries the records.
+        values: The records of the parameters by name.
+        args: What the twin is called with.
+        kwargs: Likewise, by name.
+        note: Why it runs on real tensors, if it does.
+        output: What the twin returned.
+    """
+
+    kind: Kind
+    model: nn.Module
+    twin: nn.Module
+    interpreter: Interpreter
+    values: Mapping[str, Value]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    note: str | None = None
+    output: Any = None
+    _running: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._names = {module: name for name, module in named_modules(self.twin).items()}
+        for module in self._names:
+            module.register_forward_pre_hook(self._enter)
+            module.register_forward_hook(self._leave)
+
+    def _enter(self, module: nn.Module, _: Any) -> None:
+        self._running.append(self._names[module])
+        self.interpreter.module = self._running[-1]
+
+    def _leave(self, module: nn.Module, _: Any, __: Any) -> None:
+        self._running.pop()
+        self.interpreter.module = self._running[-1] if self._running else ""
+
+    def failure(self, error: Exception) -> str:
+        """Say in which module the model failed.
+
+        Args:
+            error: What it raised.
+
+        Returns:
+            The message.
+        """
+        path = self.interpreter.module
+        where = "in its forward"
+        if path:
+            where = f"in module {path!r} ({type(named_modules(self.twin)[path]).__name__})"
+        return f"the model failed {where}: {type(error).__name__}: {error}"
+
+
+@dataclass
+class Rehearsal(Generic[T]):
+    """A model, what it is fed, and who watches; run on meta first, on real tensors where that fails.
+
+    Attributes:
+        source: The model or the function that builds it.
+        inputs: A tensor, a tuple, a dict, a loader (its first batch is used) or a spec.
+        loss: `loss(output)` or `loss(output, target)`; None for an i.i.d. unit gradient at every output.
+        backward: Whether to run backward.
+        assumed: What a parameter or buffer without values is taken for; None: that is an error.
+        prefer: The carrier to begin with.
+    """
+
+    source: nn.Module | Builder
+    inputs: object
+    loss: Loss | None = None
+    backward: bool = True
+    assumed: Assumed | None = None
+    prefer: Kind = "meta"
+
+    def run(self, begin: Callable[[Stage], T]) -> tuple[Stage, T]:
+        """Run the model.
+
+        Args:
+            begin: Called with the stage before the model runs; attaches whatever watches. Called anew where
+                the model turns out to need real tensors.
+
+        Returns:
+            The stage after the run, and what `begin` returned for it.
+
+        Raises:
+            InvalidTypeError: `source` is neither a module nor a function that returns one, or `inputs` has a
+                type that cannot be used.
+            InvalidValueError: The inputs hold nan or infinities, or there is no batch.
+            ModelError: The model failed; the message names the module.
+        """
+        self._batch = first_batch(self.inputs)
+        restore = random_state()
+        try:
+            with torch.inference_mode(mode=False), _plain_kernels():
+                return self._run(begin)
+        finally:
+            restore()
+
+    def _run(self, begin: Callable[[Stage], T]) -> tuple[Stage, T]:
+        interpreter = Interpreter()
+        model, values = self._built(interpreter)
+        if self.prefer == "real":
+            return self._on("real", self._real(model, ModelError("no values")), values, Interpreter(), begin)
+        try:
+            return self._on("meta", model, values, interpreter, begin)
+        except (InvalidTypeError, InvalidValueError):
+            raise
+        except Exception as error:
+            stage, watcher = self._on("real", self._real(model, error), values, Interpreter(), begin)
+            first = f"{type(error).__name__}: {error}".splitlines()[0][:160]
+            stage.note = f"carrier: real tensors, because the model does not run on meta ones ({first})"
+            return stage, watcher
+
+    def _built(self, interpreter: Interpreter) -> tuple[nn.Module, dict[str, Value]]:
+        if isinstance(self.source, nn.Module):
+            model = unwrap(self.source)
+            _check(model)
+            return model, values_of(model, None, self.assumed)
+        if not callable(self.source):
+            raise InvalidTypeError(
+                "model must be a torch.nn.Module or a function without arguments that builds one, got "
+                f"{type(self.source).__name__}"
+            )
+        try:
+            recording = recorded(self.source, interpreter)
+        except Exception as error:
+            raise ModelError(f"the builder failed on meta: {type(error).__name__}: {error}") from error
+        if not isinstance(recording.model, nn.Module):
+            raise InvalidTypeError(
+                f"the builder must return a torch.nn.Module, got {type(recording.model).__name__}"
+            )
+        model = unwrap(recording.model)
+        _check(model)
+        return model, values_of(model, recording, self.assumed)
+
+    def _real(self, model: nn.Module, error: Exception) -> nn.Module:
+        size = sum(p.numel() for p in model.parameters())
+        if size > REAL_LIMIT:
+            raise error
+        if isinstance(self.source, nn.Module):
+            if any(p.is_meta for p in model.parameters()):
+                raise error
+            return model
+        return unwrap(self.source())
+
+    def _on(
+        self,
+        kind: Kind,
+        model: nn.Module,
+        values: dict[str, Value],
+        interpreter: Interpreter,
+        begin: Callable[[Stage], T],
+    ) -> tuple[Stage, T]:
+        carrier = Carrier(kind, interpreter, self.assumed)
+        twin = carrier.model(model, values)
+        args, kwargs = map_tensors(
+            (self._batch.args, dict(self._batch.kwargs)),
+            lambda t, where: carrier.given(t, where, normal=isinstance(self.inputs, str)),
+        )
+        stage = Stage(kind, model, twin, interpreter, values, args, kwargs)
+        watcher = begin(stage)
+        with interpreter, torch.set_grad_enabled(self.backward):
+            try:
+                stage.output = twin(*args, **kwargs)
+            except Exception as error:
+                raise ModelError(stage.failure(error)) from error
+            interpreter.observer = None  # it follows the forward pass
+            if self.backward:
+                self._run_backward(carrier, stage.output)
+        return stage, watcher
+
+    def _run_backward(self, carrier: Carrier, output: Any) -> None:
+        try:
+            if self.loss is not None:
+                self._loss(carrier, output).backward()  # type: ignore[no-untyped-call]
+                return
+            ends = [t for t in tensors_in(output) if has_values(t) and t.requires_grad]
+            if all(t.dim() == 0 for t in ends):
+                if ends:
+                    torch.autograd.backward(ends)
+                return
+            ends = list({id(t): t for t in ends if t.dim() > 0}.values())
+            torch.autograd.backward(ends, [carrier.seed(t) for t in ends])
+        except (InvalidTypeError, InvalidValueError):
+            raise
+        except Exception as error:
+            raise ModelError(f"the backward pass failed: {type(error).__name__}: {error}") from error
+
+    def _loss(self, carrier: Carrier, output: Any) -> Tensor:
+        if not callable(self.loss):
+            raise InvalidTypeError(f"loss must be a callable, got {type(self.loss).__name__}")
+        target: tuple[Any, ...] = ()
+        if self._batch.target is not None:
+            target = (map_tensors(self._batch.target, lambda t, _: carrier.known(t), "target"),)
+        value = self.loss(output, *target)
+        if not isinstance(value, Tensor):
+            raise InvalidTypeError(f"loss(output) must return a tensor, got {type(value).__name__}")
+        if value.numel() != 1 or not value.requires_grad:
+            raise InvalidValueError(
+                "loss(output) must return one number that depends on the parameters, got a tensor of shape "
+                f"{tuple(value.shape)}"
+            )
+        return value.reshape(())
+
+
+def first_batch(inputs: object) -> Batch:
+    """Return the first batch of inputs, checked.
+
+    Args:
+        inputs: In any of the forms of `isometry.inputs.batches`.
+
+    Returns:
+        The batch.
+
+    Raises:
+        InvalidTypeError: `inputs` has none of these forms.
+        InvalidValueError: There is no batch, or it holds nan or infinities.
+    """
+    batch = next(iter(batches(inputs, limit=1)), None)
+    if batch is None:
+        raise InvalidValueError("inputs gave no batch: there is nothing to run the model on")
+    check_finite(batch)
+    return batch
+
+
+@contextmanager
+def _plain_kernels() -> Iterator[None]:
+    """Let attention and recurrent layers run as ordinary operations, which have rules."""
+    fast, fused = torch.backends.mha.get_fastpath_enabled(), torch._C._get_mkldnn_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        torch._C._set_mkldnn_enabled(fused)
+
+
+def _check(model: nn.Module) -> None:
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelError("a scripted model hides its operations: give the model it was made from")
+    for name, parameter in model.named_parameters():
+        if nn.parameter.is_lazy(parameter):
+            raise ModelError(
+                f"parameter {name!r} has no shape yet: run the model once on data, then try again"
+            )

@@ -84,7 +84,7 @@ class Places:
             else:
                 first[id(parameter)] = name
                 self.parameters[name] = parameter
-        self._computed = {place.name: place for place in _computed(model)}
+        self.computed = {place.name: place for place in _computed(model)}
 
     def find(self, name: str) -> Place:
         """The place of a name, canonical or as a wrapper gives it.
@@ -93,16 +93,16 @@ class Places:
             NotFoundError: With the nearest name, if there is none.
         """
         name = self.aliases.get(name, name)
-        if name not in self.parameters and name not in self._computed:
+        if name not in self.parameters and name not in self.computed:
             bare = canonical_name(name)
             name = self.aliases.get(bare, bare)
         if name in self.parameters:
             return Place(name, {name: self.parameters[name]})
-        if name in self._computed:
-            place = self._computed[name]
+        if name in self.computed:
+            place = self.computed[name]
             own = [self.aliases.get(part, part) for part in place.parameters]
             return Place(name, {part: self.parameters[part] for part in own}, place.owner, place.leaf)
-        known = [*self.parameters, *self.aliases, *self._computed]
+        known = [*self.parameters, *self.aliases, *self.computed]
         raise NotFoundError(f"the model has no parameter named {name!r}{nearest(name, known)}")
 
 

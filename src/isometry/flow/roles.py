@@ -1,0 +1,435 @@
+"""What each parameter of a model is for, told by the operations that read it, never by names or classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from isometry.errors import ModelError
+from isometry.fans import Fans, known_fans
+from isometry.flow.attention import Attention, attentions_of
+from isometry.flow.cones import Cone, cone_of, mapped_refs
+from isometry.flow.fans_of_use import fans_of_use
+from isometry.flow.graph import ADD, CONTRACTION, LINEAR, MULTIPLY, NORM, SOFTMAX, Flow, Node
+from isometry.flow.streams import Residual, Streams, ends_of, is_norm, streams_of
+from isometry.parametrised import shape_of
+from isometry.sampling.places import Places
+
+Kind = Literal["weight", "bias", "scale", "embedding", "position", "token", "slope", "other", "unused"]
+Part = Literal["query", "key", "value", "attention output", "gate", "gated", "head", "input", "router"]
+
+# Where biases and scales stand among the arguments of torch's norms.
+_NORM_PLACES = {
+    "native_layer_norm": (2, 3),
+    "native_group_norm": (1, 2),
+    "_fused_rms_norm": (2, None),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Use:
+    """One operation that reads a parameter beside a signal.
+
+    Attributes:
+        node: The operation.
+        operand: What it reads: the parameter, or what was computed from parameters alone.
+        kind: What for.
+        cone: Of a weight, what becomes of its output.
+    """
+
+    node: Node
+    operand: Node
+    kind: Kind
+    cone: Cone | None = None
+
+
+@dataclass(eq=False)
+class Role:
+    """What one parameter, or one parametrised weight, is for.
+
+    Attributes:
+        name: Canonical first name, as in `sampling.write_`.
+        shape: Its (logical) shape.
+        kind: What it is: a "weight" of a linear map, a "bias", a "scale" that multiplies entry by entry, an
+            "embedding" table, a "position" that is added to a signal, a "token" that stands beside it, a
+            "slope"; "other" where it is used in another way, "unused" where no signal meets it.
+        uses: Every operation that reads it beside a signal, in order of execution.
+        fans: Of a weight its logical fans.
+        parts: What a weight is part of, see `Part`.
+        feeds: What its output reaches first, in words: names of pointwise functions, "norm", "softmax",
+            "sum", "product", "linear", "output".
+        residual: The innermost residual branch it lies in.
+        layer: Which of the weights that follow one another in that branch it is, from 1.
+        ends: The residual sum whose branch it ends, so that it decides how large the branch is.
+        skips: The residual sum on whose skip path it lies.
+        neutral: Of a scale, the value that leaves the signal as it is: 1, or 0 for a factor 1 + w.
+        trainable: Whether it requires a gradient.
+        aliases: Its other names, of tied weights.
+        owner: The module that holds it.
+        leaf: Its name there.
+        nodes: The leaves in the graph that it stands for.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    kind: Kind = "unused"
+    uses: tuple[Use, ...] = ()
+    fans: Fans | None = None
+    parts: frozenset[Part] = frozenset()
+    feeds: tuple[str, ...] = ()
+    residual: Residual | None = None
+    layer: int = 0
+    ends: Residual | None = None
+    skips: Residual | None = None
+    neutral: float = 1.0
+    trainable: bool = True
+    aliases: tuple[str, ...] = ()
+    owner: nn.Module | None = None
+    leaf: str = ""
+    nodes: tuple[int, ...] = ()
+
+    @property
+    def words(self) -> str:
+        """The role in a few words."""
+        if self.kind != "weight":
+            text = {"scale": "norm scale" if "norm" in self.feeds else "scale"}.get(self.kind, self.kind)
+        else:
+            order: tuple[Part, ...] = (
+                "query", "key", "value", "attention output", "gate", "gated", "router", "head",
+            )  # fmt: skip
+            named = [p for p in order if p in self.parts]
+            text = ", ".join(named) or "weight"
+            shown = [f for f in self.feeds if f not in ("sum", "product", "linear", "output")]
+            if shown and not named:
+                text += f" → {shown[0]}"
+        if self.ends is not None:
+            text += f", ends branch {self.ends.order} of {self.ends.number}"
+        elif self.skips is not None and self.kind == "weight":
+            text += ", skip path"
+        if self.aliases:
+            text += f", tied with {self.aliases[0]}"
+        return text
+
+
+@dataclass
+class Roles:
+    """The roles of a model's parameters, with the graph they were read from.
+
+    Attributes:
+        flow: The graph.
+        streams: Its residual sums.
+        attentions: Its attentions.
+        by_name: The roles by canonical first name, in the order of the model.
+    """
+
+    flow: Flow
+    streams: Streams
+    attentions: list[Attention]
+    by_name: dict[str, Role] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Role:
+        return self.by_name[name]
+
+
+def roles_of(model: nn.Module, flow: Flow) -> Roles:
+    """Read the roles of all parameters from the data flow.
+
+    Args:
+        model: The user's model, for the shapes and names of its parameters; never run.
+        flow: The graph of its forward pass.
+
+    Returns:
+        The roles.
+    """
+    roles = Roles(flow, streams_of(flow), attentions_of(flow))
+    ends: dict[int, Residual] = {}
+    for residual in roles.streams.residuals.values():
+        ends.update({n.index: residual for n in ends_of(flow, residual)})
+    uses = _uses(flow)
+    for role in _named(model, flow):
+        role.uses = tuple(use for leaf in role.nodes for use in uses.get(leaf, []))
+        role.kind = _kind(role)
+        roles.by_name[role.name] = role
+        if role.kind == "weight":
+            _describe_weight(roles, role)
+        elif role.kind == "scale":
+            role.neutral = _neutral(flow, role)
+            read = role.uses[0].node
+            if is_norm(flow, read) or any(is_norm(flow, n) for n in list(flow.upstream(read))[1:4]):
+                role.feeds = ("norm",)
+        for use in role.uses:
+            if role.kind in ("weight", "scale") and use.node.index in ends and role.ends is None:
+                role.ends = ends[use.node.index]
+        _place_in_branch(roles, role)
+    _attention_outputs(roles)
+    return roles
+
+
+# --- names --------------------------------------------------------------------------------------------------
+
+
+def _named(model: nn.Module, flow: Flow) -> list[Role]:
+    """Return a bare role of every parameter, parametrised weights under their own name."""
+    places = Places(model)
+    modules = dict(model.named_modules())
+    from_pieces: dict[str, str] = {}
+    for name, place in places.computed.items():
+        from_pieces.update(dict.fromkeys(place.parameters, name))
+    aliases: dict[str, list[str]] = {}
+    for other, name in places.aliases.items():
+        aliases.setdefault(name, []).append(other)
+    found: dict[str, Role] = {}
+    for name, parameter in places.parameters.items():
+        whole = from_pieces.get(name, name)
+        if whole not in found:
+            path, _, leaf = whole.rpartition(".")
+            owner = modules.get(path) or _owner(model, path)
+            shape = tuple(parameter.shape) if whole == name else shape_of(owner, leaf)
+            found[whole] = Role(
+                whole,
+                shape,
+                trainable=parameter.requires_grad,
+                aliases=tuple(aliases.get(name, ())),
+                owner=owner,
+                leaf=leaf,
+            )
+        found[whole].nodes += (flow.parameters[name],)
+    return list(found.values())
+
+
+def _owner(model: nn.Module, path: str) -> nn.Module:
+    from isometry.hooks import named_modules
+
+    return named_modules(model)[path]
+
+
+# --- uses ---------------------------------------------------------------------------------------------------
+
+
+def _uses(flow: Flow) -> dict[int, list[Use]]:
+    """Return, by parameter leaf, the operations that read it beside a signal."""
+    found: dict[int, list[Use]] = {}
+    for node in flow.nodes:
+        if not node.signal or node.slot:
+            continue
+        for i in dict.fromkeys(node.inputs):
+            operand = flow.nodes[i]
+            if operand.signal or not operand.parameters:
+                continue
+            kind = _use_kind(flow, node, operand)
+            cone = cone_of(flow, node) if kind == "weight" else None
+            for leaf in operand.parameters:
+                found.setdefault(leaf, []).append(Use(node, operand, kind, cone))
+    return found
+
+
+def _use_kind(flow: Flow, node: Node, operand: Node) -> Kind:
+    """Tell what an operation reads a parameter for."""
+    if node.op in CONTRACTION:
+        if operand in flow.operands(node):
+            return "weight"
+        return "bias"
+    if node.op.startswith(("embedding", "_embedding_bag")):
+        return "embedding"
+    if node.op in NORM:
+        places = _NORM_PLACES.get(node.op, (1, 2))
+        position = next(
+            (k for k, a in enumerate(node.args) if getattr(a, "node", None) == operand.index), places[0]
+        )
+        return "bias" if position == places[1] else "scale"
+    if node.op in MULTIPLY:
+        return "scale" if _plain(flow, operand) else "other"
+    if node.op in ADD:
+        return "bias" if _channels_only(operand) else "position"
+    if node.op in ("cat", "stack"):
+        return "token"
+    if node.op in ("_prelu_kernel", "prelu"):
+        return "slope"
+    return "embedding" if node.op in ("index", "index_select", "gather") else "other"
+
+
+def _plain(flow: Flow, operand: Node) -> bool:
+    """Return whether an operand is one parameter, viewed, or shifted by a number."""
+    node = operand
+    while node.op != "parameter":
+        before = [flow.nodes[i] for i in node.inputs if flow.nodes[i].parameters]
+        if len(before) != 1 or not (node.op in LINEAR or node.op in ADD or node.op == "mul"):
+            return False
+        node = before[0]
+    return True
+
+
+def _channels_only(operand: Node) -> bool:
+    """Return whether a tensor varies along one axis alone, as a bias does."""
+    return sum(n > 1 for n in operand.shape) <= 1
+
+
+def _kind(role: Role) -> Kind:
+    kinds = [use.kind for use in role.uses]
+    for kind in ("weight", "embedding", "scale", "slope", "token", "position", "bias", "other"):
+        if kind in kinds:
+            return kind
+    return "unused"
+
+
+def _neutral(flow: Flow, role: Role) -> float:
+    """Return the value of a scale that leaves the signal as it is: 1, or 0 where the factor is 1 + w."""
+    use = role.uses[0]
+    try:
+        at = {value: float(_along(flow, role, use, value)) for value in (0.0, 1.0)}
+    except (ModelError, RuntimeError, TypeError):
+        return 1.0
+    return 0.0 if at[0.0] == 1.0 and at[1.0] != 1.0 else 1.0
+
+
+def _along(flow: Flow, role: Role, use: Use, value: float) -> Tensor:
+    """Return what an operation reads where the parameter has one value."""
+    known = {leaf: torch.tensor(value) for leaf in role.nodes}
+    path: list[Node] = []
+    node = use.operand
+    while node.index not in known:
+        path.append(node)
+        (node,) = [flow.nodes[i] for i in node.inputs if flow.nodes[i].parameters]
+    for node in reversed(path):
+        if node.op in LINEAR:
+            (before,) = [i for i in node.inputs if i in known]
+            known[node.index] = known[before]
+        else:
+            args, kwargs = mapped_refs((node.args, node.kwargs), known)
+            known[node.index] = node.func(*args, **kwargs)
+    return known[use.operand.index]
+
+
+# --- weights ------------------------------------------------------------------------------------------------
+
+
+def _describe_weight(roles: Roles, role: Role) -> None:
+    flow = roles.flow
+    use = next(u for u in role.uses if u.kind == "weight")
+    known = known_fans(role.owner, role.leaf) if role.owner is not None and role.leaf else None
+    own = fans_of_use(flow, use.node, flow.nodes[role.nodes[0]]) if len(role.nodes) == 1 else None
+    role.fans = known or own
+    parts: set[Part] = set()
+    feeds: dict[str, None] = {}
+    for u in role.uses:
+        if u.cone is None:
+            continue
+        feeds.update(dict.fromkeys(_feeds(flow, u.cone)))
+        parts |= _parts(roles, u)
+    role.feeds, role.parts = tuple(feeds), frozenset(parts)
+
+
+def _feeds(flow: Flow, cone: Cone) -> list[str]:
+    words: list[str] = []
+    if cone.normalised:
+        words.append("norm")
+    elif cone.nonlinear:
+        words.append(_function(cone.nonlinear))
+    for exit_ in cone.exits:
+        op = flow.nodes[exit_.consumer].op
+        if op in NORM:
+            words.append("norm")
+        elif op in SOFTMAX or op == "_log_softmax":
+            words.append("softmax")
+        elif op in ADD:
+            words.append("sum")
+        elif op in MULTIPLY:
+            words.append("product")
+        elif op in CONTRACTION:
+            words.append("linear" if flow.weight(flow.nodes[exit_.consumer]) is not None else "product")
+        else:
+            words.append(op)
+    if cone.output:
+        words.append("output")
+    return words
+
+
+def _function(names: tuple[str, ...]) -> str:
+    """Name a chain of pointwise functions by its most telling member."""
+    plain = {"mul", "div", "pow", "clamp", "clamp_min", "clamp_max", "abs", "sqrt", "rsqrt", "where"}
+    return next((n for n in names if n not in plain), names[0])
+
+
+def _parts(roles: Roles, use: Use) -> set[Part]:
+    flow, cone = roles.flow, use.cone
+    assert cone is not None
+    parts: set[Part] = set()
+    for attention in roles.attentions:
+        at = use.node.index
+        parts |= {
+            word  # type: ignore[misc]
+            for word, nodes in (
+                ("query", attention.queries),
+                ("key", attention.keys),
+                ("value", attention.values),
+            )
+            if at in nodes
+        }
+    products = [e for e in cone.exits if flow.nodes[e.consumer].op in MULTIPLY and not parts]
+    if products or (cone.divided and cone.nonlinear and not cone.normalised):
+        parts.add("gate" if cone.nonlinear else "gated")
+    if any(flow.nodes[e.consumer].op in SOFTMAX for e in cone.exits) and not parts:
+        parts.add("router")
+    if cone.output and not parts:
+        parts.add("head")
+    factors = [f for f in flow.operands(use.node) if f is not use.operand]
+    if factors and any(n.op == "input" for n in flow.upstream(factors[0])):
+        parts.add("input")
+    return parts
+
+
+def _attention_outputs(roles: Roles) -> None:
+    """Mark the weights that read what an attention averaged."""
+    flow = roles.flow
+    behind: set[int] = set()
+    for attention in roles.attentions:
+        for i in _readers(flow, attention):
+            behind.add(i)
+    for role in roles.by_name.values():
+        if role.kind == "weight" and any(u.node.index in behind for u in role.uses):
+            role.parts |= {"attention output"}
+
+
+def _readers(flow: Flow, attention: Attention) -> list[int]:
+    """Return the weighted contractions that an attention's average reaches through views."""
+    found, waiting, seen, averaged = [], [(attention.softmax, False)], {attention.softmax}, False
+    while waiting:
+        i, averaged = waiting.pop()
+        for c in flow.consumers[i]:
+            node = flow.nodes[c]
+            if c in seen or not node.signal:
+                continue
+            if node.op in CONTRACTION:
+                if flow.weight(node) is not None:
+                    if averaged:
+                        found.append(c)
+                elif not averaged:
+                    seen.add(c)
+                    waiting.append((c, True))
+            elif flow.transparent(node):
+                seen.add(c)
+                waiting.append((c, averaged))
+    return found
+
+
+def _place_in_branch(roles: Roles, role: Role) -> None:
+    """Find the innermost residual branch, and skip path, that a parameter's operations lie in."""
+    best: tuple[int, Residual] | None = None
+    for use in role.uses:
+        for residual in roles.streams.residuals.values():
+            if use.node.index in residual.depths and (best is None or len(residual.depths) < best[0]):
+                best = (len(residual.depths), residual)
+                role.layer = residual.depths[use.node.index]
+            if use.node.index in residual.skips:
+                role.skips = residual
+    role.residual = best[1] if best else None
+
+
+def laws_needed(roles: Mapping[str, Role]) -> list[str]:
+    """Return the names of the weights, in order of first use."""
+    weights = [r for r in roles.values() if r.kind == "weight"]
+    return [r.name for r in sorted(weights, key=lambda r: r.uses[0].node.index)]

@@ -1,0 +1,1 @@
+"""Recipes: what each parameter is drawn from, decided from its role. Each file is a family of one idea."""

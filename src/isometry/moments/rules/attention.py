@@ -83,6 +83,7 @@ def softmax(ctx: Context, x: Any, dim: int, *_: Any) -> Moments:
     if dim != rank - 1 or rank < 2:
         raise NoRule("a mask over another dim than the last")
     scores = reg.single_axis(scores, dim - 1)
+    (key,) = scores.positions(dim)
     edge = _edge_blocks(shift, ctx.shape)
     if edge is not None:
         scores = reg.recut_axis(scores, key, ax.common_blocks(scores.axes[key], edge))

@@ -128,7 +128,6 @@ def _batch_norm_backward(
     over = _others(rank)
     weighted = g if w is None else times(g, _per_channel(w, rank))
     if training or mean is None or var is None:
-        weighted, x = reg.aligned(weighted, x)  # σ has the axes of x, which must be those of g
         dx, unit = normalise_backward(weighted, x, over, eps)
         dx = alg.scale(dx, np.sqrt(inverse_variance(unit, over)))
     else:
@@ -201,8 +200,8 @@ def group_norm_backward(
     """Gradients of group normalisation; as `batch_norm_backward`."""
     rank = len(x.dims)
     weighted = g if w is None else times(g, _per_channel(w, rank))
-    weighted, grouped = reg.aligned(_in_groups(weighted, groups), _in_groups(x, groups))
-    dx, unit = normalise_backward(weighted, grouped, tuple(range(2, rank + 1)), 1e-12)
+    over_group = tuple(range(2, rank + 1))
+    dx, unit = normalise_backward(_in_groups(weighted, groups), _in_groups(x, groups), over_group, 1e-12)
     over = _others(rank)
     dw = con.total(times(g, _as_channels(unit)), over) if mask[1] else None
     db = con.total(g, over) if mask[2] else None

@@ -81,8 +81,8 @@ def normalise_backward(g: Moments, x: Moments, dims: tuple[int, ...], eps: float
     mean uses the joint moments of g and x̂, which may share latents. Asymptotic in the number of entries
     averaged.
     """
+    g, x = reg.aligned(one_block(g, dims), one_block(x, dims))  # σ has the axes of x: they must be g's
     unit, sigma = normalise(x, dims, eps)
-    g, unit = reg.aligned(one_block(g, dims), unit)
     product = alg.multiply(g, unit)
     table = g.table - mean_over(g.table, g, dims) - unit.table * mean_over(product.table, g, dims)
     inverse = 1.0 / sigma

@@ -179,7 +179,8 @@ def group_norm(
     """Normalisation over the channels of a group and all places. Asymptotic in their number."""
     grouped = _in_groups(x, groups)
     unit, sigma = normalise(grouped, tuple(range(2, len(grouped.dims))), eps)
-    inverse = alg.constant(ctx.shapes[2], float(np.mean(1.0 / sigma)))
+    gone = [p for d in range(2, len(unit.dims)) for p in unit.positions(d)]
+    inverse = alg.assemble(unit.dims[:2], (rec.Term((1.0 / sigma).squeeze(tuple(gone))),))
     return _affine(_as_channels(unit), w, b), alg.constant(ctx.shapes[1], 0.0), inverse
 
 
@@ -189,7 +190,7 @@ def group_norm_backward(
     g: Moments,
     x: Moments,
     mean: Any,
-    inverse: Any,
+    inverse: Moments,
     w: Maybe,
     n: int,
     c: int,
@@ -200,8 +201,9 @@ def group_norm_backward(
     """Gradients of group normalisation; as `batch_norm_backward`."""
     rank = len(x.dims)
     weighted = g if w is None else times(g, _per_channel(w, rank))
-    over_group = tuple(range(2, rank + 1))
-    dx, unit = normalise_backward(_in_groups(weighted, groups), _in_groups(x, groups), over_group, 1e-12)
+    rstd = replace(inverse, dims=(*inverse.dims, *[()] * (rank - 1)))
+    within = tuple(range(2, rank + 1))
+    dx, unit = normalise_backward(_in_groups(weighted, groups), _in_groups(x, groups), within, 0.0, rstd)
     over = _others(rank)
     dw = con.total(times(g, _as_channels(unit)), over) if mask[1] else None
     db = con.total(g, over) if mask[2] else None

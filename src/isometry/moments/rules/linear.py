@@ -11,7 +11,7 @@ from isometry.moments.record import Moments
 from isometry.moments.rules.base import Context, rule
 
 
-def _product(ctx: Context, spec: str, a: Moments, b: Moments) -> Moments:
+def contracted(ctx: Context, spec: str, a: Moments, b: Moments) -> Moments:
     if shares_latents(a, b):
         ctx.note(f"{ctx.op} takes two tensors that depend on one another as independent")
     return contract(spec, a, b)
@@ -20,25 +20,25 @@ def _product(ctx: Context, spec: str, a: Moments, b: Moments) -> Moments:
 @rule("mm", accuracy="asymptotic")
 def mm(ctx: Context, a: Moments, b: Moments) -> Moments:
     """Matrix product. Assumes independent inputs; second moments exact, normal in the wide limit."""
-    return _product(ctx, "mk,kn->mn", a, b)
+    return contracted(ctx, "mk,kn->mn", a, b)
 
 
 @rule("bmm", accuracy="asymptotic")
 def bmm(ctx: Context, a: Moments, b: Moments) -> Moments:
     """Batched matrix product; as `mm`."""
-    return _product(ctx, "bmk,bkn->bmn", a, b)
+    return contracted(ctx, "bmk,bkn->bmn", a, b)
 
 
 @rule("mv", accuracy="asymptotic")
 def mv(ctx: Context, a: Moments, b: Moments) -> Moments:
     """Matrix times vector; as `mm`."""
-    return _product(ctx, "mk,k->m", a, b)
+    return contracted(ctx, "mk,k->m", a, b)
 
 
 @rule("dot", "vdot", accuracy="asymptotic")
 def dot(ctx: Context, a: Moments, b: Moments) -> Moments:
     """Inner product; as `mm`."""
-    return _product(ctx, "k,k->", a, b)
+    return contracted(ctx, "k,k->", a, b)
 
 
 def plus(a: Moments, b: Moments) -> Moments:
@@ -59,13 +59,4 @@ def addmm(
     ctx: Context, bias: Moments, a: Moments, b: Moments, *, beta: float = 1, alpha: float = 1
 ) -> Moments:
     """Matrix product plus bias; as `mm`."""
-    return plus(alg.scale(_product(ctx, "mk,kn->mn", a, b), alpha), alg.scale(bias, beta))
-
-
-@rule("baddbmm", accuracy="asymptotic")
-def baddbmm(
-    ctx: Context, bias: Moments, a: Moments, b: Moments, *, beta: float = 1, alpha: float = 1
-) -> Moments:
-    """Batched matrix product plus bias; as `mm`."""
-    product = alg.scale(_product(ctx, "bmk,bkn->bmn", a, b), alpha)
-    return product if beta == 0 else plus(product, alg.scale(bias, beta))
+    return plus(alg.scale(contracted(ctx, "mk,kn->mn", a, b), alpha), alg.scale(bias, beta))

@@ -39,8 +39,8 @@ def mean_over(table: Array, m: Moments, dims: tuple[int, ...]) -> Array:
     return table
 
 
-def normalise(m: Moments, dims: tuple[int, ...], eps: float) -> tuple[Moments, Array]:
-    """Return (x − mean)/σ over the axes of dims, and σ as a block array.
+def normalise(m: Moments, dims: tuple[int, ...], eps: float | Array) -> tuple[Moments, Array]:
+    """Return (x − mean)/σ over the axes of dims, and σ as a block array; σ² is the variance plus eps.
 
     The table is centred by its mean over those axes, exactly for exchangeable entries, and divided by the
     variance that is left.
@@ -73,21 +73,38 @@ def normalise(m: Moments, dims: tuple[int, ...], eps: float) -> tuple[Moments, A
     return replace(made, terms=(Term(term.coef, (own,)),)), sigma
 
 
-def normalise_backward(g: Moments, x: Moments, dims: tuple[int, ...], eps: float) -> tuple[Moments, Moments]:
-    """Return the gradient at x of (x − mean)/σ, and x̂.
+def normalise_backward(
+    g: Moments, x: Moments, dims: tuple[int, ...], eps: float, rstd: Moments | None = None
+) -> tuple[Moments, Moments]:
+    """Return the gradient at x of x̂ = (x − mean)/σ, and x̂.
 
-    dx = (g − mean g − x̂·mean(g x̂))/σ is a projection: the second moments of what it removes are subtracted.
-    The last
-    mean uses the joint moments of g and x̂, which may share latents. Asymptotic in the number of entries
-    averaged.
+    dx = (g − mean g − x̂·c)/σ with c = mean(g x̂) removes E[c²]·E[x̂ x̂′]·(2/v − 1) from the second moments, where
+    v = mean x̂² is 1 less the share of eps in σ²: for v = 1 a projection. c uses the joint moments of g and x̂,
+    which may share latents. Asymptotic in the number of entries averaged.
+
+    Args:
+        g: The gradient at x̂.
+        x: What was normalised.
+        dims: The dims it was normalised over.
+        eps: What was added to the variance.
+        rstd: 1/σ as the forward pass told it, in place of eps; of x's rank or broadcast to it.
     """
     g, x = reg.aligned(one_block(g, dims), one_block(x, dims))  # σ has the axes of x: they must be g's
-    unit, sigma = normalise(x, dims, eps)
+    unit, sigma = normalise(x, dims, eps if rstd is None else _eps(rstd, x, dims))
     product = alg.multiply(g, unit)
-    table = g.table - mean_over(g.table, g, dims) - unit.table * mean_over(product.table, g, dims)
+    share = np.maximum(rec.diagonal(unit.table, unit.axes), 1e-12)
+    removed = unit.table * mean_over(product.table, g, dims) * (2.0 / rec.outer(share, share, g.axes) ** 0.5 - 1.0)
+    table = g.table - mean_over(g.table, g, dims) - removed
     inverse = 1.0 / sigma
     table = table * rec.outer(inverse, inverse, g.axes)
     return alg.gaussian(g.dims, table, np.zeros([1] * len(g.axes))), unit
+
+
+def _eps(rstd: Moments, x: Moments, dims: tuple[int, ...]) -> Array:
+    """Return what was added to the variance, from 1/σ: it outweighs the variance of a tiny signal."""
+    rstd, x = reg.aligned(rstd, x)
+    variance = rec.diagonal(x.table - mean_over(x.table, x, dims), x.axes)
+    return np.maximum(1.0 / np.maximum(rstd.mean, 1e-30) ** 2 - np.maximum(variance, 0.0), 0.0)
 
 
 def _trailing(rank: int, normalized: Any) -> tuple[int, ...]:
@@ -104,9 +121,9 @@ def layer_norm(
     out = unit if w is None else times(unit, w)
     out = out if b is None else plus(out, b)
     small = tuple(d for k, d in enumerate(unit.dims) if k not in dims)
-    stats = alg.constant(tuple(int(np.prod([ax.size(a) for a in d])) for d in small), 1.0)
-    stats = replace(stats, dims=stats.dims + ((),) * len(dims))
-    return out, alg.scale(stats, 0.0), alg.scale(stats, float(np.mean(1.0 / sigma)))
+    gone = [p for d in dims for p in unit.positions(d)]
+    rstd = alg.assemble((*small, *((),) * len(dims)), (Term((1.0 / sigma).squeeze(tuple(gone))),))
+    return out, alg.scale(rstd, 0.0), rstd
 
 
 @rule("native_layer_norm_backward", accuracy="asymptotic")
@@ -116,19 +133,19 @@ def layer_norm_backward(
     x: Moments,
     normalized: Any,
     mean: Any,
-    rstd: Any,
+    rstd: Moments,
     w: Moments | None,
     b: Any,
     mask: Any,
 ) -> tuple[Any, ...]:
     """Gradients of layer normalisation.
 
-    Assumes that x holds what the forward pass normalised; eps is taken as negligible.
+    Assumes that x holds what the forward pass normalised.
     """
     dims = _trailing(len(x.dims), normalized)
     outer_dims = tuple(range(len(x.dims) - len(normalized)))
     weighted = g if w is None else times(g, w)
-    dx, unit = normalise_backward(weighted, x, dims, 1e-12)
+    dx, unit = normalise_backward(weighted, x, dims, 0.0, rstd)
     dw = con.total(times(g, unit), outer_dims) if mask[1] else None
     db = con.total(g, outer_dims) if mask[2] else None
     return (with_shape(dx, ctx.shapes[0]) if mask[0] else None), dw, db

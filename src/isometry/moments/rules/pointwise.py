@@ -24,7 +24,7 @@ from isometry.moments.axes import Array
 from isometry.moments.concrete import Concrete
 from isometry.moments.record import Keys, Moments, Term
 from isometry.moments.rules.base import Context, NoRule, Shifted, rule
-from isometry.moments.rules.linear import plus
+from isometry.moments.rules.linear import contracted, plus
 from isometry.moments.symbolic import Known, Lazy, entries, is_float, shape_of
 
 # Operations that act entry by entry and that PyTorch does not tag so.
@@ -111,6 +111,19 @@ def shifted(x: Moments | Shifted, shift: Known) -> Moments | Shifted:
     if isinstance(shift, Concrete) and shift.tensor.min() == shift.tensor.max():
         return plus(x, alg.constant(shift.tensor.shape, float(shift.tensor.min())))
     return Shifted(x, shift)
+
+
+@rule("baddbmm", accuracy="asymptotic", raw=(0,))
+def baddbmm(
+    ctx: Context, bias: Operand, a: Moments, b: Moments, *, beta: float = 1, alpha: float = 1
+) -> Moments | Shifted:
+    """Batched matrix product plus bias, as `bmm`; a known bias (ALiBi) is kept beside it, for a softmax."""
+    product = alg.scale(contracted(ctx, "bmk,bkn->bmn", a, b), alpha)
+    if beta == 0:
+        return product
+    if _is_known(bias):
+        return shifted(product, symbolic.pointwise(torch.mul, bias, beta))
+    return plus(product, alg.scale(as_moments(bias, product), beta))
 
 
 @rule("sub", accuracy="exact", raw=(0, 1))

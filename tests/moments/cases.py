@@ -184,6 +184,71 @@ RANDOM = (
     Case("noise", lambda x: x + torch.randn_like(x) + torch.rand_like(x), (_X,), draws=1000),
 )
 
+_TOKENS = Input((4, 12, 32))
+_HIDDEN = Input((32, 40), std=0.2)
+
+BEHIND = (  # gradient and input of a layer both depend on its pre-activation
+    Case("weight behind a relu", lambda x, w: F.relu(x @ w), (Input((24, 32)), _HIDDEN)),
+    Case("weight behind a summed relu", lambda x, w: F.relu(x @ w).sum(0), (Input((24, 32)), _HIDDEN)),
+    Case("weight behind relus of tokens", lambda x, w: F.relu(x @ w), (_TOKENS, _HIDDEN)),
+    Case("weight behind summed tokens", lambda x, w: F.relu(x @ w).sum(1), (_TOKENS, _HIDDEN)),
+    Case(
+        "weight behind a summed gelu",
+        lambda x, w: F.gelu(x @ w).sum((0, 1)),
+        (Input((4, 12, 32), shared=0.3), _HIDDEN),
+    ),
+)
+
+TINY = (  # signals whose variance is less than the norm's eps
+    Case("layer norm of little", lambda x: F.layer_norm(x, (40,), eps=1e-4), (Input((6, 40), std=0.005),)),
+    Case(
+        "group norm of little",
+        lambda x: F.group_norm(x, 4, eps=1e-4),
+        (Input((5, 32, 6), std=0.02),),
+        tolerance=0.03,
+    ),
+)
+
+
+def _rolled(x: torch.Tensor, w: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+    """Scores of a rolled image's rows, which are rolled back."""
+    rolled = torch.roll(x, 2, 1)
+    scores = (rolled @ w) @ (rolled @ u).transpose(1, 2)
+    return F.relu(torch.roll(scores, -2, 1) + x[..., :7])
+
+
+def _windows(x: torch.Tensor, m: torch.Tensor) -> torch.Tensor:
+    """A softmax over keys whose queries are two dims in one, as after a window partition."""
+    return torch.softmax(x.transpose(2, 3).reshape(4, 6, 6) + m, -1)
+
+
+_SPLIT = torch.zeros(4, 6, 6, dtype=torch.float64)
+_SPLIT[2:, :3, 3:] = _SPLIT[2:, 3:, :3] = -100.0
+
+WINDOWS = (
+    Case(
+        "scores of rolled rows",
+        _rolled,
+        (Input((5, 7, 40)), Input((40, 16), std=0.16), Input((40, 16), std=0.16)),
+        tolerance=0.03,
+    ),
+    Case(
+        "softmax within windows",
+        _windows,
+        (Input((4, 2, 6, 3), std=0.3),),
+        (_SPLIT,),
+        tolerance=0.02,
+        unread=frozenset(["output 0 pairs"]),  # of windows with different masks
+    ),
+    Case(
+        "scores with a known slope",
+        lambda x, y, s: torch.softmax(torch.baddbmm(s, x, y), -1),
+        (Input((4, 6, 30), std=0.2), Input((4, 30, 6), std=0.2)),
+        (-0.5 * torch.arange(6, dtype=torch.float64).expand(4, 1, 6),),
+        tolerance=0.02,
+    ),
+)
+
 SCATTER = (
     Case(
         "parts overwritten",
@@ -204,6 +269,9 @@ DRAWN = (
 
 CASES = (
     *SCATTER,
+    *BEHIND,
+    *WINDOWS,
+    *TINY,
     *DRAWN,
     *LINEAR,
     *POINTWISE,

@@ -80,7 +80,8 @@ def parts_of(terms: Sequence[Term], std: Array | None = None) -> tuple[Part, ...
 def grams_of(terms: Sequence[Term], std: Array | None = None) -> tuple[Part, ...]:
     """Return the inner products that a sum of terms shares with others.
 
-    Sizes add as those of independents.
+    Sizes add as those of independents. Of a product with another variable, pairs of rows keep only what that
+    variable has in common between them: `_kept_between`.
     """
     found: dict[object, Part] = {}
     for term in terms:
@@ -88,18 +89,49 @@ def grams_of(terms: Sequence[Term], std: Array | None = None) -> tuple[Part, ...
             marks = [p for p in factor.parts if isinstance(p.latent, Gram)]
             if not marks:
                 continue
-            square = (term.coef * factor.slope) ** 2
-            for other in term.factors:
-                square = square if other is factor else square * latents.mean(other.values**2)
-            if std is not None:
-                shape = np.broadcast_shapes(square.shape, std.shape)
-                square = np.divide(square, std**2, out=np.zeros(shape), where=std > 0)
-            for part in marks:
+            plain = (term.coef * factor.slope) ** 2
+            for mark in marks:
+                square, part = plain, mark
+                for other in (f for f in term.factors if f is not factor):
+                    kept, part = _kept_between(other, part)
+                    square = square * kept
+                if std is not None:
+                    shape = np.broadcast_shapes(square.shape, std.shape)
+                    square = np.divide(square, std**2, out=np.zeros(shape), where=std > 0)
                 size = square[..., None] * part.values**2
+                if not size.any():
+                    continue
                 if part.key in found:
                     size = size + found[part.key].values ** 2
                 found[part.key] = replace(part, values=np.sqrt(size))
     return tuple(found.values())[:MAX_PARTS]
+
+
+def _kept_between(other: Factor, part: Part) -> tuple[Array, Part]:
+    """Return E[f f′] of a variable for two rows of a Gram, by block, and the part.
+
+    Rows run along the last axis that the part has a label for. Along the others, where the variable has less
+    than half in common, rows are noted to be no longer images under one matrix.
+    """
+    labelled = [k for k, label in enumerate(part.labels) if label is not None]
+    square = latents.mean(other.values**2)
+    result = square
+    for k in (k for k in labelled if other.table.shape[k] > 1):
+        between = _between(other.table, k)
+        if k == labelled[-1]:
+            result = np.clip(between, 0.0, None)
+        elif float(np.mean(between)) < 0.5 * float(np.mean(square)):
+            part = replace(part, gone=(*part.gone, part.labels[k]))
+    return result, part
+
+
+def _between(table: Array, position: int) -> Array:
+    """Return a pair array's entries for pairs that differ on one axis alone, within a block."""
+    picks = []
+    for k, n in enumerate(table.shape):
+        b = round(((4 * n + 1) ** 0.5 - 1) / 2) if n > 1 else 1
+        picks.append([b + b * j + j for j in range(b)] if k == position else list(range(b)))
+    return table[np.ix_(*picks)]
 
 
 def summed(parts: Sequence[Part], positions: Sequence[int], axes: tuple[Axis, ...]) -> tuple[Part, ...]:

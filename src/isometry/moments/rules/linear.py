@@ -12,6 +12,7 @@ from isometry.moments.rules.base import Context, rule
 
 
 def contracted(ctx: Context, spec: str, a: Moments, b: Moments) -> Moments:
+    """Return the contraction of two tensors, noting where they are dependent and taken as independent."""
     if shares_latents(a, b):
         ctx.note(f"{ctx.op} takes two tensors that depend on one another as independent")
     return contract(spec, a, b)

@@ -78,9 +78,9 @@ def normalise_backward(
 ) -> tuple[Moments, Moments]:
     """Return the gradient at x of x̂ = (x − mean)/σ, and x̂.
 
-    dx = (g − mean g − x̂·c)/σ with c = mean(g x̂) removes E[c²]·E[x̂ x̂′]·(2/v − 1) from the second moments, where
-    v = mean x̂² is 1 less the share of eps in σ²: for v = 1 a projection. c uses the joint moments of g and x̂,
-    which may share latents. Asymptotic in the number of entries averaged.
+    dx = (g − mean g − x̂·c)/σ with c = mean(g x̂) removes E[c²]·E[x̂ x̂′]·(2/v − 1) from the second moments,
+    where v = mean x̂² is 1 less the share of eps in σ²: for v = 1 a projection. c uses the joint moments of g
+    and x̂, which may share latents. Asymptotic in the number of entries averaged.
 
     Args:
         g: The gradient at x̂.
@@ -93,7 +93,9 @@ def normalise_backward(
     unit, sigma = normalise(x, dims, eps if rstd is None else _eps(rstd, x, dims))
     product = alg.multiply(g, unit)
     share = np.maximum(rec.diagonal(unit.table, unit.axes), 1e-12)
-    removed = unit.table * mean_over(product.table, g, dims) * (2.0 / rec.outer(share, share, g.axes) ** 0.5 - 1.0)
+    removed = (
+        unit.table * mean_over(product.table, g, dims) * (2.0 / rec.outer(share, share, g.axes) ** 0.5 - 1.0)
+    )
     table = g.table - mean_over(g.table, g, dims) - removed
     inverse = 1.0 / sigma
     table = table * rec.outer(inverse, inverse, g.axes)

@@ -1,0 +1,165 @@
+"""Repeat the solving pass until what only a whole pass can tell has settled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from torch import nn
+
+from isometry.errors import IsometryError
+from isometry.flow.roles import Roles
+from isometry.flow.tracing import assumption
+from isometry.rehearsal import REAL_LIMIT, Rehearsal, Stage
+from isometry.sampling import Distribution
+from isometry.solving.solver import Aim, Measuring, Solved, Solver
+
+_CLOSE = 0.01  # relative: what is nearer than this to its aim has settled
+PASSES = 4
+
+
+class Balance(Protocol):
+    """Weights whose outputs are factors of one product, and how much that should vary."""
+
+    @property
+    def node(self) -> int:
+        """The node whose spread along its last dim is aimed at."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The weights."""
+
+    @property
+    def target(self) -> float:
+        """The spread aimed at."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is run.
+
+    Attributes:
+        source: The model, or the function that builds it.
+        inputs: What it is fed.
+        roles: The roles of its parameters.
+        seed: Of draws on a real carrier.
+    """
+
+    source: nn.Module | Callable[[], nn.Module]
+    inputs: object
+    roles: Roles
+    seed: int = 0
+
+
+@dataclass
+class Settled:
+    """The scales after the last pass.
+
+    Attributes:
+        solved: By parameter.
+        missed: Aims that could not be solved, with the reason.
+        passes: How many passes it took.
+        kind: On which carrier the last one ran.
+    """
+
+    solved: dict[str, Solved] = field(default_factory=dict)
+    missed: dict[str, str] = field(default_factory=dict)
+    passes: int = 0
+    kind: str = "meta"
+
+
+def settled(
+    problem: Problem,
+    laws: Mapping[str, tuple[Distribution, float]],
+    aims: Sequence[Aim],
+    balances: Sequence[Balance] = (),
+    *,
+    measuring: Measuring = "unknown",
+) -> Settled:
+    """Solve all aims, and share what balances lack among their weights, pass by pass.
+
+    The first pass settles every weight that is read once. A weight that is read several times is solved where
+    it is read last, with what the pass before gave it; a balance is told at the end of a pass. So both need
+    two passes, and a third to confirm.
+
+    Args:
+        problem: The model, its inputs and its roles.
+        laws: What each parameter is drawn from before it is solved, with its standard deviation.
+        aims: What is solved for.
+        balances: What several weights bring about together.
+        measuring: When real values decide: where a record is "unknown", "always" or "never".
+
+    Returns:
+        What was found.
+    """
+    current = dict(laws)
+    factors: dict[str, float] = {}
+    found = Settled()
+    several = any(len([u for u in a.role.uses if u.kind == a.role.kind]) > 1 for a in aims)
+    for number in range(1, PASSES + 1):
+        stage, solver = _pass(problem, current, aims, balances, factors, measuring)
+        found = Settled(solver.solved, solver.missed, number, stage.kind)
+        moved = _rebalance(solver, balances, factors)
+        changed = several and _changed(current, solver.solved)
+        for name, solved in solver.solved.items():
+            law, _ = current[name]
+            current[name] = (law, solved.scale)
+        if not moved and not changed:
+            break
+    return found
+
+
+def _pass(
+    problem: Problem,
+    laws: Mapping[str, tuple[Distribution, float]],
+    aims: Sequence[Aim],
+    balances: Sequence[Balance],
+    factors: Mapping[str, float],
+    measuring: Measuring,
+) -> tuple[Stage, Solver]:
+    """Run the model once; again on real tensors where records are unknown and it fits."""
+    by_call: dict[int, list[Aim]] = {}
+    for aim in aims:
+        factor = factors.get(aim.role.name, 1.0)
+        scaled = replace(aim, size=_times(aim, factor)) if factor != 1.0 else aim
+        by_call.setdefault(aim.node.call, []).append(scaled)
+    watched = {b.node for b in balances}.union(*(aim.watched for aim in aims))
+
+    def begin(stage: Stage) -> Solver:
+        return Solver(stage, problem.roles, laws, by_call, frozenset(watched), measuring, problem.seed)
+
+    run = Rehearsal[Solver](problem.source, problem.inputs, backward=False, assumed=assumption({}))
+    stage, solver = (replace(run, prefer="real") if measuring == "always" else run).run(begin)
+    unknown = [n for n, why in solver.missed.items() if "unknown" in why]
+    small = sum(p.numel() for p in stage.model.parameters()) <= REAL_LIMIT
+    if unknown and stage.kind == "meta" and measuring == "unknown" and small:
+        try:
+            return replace(run, prefer="real").run(begin)
+        except IsometryError:
+            return stage, solver  # nobody can run it here: the rows say so
+    return stage, solver
+
+
+def _times(aim: Aim, factor: float) -> Callable[[Solver], float]:
+    return lambda solver: factor * aim.size(solver)
+
+
+def _rebalance(solver: Solver, balances: Sequence[Balance], factors: dict[str, float]) -> bool:
+    """Multiply the aims of each balance's weights by their share of what it lacks."""
+    moved = False
+    for balance in balances:
+        size = solver.spread(balance.node)
+        names = [n for n in balance.names if n in solver.solved]
+        if size is None or not size > 0.0 or not names:
+            continue
+        ratio = balance.target / size
+        if abs(ratio - 1.0) > _CLOSE:
+            for name in names:  # one fused weight makes both factors; two weights make one each
+                factors[name] = factors.get(name, 1.0) * ratio**0.5
+            moved = True
+    return moved
+
+
+def _changed(laws: Mapping[str, tuple[Distribution, float]], solved: Mapping[str, Solved]) -> bool:
+    return any(abs(s.scale - laws[n][1]) > _CLOSE * abs(s.scale) for n, s in solved.items())

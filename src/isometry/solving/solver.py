@@ -1,0 +1,261 @@
+"""Solve scales on the way through a model: each parameter gets its own from the signal that arrives there.
+
+An interpreter's observer. When an operation that has an aim is about to be given its record, the parameter it
+reads is set to scale one, the record of the output is made, and the parameter's scale becomes the aim over
+the output's RMS: outputs are proportional to a weight's standard deviation, biases being zero. The pass then
+goes on with the scale found, so one pass settles all weights of a model of any depth.
+
+On real tensors the same is done with what was drawn and computed: the output's own RMS decides. That serves
+where a record is unknown, and for calibration.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
+
+from isometry.flow.graph import Node, Ref
+from isometry.flow.roles import Role, Roles
+from isometry.moments import algebra as alg
+from isometry.moments import record as rec
+from isometry.moments import regrouping as reg
+from isometry.moments.record import Moments
+from isometry.moments.rules.base import Shifted
+from isometry.names import canonical_name
+from isometry.rehearsal import Stage
+from isometry.sampling import Constant, Distribution
+from isometry.sampling.fill import fill_keyed_
+
+How = Literal["predicted", "measured"]
+Measuring = Literal["never", "unknown", "always"]
+_TINY = 1e-30
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What one parameter's scale is to be solved for.
+
+    Attributes:
+        role: The parameter.
+        node: The operation whose output is aimed at.
+        size: Returns the RMS that the output should have, given the RMS of earlier nodes.
+        watched: The nodes whose RMS it asks for.
+    """
+
+    role: Role
+    node: Node
+    size: Callable[[Solver], float]
+    watched: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Solved:
+    """A scale found.
+
+    Attributes:
+        scale: The standard deviation of a weight's entries, or the factor that a scale multiplies by.
+        how: From records, or from real values.
+        arriving: The RMS of what the operation read.
+    """
+
+    scale: float
+    how: How
+    arriving: float | None = None
+
+
+@dataclass
+class Solver:
+    """The observer of one pass.
+
+    Attributes:
+        stage: The run.
+        roles: The roles, with the graph of an earlier run of the same code.
+        laws: What each parameter is drawn from for now; parameters left out keep their records.
+        aims: By the call of the operation.
+        watched: Nodes whose RMS is wanted, now or afterwards.
+        measuring: When real values decide, on a real carrier.
+        seed: Of the draws on a real carrier.
+        solved: The scales found, by parameter.
+        missed: Aims whose output is unknown or zero, with the reason, by parameter.
+    """
+
+    stage: Stage
+    roles: Roles
+    laws: Mapping[str, tuple[Distribution, float]]
+    aims: Mapping[int, list[Aim]]
+    watched: frozenset[int] = frozenset()
+    measuring: Measuring = "unknown"
+    seed: int = 0
+    solved: dict[str, Solved] = field(default_factory=dict)
+    missed: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._calls = 0
+        self._tensors: dict[int, Tensor] = {}
+        self._nodes: dict[int, list[int]] = {}
+        for index in self.watched:
+            self._nodes.setdefault(self.roles.flow.nodes[index].call, []).append(index)
+        self._parameters = {canonical_name(n): p for n, p in self.stage.twin.named_parameters()}
+        self._leaves = {index: name for name, index in self.roles.flow.parameters.items()}
+        for name, (law, std) in self.laws.items():
+            self._begin(self.roles[name], law, std)
+        self.stage.interpreter.observer = self
+
+    def rms(self, index: int) -> float | None:
+        """Return the RMS of a watched node that has been reached; None where it is not known."""
+        tensor = self._tensors.get(index)
+        if tensor is None:
+            return None
+        if self._real(self.measuring == "always"):
+            return _rms(tensor)
+        m = self.stage.interpreter.moments(tensor)
+        if m is not None:
+            return _size(m)
+        return _rms(tensor) if self._real(self.measuring == "unknown") else None
+
+    def spread(self, index: int) -> float | None:
+        """Return the standard deviation of a watched node along its last dim; None where it is not known."""
+        tensor = self._tensors.get(index)
+        if tensor is None:
+            return None
+        with _disable_current_modes():
+            value = self.stage.interpreter.value(tensor)
+            if isinstance(value, Shifted):
+                return _varying(value.random)
+            m = self.stage.interpreter.moments(tensor)
+        return None if m is None else _varying(m)
+
+    def __call__(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        """Solve the aims of an operation."""
+        call, self._calls = self._calls, self._calls + 1
+        aims = self.aims.get(call, ())
+        if aims or call in self._nodes:
+            outputs = list(out) if isinstance(out, tuple | list) else [out]
+            for index in self._nodes.get(call, ()):
+                self._tensors[index] = outputs[self.roles.flow.nodes[index].slot]
+            for aim in aims:
+                self._solve(aim, func, args, kwargs, out)
+
+    # --- solving --------------------------------------------------------------------------------------------
+
+    def _solve(self, aim: Aim, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+        """Give one parameter its scale."""
+        use = next(u for u in aim.role.uses if u.node is aim.node)
+        operands = [
+            a for a, r in zip(args, aim.node.args, strict=False)
+            if isinstance(r, Ref) and r.node == use.operand.index
+        ]  # fmt: skip
+        if not operands:
+            self.missed[aim.role.name] = "the operation was not the same in a second run"
+            return
+        operand: Tensor = operands[0]
+        wanted = aim.size(self)
+        first = out[0] if isinstance(out, tuple | list) else out
+        if self._real(self.measuring == "always"):
+            self._measure(aim, operand, first, wanted)
+            return
+        interpreter = self.stage.interpreter
+        before = interpreter.value(operand)
+        self._set(aim.role, operand, 1.0)
+        (value, *_) = interpreter._evaluate(func, args, kwargs, out)
+        size = _size(value) if isinstance(value, Moments) else None
+        if size is not None and size > _TINY and math.isfinite(size):
+            self._set(aim.role, operand, wanted / size)
+            self.solved[aim.role.name] = Solved(wanted / size, "predicted", size)
+            self.missed.pop(aim.role.name, None)
+            return
+        if before is not None:
+            interpreter.write(operand, before)
+        if self._real(self.measuring == "unknown") and size is None:
+            self._measure(aim, operand, first, wanted)
+        elif aim.role.name not in self.solved:
+            self.missed[aim.role.name] = "the signal there is unknown" if size is None else "no signal there"
+
+    def _measure(self, aim: Aim, operand: Tensor, out: Tensor, wanted: float) -> None:
+        """Scale what was drawn by what its output lacks."""
+        with _disable_current_modes(), torch.no_grad():
+            size = _rms(out)
+            if not (size is not None and size > _TINY and math.isfinite(size)):
+                self.missed[aim.role.name] = "no signal there"
+                return
+            factor = wanted / size
+            out.detach().mul_(factor)
+            shift = _shift(aim.role)
+            for name in (self._leaves[i] for i in aim.role.nodes):
+                if len(aim.role.nodes) == 1 or name.endswith(("_g", "original0")):
+                    self._parameters[name].data.add_(shift).mul_(factor).sub_(shift)
+        now = (
+            self.solved[aim.role.name].scale if aim.role.name in self.solved else self.laws[aim.role.name][1]
+        )
+        self._set(aim.role, operand, now * factor)
+        self.solved[aim.role.name] = Solved(now * factor, "measured", size)
+        self.missed.pop(aim.role.name, None)
+
+    # --- records and values ---------------------------------------------------------------------------------
+
+    def _begin(self, role: Role, law: Distribution, std: float) -> None:
+        """Give a parameter the record, and on a real carrier the values, of its law."""
+        for leaf in role.nodes:
+            name = self._leaves[leaf]
+            parameter = self._parameters[name]
+            if len(role.nodes) > 1:
+                continue  # computed from several: what they are computed to is set when it is read
+            mean = law.value if isinstance(law, Constant) else float(getattr(law, "mean", 0.0))
+            record = (
+                alg.constant(parameter.shape, mean)
+                if isinstance(law, Constant)
+                else alg.normal(parameter.shape, mean, std)
+            )
+            self.stage.interpreter.write(parameter, record)
+            if self.stage.kind == "real":
+                fill_keyed_(parameter.data, law, seed=self.seed, name=role.name)
+
+    def _set(self, role: Role, operand: Tensor, scale: float) -> None:
+        """Give a parameter, and what was computed from it, the record of a scale."""
+        interpreter = self.stage.interpreter
+        constant = role.kind == "scale"
+
+        def made(shape: torch.Size, value: float) -> Moments:
+            return alg.constant(shape, value) if constant else alg.normal(shape, 0.0, value)
+
+        if len(role.nodes) == 1:
+            parameter = self._parameters[self._leaves[role.nodes[0]]]
+            interpreter.write(parameter, made(parameter.shape, scale - _shift(role)))
+        value = interpreter.value(operand)
+        if not isinstance(value, Moments) or not math.isclose(_size(value), abs(scale), rel_tol=1e-6):
+            interpreter.write(operand, made(operand.shape, scale))  # a copy, or computed from several
+
+    def _real(self, wanted: bool) -> bool:
+        return wanted and self.stage.kind == "real"
+
+
+def _shift(role: Role) -> float:
+    """Return what the model adds to a scale before it multiplies: 1 for a factor 1 + w."""
+    return 1.0 - role.neutral if role.kind == "scale" else 0.0
+
+
+def _size(m: Moments) -> float:
+    return math.sqrt(max(rec.average(m.square, m.axes), 0.0))
+
+
+def _rms(tensor: Tensor) -> float | None:
+    if tensor.is_meta or not tensor.numel():
+        return None
+    with _disable_current_modes(), torch.no_grad():
+        return float(tensor.detach().double().square().mean().sqrt())
+
+
+def _varying(m: Moments) -> float | None:
+    """Return the standard deviation along the last dim: √(E[x²] − E[x x′]), x and x′ two of its entries."""
+    if not m.dims or not m.dims[-1]:
+        return None
+    single = reg.single_axis(m, len(m.dims) - 1)
+    (position,) = single.positions(len(m.dims) - 1)
+    differ = rec.average_differ(single.table, single.axes, position)
+    return math.sqrt(max(rec.average(m.square, m.axes) - differ, 0.0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -130,6 +131,12 @@ class Roles:
     streams: Streams
     attentions: list[Attention]
     by_name: dict[str, Role] = field(default_factory=dict)
+
+    @cached_property
+    def positions(self) -> frozenset[int]:
+        """The nodes that add a table to a signal."""
+        found = (use for role in self.by_name.values() for use in role.uses if use.kind == "position")
+        return frozenset(use.node.index for use in found)
 
     def __getitem__(self, name: str) -> Role:
         return self.by_name[name]

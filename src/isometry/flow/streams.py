@@ -186,12 +186,26 @@ def ends_of(flow: Flow, residual: Residual) -> list[Node]:
         Contractions with weights, norms with a scale, or products with a parameter; several where parallel
         paths are summed, none where the branch has no parameter that could scale it.
     """
+    return deciders(flow, flow.nodes[residual.branch], residual.fork)
+
+
+def deciders(flow: Flow, node: Node, stop: int = -1) -> list[Node]:
+    """Return the nodes with a parameter that decide how large a node is; see `ends_of`.
+
+    Args:
+        flow: The graph.
+        node: The node.
+        stop: Nodes up to this one are not looked at.
+
+    Returns:
+        The nodes in order of execution.
+    """
     ends: list[Node] = []
-    waiting, seen = [flow.nodes[residual.branch]], set()
+    waiting, seen = [node], set()
     scale: Node | None = None
     while waiting:
         node = waiting.pop()
-        if node.index in seen or node.index <= residual.fork:
+        if node.index in seen or node.index <= stop:
             continue
         seen.add(node.index)
         signals = flow.signals(node)

@@ -20,16 +20,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
-from isometry.flow.attention import Attention
-from isometry.flow.graph import ADD, Flow, Node
-from isometry.flow.roles import Role, Roles, Use
-from isometry.flow.streams import Residual
+from isometry.flow.graph import Flow
+from isometry.flow.roles import Role, Use
+from isometry.flow.streams import Residual, deciders
+from isometry.flow.sums import parallel_terms, score_sums, sums_behind
 from isometry.init.structured import of_kind
 from isometry.recipes.base import Choice, Subject, neutral, recipe
 from isometry.sampling import Constant, Distribution, Normal
-from isometry.solving.passes import Problem, Settled, settled
+from isometry.solving.passes import Balance, Problem, Settled, settled
 from isometry.solving.solver import Aim, Solver
 
 EXCESS = 0.02  # twice the relative excess of the initial loss over ln C
@@ -52,21 +51,6 @@ def auto(subject: Subject) -> Mapping[str, Choice]:
     return {name: draft.choice(name, found) for name in subject.roles.by_name}
 
 
-@dataclass
-class Balance:
-    """Two groups of weights that share what a product of theirs lacks.
-
-    Attributes:
-        node: Whose spread along the last dim is aimed at.
-        names: The weights whose outputs are factors of it.
-        target: The spread aimed at.
-    """
-
-    node: int
-    names: tuple[str, ...]
-    target: float
-
-
 class Draft:
     """The laws and aims with which the first pass begins.
 
@@ -86,20 +70,33 @@ class Draft:
         self.aims: list[Aim] = []
         self.reasons: dict[str, str] = {}
         self.fixed: dict[str, Choice] = {}
-        self._biases = _score_biases(subject.roles)
+        self._biases = score_sums(subject.roles)
+        self._entries = {
+            residual.fork: deciders(self.flow, self.flow.nodes[residual.fork])
+            for residual in subject.roles.streams.residuals.values()
+            if residual.order == 1
+        }
         for role in subject.roles.by_name.values():
             self._add(role)
 
     def _add(self, role: Role) -> None:
         if role.kind == "weight":
             self._weight(role)
-        elif role.kind == "scale" and role.ends is not None:
-            self._end(role)
-            self.laws[role.name] = Constant(role.neutral), role.neutral
+        elif role.kind == "scale" and (role.ends is not None or self._enters(role)):
+            self.laws[role.name] = Constant(role.neutral), 1.0
+            if role.ends is not None:
+                self._end(role)
+            else:
+                self._aim(role, lambda _: 1.0, "the residual stream begins behind it, at unit size")
         elif role.kind in ("embedding", "position", "token"):
             self._source(role)
         else:
             self._fix(role, neutral(role))
+
+    def _enters(self, role: Role) -> bool:
+        """Return whether a parameter decides how large a residual stream is where it begins."""
+        reading = {use.node.index for use in role.uses}
+        return any(node.index in reading for nodes in self._entries.values() for node in nodes)
 
     def _fix(self, role: Role, choice: Choice) -> None:
         self.fixed[role.name] = choice
@@ -122,7 +119,7 @@ class Draft:
             size = math.sqrt(EXCESS * math.log(max(outputs, 2)))
             self._aim(role, lambda _: size, f"logits of RMS {size:.2g}: the loss begins at chance")
         else:
-            terms = parallel_terms(self.flow, subject_residuals(self.subject), _use(role).node)
+            terms = parallel_terms(self.subject.roles, _use(role).node)
             size = terms**-0.5
             what = f"one of {terms} paths that are summed" if terms > 1 else _destination(role)
             self._aim(role, lambda _: size, f"unit second moment for {what}" if terms == 1 else what)
@@ -150,10 +147,10 @@ class Draft:
 
     def _source(self, role: Role) -> None:
         use = role.uses[-1]
-        if use.node.index in self._biases or self._biases & _sums_behind(self.flow, use.node):
+        if self._biases & sums_behind(self.flow, use.node):
             self._fix(role, Choice(Constant(0.0), "added to attention scores: it starts at zero"))
             return
-        terms = parallel_terms(self.flow, subject_residuals(self.subject), use.node)
+        terms = parallel_terms(self.subject.roles, use.node)
         std = terms**-0.5
         self.laws[role.name] = Normal(std), std
         self.fixed[role.name] = Choice(Normal(std), "")
@@ -183,18 +180,28 @@ class Draft:
         self.aims.append(Aim(role, use.node, limited, (*watched, arriving)))
 
     def balances(self) -> list[Balance]:
-        """Return what queries and keys should bring about together."""
+        """Return what only a whole pass can tell: the spread of scores, the size at which a stream begins."""
         found = []
         for attention in self.subject.roles.attentions:
-            names = tuple(
-                role.name
-                for role in self.subject.roles.by_name.values()
-                if role.kind == "weight" and role.ends is None
-                and any(u.node.index in (*attention.queries, *attention.keys) for u in role.uses)
-            )  # fmt: skip
+            names = self._readers((*attention.queries, *attention.keys))
             if names:
-                found.append(Balance(_scaled_scores(self.flow, attention), names, 1.0))
+                # A fused weight makes both factors, two weights one each: a half of what is missing.
+                scores = self.flow.signals(self.flow.nodes[attention.softmax])[0].index
+                found.append(Balance(scores, names, 1.0, spread=True, power=0.5))
+        for fork, nodes in self._entries.items():
+            names = self._readers(tuple(n.index for n in nodes))
+            if names:
+                found.append(Balance(fork, names, 1.0))
         return found
+
+    def _readers(self, nodes: tuple[int, ...]) -> tuple[str, ...]:
+        """Return the parameters with an aim that operations read."""
+        aimed = {aim.role.name for aim in self.aims}
+        return tuple(
+            role.name
+            for role in self.subject.roles.by_name.values()
+            if role.name in aimed and any(u.node.index in nodes for u in role.uses)
+        )
 
     def choice(self, name: str, found: Settled) -> Choice:
         """Return the choice for a parameter after the last pass."""
@@ -230,11 +237,6 @@ def stream_size(solver: Solver, residual: Residual) -> float:
     return 1.0 if size is None or not size > 0.0 else size
 
 
-def subject_residuals(subject: Subject) -> dict[int, Residual]:
-    """Return the residual sums by node."""
-    return subject.roles.streams.residuals
-
-
 def _use(role: Role) -> Use:
     """Return the last operation that reads a parameter for what it is."""
     return [u for u in role.uses if u.kind == role.kind][-1]
@@ -246,64 +248,3 @@ def _destination(role: Role) -> str:
             role.feeds[0], role.feeds[0]
         )
     return "what reads it"
-
-
-def parallel_terms(flow: Flow, residuals: Mapping[int, Residual], node: Node) -> int:
-    """Return how many paths are summed, without a skip among them, where a node's output goes first."""
-    top: Node | None = None
-    waiting = [node]
-    while waiting:
-        current = waiting.pop()
-        readers = [flow.nodes[i] for i in flow.consumers[current.index] if flow.nodes[i].signal]
-        for reader in readers:
-            if reader.op in ADD and len(flow.signals(reader)) == 2 and reader.index not in residuals:
-                top, waiting = reader, [reader]
-            elif flow.transparent(reader) and len(readers) == 1:
-                waiting.append(reader)
-    return 1 if top is None else _terms(flow, residuals, top)
-
-
-def _terms(flow: Flow, residuals: Mapping[int, Residual], node: Node) -> int:
-    for current in flow.upstream(node):
-        if current.op in ADD and len(flow.signals(current)) == 2 and current.index not in residuals:
-            return sum(_terms(flow, residuals, s) for s in flow.signals(current))
-    return 1
-
-
-def _scaled_scores(flow: Flow, attention: Attention) -> int:
-    """Return what the softmax reads: the scores after their scale, mask and bias."""
-    signals = flow.signals(flow.nodes[attention.softmax])
-    return signals[0].index
-
-
-def _score_biases(roles: Roles) -> set[int]:
-    """Return the nodes between scores and softmax, where biases are added."""
-    found: set[int] = set()
-    for attention in roles.attentions:
-        node = roles.flow.nodes[attention.softmax]
-        while node.index > attention.scores:
-            signals = roles.flow.signals(node)
-            if not signals:
-                break
-            found.add(node.index)
-            node = max(signals, key=lambda s: (len(s.shape), s.index != attention.scores))
-            if node.index == attention.scores:
-                break
-    return found
-
-
-def _sums_behind(flow: Flow, node: Node) -> set[int]:
-    """Return the sums that a looked-up row reaches through views."""
-    found: set[int] = set()
-    waiting, seen = [node.index], {node.index}
-    while waiting:
-        for i in flow.consumers[waiting.pop()]:
-            reader = flow.nodes[i]
-            if i in seen or not reader.signal:
-                continue
-            seen.add(i)
-            if reader.op in ADD and len(flow.signals(reader)) == 2:
-                found.add(i)
-            elif flow.transparent(reader):
-                waiting.append(i)
-    return found

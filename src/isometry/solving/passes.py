@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 from torch import nn
 
@@ -19,20 +18,23 @@ _CLOSE = 0.01  # relative: what is nearer than this to its aim has settled
 PASSES = 4
 
 
-class Balance(Protocol):
-    """Weights whose outputs are factors of one product, and how much that should vary."""
+@dataclass(frozen=True)
+class Balance:
+    """Weights whose outputs are factors of one node, and the size that it should have.
 
-    @property
-    def node(self) -> int:
-        """The node whose spread along its last dim is aimed at."""
+    Attributes:
+        node: The node.
+        names: The weights.
+        target: The size aimed at.
+        spread: Whether the size is the standard deviation along the last dim, not the RMS.
+        power: The power of what is missing that each weight takes over.
+    """
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The weights."""
-
-    @property
-    def target(self) -> float:
-        """The spread aimed at."""
+    node: int
+    names: tuple[str, ...]
+    target: float
+    spread: bool = False
+    power: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -149,14 +151,14 @@ def _rebalance(solver: Solver, balances: Sequence[Balance], factors: dict[str, f
     """Multiply the aims of each balance's weights by their share of what it lacks."""
     moved = False
     for balance in balances:
-        size = solver.spread(balance.node)
+        size = solver.spread(balance.node) if balance.spread else solver.rms(balance.node)
         names = [n for n in balance.names if n in solver.solved]
         if size is None or not size > 0.0 or not names:
             continue
         ratio = balance.target / size
         if abs(ratio - 1.0) > _CLOSE:
-            for name in names:  # one fused weight makes both factors; two weights make one each
-                factors[name] = factors.get(name, 1.0) * ratio**0.5
+            for name in names:
+                factors[name] = factors.get(name, 1.0) * ratio**balance.power
             moved = True
     return moved
 

@@ -1,0 +1,107 @@
+"""Sums of parallel paths, none of which skips the other: embeddings, two weights before one gate."""
+
+from __future__ import annotations
+
+from isometry.flow.graph import ADD, Flow, Node
+from isometry.flow.roles import Roles
+
+
+def parallel_terms(roles: Roles, node: Node) -> int:
+    """Return of how many terms the sum has that a node's output goes to first; 1 where there is none.
+
+    Residual sums do not count; a table of positions that is added is a term.
+
+    Args:
+        roles: The roles.
+        node: The node.
+
+    Returns:
+        The number of terms.
+    """
+    flow, top = roles.flow, None
+    waiting = [node]
+    while waiting:
+        current = waiting.pop()
+        readers = [flow.nodes[i] for i in flow.consumers[current.index] if flow.nodes[i].signal]
+        for reader in readers:
+            if _adds(roles, reader):
+                top, waiting = reader, [reader]
+            elif flow.transparent(reader) and len(readers) == 1:
+                waiting.append(reader)
+    if top is None:
+        return _terms(roles, node) if _adds(roles, node) else 1
+    return _terms(roles, top)
+
+
+def _adds(roles: Roles, node: Node) -> bool:
+    """Return whether a node is a sum of terms of equal standing."""
+    if node.op not in ADD or node.index in roles.streams.residuals:
+        return False
+    return len(roles.flow.signals(node)) == 2 or node.index in roles.positions
+
+
+def _terms(roles: Roles, node: Node) -> int:
+    for current in roles.flow.upstream(node):
+        if _adds(roles, current):
+            own = sum(_terms(roles, s) for s in roles.flow.signals(current))
+            return own + (current.index in roles.positions)
+    return 1
+
+
+def score_sums(roles: Roles) -> set[int]:
+    """Return the nodes between attention scores and their softmax, where biases are added.
+
+    Args:
+        roles: The roles.
+
+    Returns:
+        The nodes.
+    """
+    flow = roles.flow
+    found: set[int] = set()
+    for attention in roles.attentions:
+        node = flow.nodes[attention.softmax]
+        while node.index > attention.scores and (signals := flow.signals(node)):
+            found.add(node.index)
+            behind = [s for s in signals if _reaches(flow, s, attention.scores)]
+            node = behind[0] if behind else signals[0]
+    return found
+
+
+def _reaches(flow: Flow, node: Node, target: int) -> bool:
+    """Return whether a node is computed from another one."""
+    waiting, seen = [node.index], {node.index}
+    while waiting:
+        i = waiting.pop()
+        if i == target:
+            return True
+        for s in flow.signals(flow.nodes[i]):
+            if s.index >= target and s.index not in seen:
+                seen.add(s.index)
+                waiting.append(s.index)
+    return False
+
+
+def sums_behind(flow: Flow, node: Node) -> set[int]:
+    """Return the sums of two signals that a node reaches through views, itself included.
+
+    Args:
+        flow: The graph.
+        node: The node.
+
+    Returns:
+        The sums.
+    """
+    found: set[int] = {node.index}
+    waiting, seen = [node.index], {node.index}
+    while waiting:
+        for i in flow.consumers[waiting.pop()]:
+            reader = flow.nodes[i]
+            if i in seen or not reader.signal:
+                continue
+            seen.add(i)
+            if reader.op in ADD and len(flow.signals(reader)) == 2:
+                found.add(i)
+            elif flow.transparent(reader):
+                waiting.append(i)
+    return found

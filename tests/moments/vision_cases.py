@@ -186,6 +186,12 @@ SPATIAL = (
     Case("pixel shuffle", lambda x: F.pixel_shuffle(x, 2), (Input((4, 12, 3, 5), shared=0.4),)),
     Case("pixel unshuffle", lambda x: F.pixel_unshuffle(x, 2), (Input((4, 3, 6, 10), shared=0.4),)),
     Case("channel shuffle", lambda x: F.channel_shuffle(x, 3), (_IMAGE,)),
+    Case(
+        "largest of relus side by side",
+        lambda x, y: F.max_pool2d(torch.cat([F.relu(x), 2 * F.relu(y)], 1), 2),
+        (Input((3, 5, 8, 8)), Input((3, 7, 8, 8))),
+        tolerance=0.02,
+    ),
     Case("roll", lambda x: x + torch.roll(x, (2, -3), (1, 3)), (_IMAGE,)),
     Case(
         "roll and back", lambda x: F.relu(torch.roll(F.relu(x).roll(2, 2), -2, 2) - x), (_IMAGE,), draws=1000

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
 
 from isometry.moments import algebra as alg
+from isometry.moments import axes as ax
 from isometry.moments import latents
 from isometry.moments import record as rec
 from isometry.moments import regrouping as reg
 from isometry.moments.axes import Array, Axis
-from isometry.moments.record import Factor, Moments, Run
+from isometry.moments.record import Factor, Joined, Moments, Run
 
 
 def concatenate(parts: Sequence[Moments], dim: int) -> Moments:
     """Return the parts side by side along a dim.
 
     Exact second moments, also between parts that are slices of one tensor. The result is a function of a new
-    latent, block by
-    block, so that it is taken as independent of its parts in later pointwise operations.
+    latent, block by block; a slice of it that lies within one part (a gradient's, say) is a function of that
+    part's own again.
     """
     if len(parts) == 1:
         return parts[0]
@@ -34,8 +36,26 @@ def concatenate(parts: Sequence[Moments], dim: int) -> Moments:
     mean = _side_by_side([p.mean for p in ready], blocks, position)
     values = [_values(p) for p in ready]
     if all(alg.affine(v) for v in values):
-        return alg.gaussian(dims, table, mean)
-    return alg.with_marginal(dims, table, mean, _side_by_side(values, blocks, position))
+        made = alg.gaussian(dims, table, mean)
+    else:
+        made = alg.with_marginal(dims, table, mean, _side_by_side(values, blocks, position))
+    return _remembering(made, ready, position)
+
+
+def _remembering(made: Moments, parts: Sequence[Moments], position: int) -> Moments:
+    """Let tensors side by side remember the latents of those that rise with them."""
+    (term,) = made.terms
+    if not term.factors:
+        return made
+    pieces, start = [], 0
+    for part in parts:
+        stop = start + ax.size(part.axes[position])
+        factor = alg.absorbed(part.terms[0], part.axes)
+        if factor is not None and bool((np.diff(factor.values, axis=-1) >= 0).all()):
+            pieces.append((start, stop, factor.latent, factor.labels))
+        start = stop
+    joined = replace(term.factors[0], latent=Joined(position, tuple(pieces)))
+    return replace(made, terms=(rec.Term(term.coef, (joined,)),))
 
 
 def _aligned(parts: list[Moments], dim: int) -> list[Moments]:

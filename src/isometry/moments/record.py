@@ -77,6 +77,17 @@ class Keys(NamedTuple):
     mask: object
 
 
+@dataclass(frozen=True, eq=False)
+class Joined:
+    """The latent of tensors side by side along its axis `axis`: over each stretch it is that part's own.
+
+    `pieces` hold start, stop, latent and labels of each part that is a function of one latent.
+    """
+
+    axis: int
+    pieces: tuple[tuple[int, int, object, tuple[Label, ...]], ...]
+
+
 Label = Run | Fused | None
 Dims = tuple[tuple[Axis, ...], ...]
 

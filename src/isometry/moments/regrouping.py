@@ -11,8 +11,20 @@ from isometry.moments import algebra as alg
 from isometry.moments import axes as ax
 from isometry.moments import latents
 from isometry.moments.axes import Array, Axis, AxisMap, Move
-from isometry.moments.lineage import renamed
-from isometry.moments.record import Dims, Factor, Fused, Label, Moments, Part, Run, Term, diagonal, outer
+from isometry.moments.lineage import renamed, replace_at, unjoined
+from isometry.moments.record import (
+    Dims,
+    Factor,
+    Fused,
+    Joined,
+    Label,
+    Moments,
+    Part,
+    Run,
+    Term,
+    diagonal,
+    outer,
+)
 
 # --- regrouping ---------------------------------------------------------------------------------------------
 
@@ -190,7 +202,17 @@ def sliced(m: Moments, dim: int, start: int, stop: int, step: int) -> Moments:
         run = Run(label, 1, 0) if isinstance(label, Fused) else label
         return (Run(run.base, run.stride * step, run.offset + start * run.stride),)
 
-    return _with_axes(remap(m, position, how, relabel), m.dims, {position: given})
+    made = _with_axes(remap(m, position, how, relabel), m.dims, {position: given})
+    return _unjoined(made, position)
+
+
+def _unjoined(m: Moments, position: int) -> Moments:
+    """Return the record with a stretch of tensors side by side as functions of the part's own latent."""
+    if not any(isinstance(f.latent, Joined) for t in m.terms for f in t.factors):
+        return m
+    n = ax.size(m.axes[position])
+    terms = tuple(Term(t.coef, tuple(unjoined(f, n, position) for f in t.factors)) for t in m.terms)
+    return replace(m, terms=terms)
 
 
 def selected(m: Moments, dim: int, index: int, *, keep: bool = False) -> Moments:
@@ -212,11 +234,21 @@ def _picked(m: Moments, position: int, index: int) -> Moments:
     """
 
     def pinned(f: Factor) -> Factor:
-        parts = tuple(replace(p, latent=renamed(p.labels, p.latent, position, index)) for p in f.parts)
-        return replace(f, latent=renamed(f.labels, f.latent, position, index), parts=parts)
+        label = f.labels[position]
+        if isinstance(f.latent, Joined) and isinstance(label, Run):
+            at = label._replace(offset=label.offset + label.stride * index)
+            one = unjoined(replace(f, labels=replace_at(f.labels, position, at)), 1, position)
+            if one.latent is not f.latent:
+                return _pinned(one, position, 0)
+        return _pinned(f, position, index)
 
     m = replace(m, terms=tuple(Term(t.coef, tuple(map(pinned, t.factors))) for t in m.terms))
     return remap(m, position, ax.pick(m.axes[position], index), lambda _: ())
+
+
+def _pinned(f: Factor, position: int, index: int) -> Factor:
+    parts = tuple(replace(p, latent=renamed(p.labels, p.latent, position, index)) for p in f.parts)
+    return replace(f, latent=renamed(f.labels, f.latent, position, index), parts=parts)
 
 
 def single_axis(m: Moments, dim: int) -> Moments:

@@ -260,9 +260,10 @@ def _without_ones(m: Moments, rank: int) -> Moments:
 def _max_pool_backward(g: Moments, x: Moments, matrices: list[Array]) -> Moments:
     """Route gradients to the largest entries.
 
-    dx = R(z)·γ: R² is the probability that an entry of this value is the largest of its window, on the
-    input's own latent, so that an activation behind it is not counted twice; γ carries the gradients, with
-    the table that the sum over windows has.
+    dx = R·γ/√E[p]: R is 1 with the probability p(z) that an entry of this value is the largest of its window,
+    else 0, on the input's own latent, so that an activation behind it is not counted twice; γ carries the
+    gradients, with the table that the sum over windows has. R is held as p(z) + √(p − p²)·ε with noise ε of
+    each entry's own: the right moments, of pairs too.
     """
     rank = len(matrices)
     g = _spatially_one(g, rank)
@@ -271,20 +272,30 @@ def _max_pool_backward(g: Moments, x: Moments, matrices: list[Array]) -> Moments
     r = _ranked(x, matrices)
     m = r.m
     if r.factor is None:
-        odds = np.full(len(latents.NODES), 1.0)
+        odds = np.ones(len(latents.NODES))
     else:
         odds = maxima.chosen(r.counts, _by_entry(r), r.common)
-    odds = odds / max(float(latents.mean(odds)), 1e-300)
     table, mean = _routed(g, r)
     if r.factor is None:
         return _without_ones(alg.gaussian(m.dims, table, mean), rank)
-    root = np.sqrt(_at_ranks(r, odds))
-    factor = alg.changed(r.factor, root, m.axes)
-    squares = rec.diagonal(factor.table, m.axes)[..., None]
-    factor = alg.changed(factor, root / np.sqrt(np.maximum(squares, 1e-300)), m.axes)
-    carried = alg.gaussian(m.dims, table / factor.table, mean / factor.mean)
-    made = alg.multiply(alg.assemble(m.dims, (Term(np.ones([1] * len(m.axes)), (factor,)),)), carried)
-    return _without_ones(made, rank)
+    p = np.clip(_at_ranks(r, odds), 0.0, 1.0)
+    size = np.sqrt(np.maximum(latents.mean(p), 1e-300))[..., None]
+    known = alg.changed(r.factor, p / size, m.axes)
+    noise = alg.changed(r.factor, np.sqrt(p - p * p) / size, m.axes)
+    own = _white(r.factor, m)
+    carried = alg.gaussian(m.dims, table / (known.table + noise.table * own.table), mean / known.mean)
+    one = np.ones([1] * len(m.axes))
+    largest = alg.assemble(m.dims, (Term(one, (known,)), Term(one, (noise, own))))
+    return _without_ones(alg.multiply(largest, carried), rank)
+
+
+def _white(factor: Factor, m: Moments) -> Factor:
+    """Return a normal variable that every entry which a factor tells apart has for itself."""
+    rho = np.zeros(
+        [len(a) * (len(a) + 1) if n > 1 else 1 for a, n in zip(m.axes, factor.rho.shape, strict=True)]
+    )
+    rec.diagonal(rho, m.axes)[...] = 1.0
+    return alg.new_factor(m.axes, rho, latents.NODES.reshape([1] * len(m.axes) + [-1]))
 
 
 def _spatially_one(g: Moments, rank: int) -> Moments:

@@ -1,5 +1,6 @@
 import copy
 import pickle
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -316,3 +317,39 @@ def test_ten_thousand_small_parameters_share_transforms(monkeypatch):
     assert sum(calls) == 10_000
     assert len(calls) < 10
     assert torch.equal(m[1234], keyed((8,), Normal(1.0), "1234"))
+
+
+@dataclass(frozen=True)
+class Shared(Whole):
+    factor: float = 1.0
+    stream: str | None = None
+
+    def draw(self, shape, generator):
+        return self.factor * torch.randn(shape, generator=generator)
+
+
+def test_laws_that_name_one_stream_share_a_draw():
+    m = nn.Sequential(nn.Linear(5, 5), nn.Linear(5, 5), parametrizations.weight_norm(nn.Linear(5, 5)))
+    laws = {
+        "0.weight": Shared(1.0, "pair"),
+        "1.weight": Shared(-2.0, "pair"),
+        "2.weight": Shared(3.0, "pair"),
+    }
+    write_(m, laws, seed=3)
+    assert torch.equal(m[1].weight, -2 * m[0].weight)
+    torch.testing.assert_close(m[2].weight, 3 * m[0].weight)
+    drawn = m[0].weight.clone()
+    write_(m, {"0.weight": Shared()}, seed=3)
+    assert not torch.equal(m[0].weight, drawn)
+
+
+def test_an_interrupt_of_what_finishes_marks_the_model():
+    def interrupt():
+        raise KeyboardInterrupt
+
+    m = model()
+    with pytest.raises(KeyboardInterrupt):
+        write_(m, LAWS, finish=interrupt)
+    assert incomplete(m)
+    write_(m, LAWS, finish=lambda: None)
+    assert not incomplete(m)

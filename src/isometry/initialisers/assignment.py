@@ -101,7 +101,7 @@ def slots_of(model: nn.Module) -> list[Slot]:
         [['0.weight', '1.weight']]
     """
     found: dict[object, Slot] = {}
-    for use, tensor in _uses(model):
+    for use, tensor in uses_of(model):
         if is_lazy(tensor):
             raise ModelError(
                 f"{use.name!r} is lazy and has no shape yet: run the model once on an example first"
@@ -118,7 +118,7 @@ def slots_of(model: nn.Module) -> list[Slot]:
     return slots
 
 
-def _uses(model: nn.Module) -> Iterator[tuple[Use, Tensor]]:
+def uses_of(model: nn.Module) -> Iterator[tuple[Use, Tensor]]:
     """Every use of every parameter, a shared module once under each of its names.
 
     A parametrised weight goes by its own name, not by the parameters it is computed from.

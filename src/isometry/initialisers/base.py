@@ -5,11 +5,12 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
+from functools import partial
 from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from isometry.errors import InvalidTypeError, InvalidValueError, IsometryError, IsometryWarning
 from isometry.fans import Fans, fans, gate_count, known_fans
@@ -19,17 +20,17 @@ from isometry.initialisers.assignment import (
     Selection,
     Selector,
     Slot,
+    Use,
     check_slot,
     first_match,
-    modules_of,
     require_use,
     selectors,
     slots_of,
 )
 from isometry.initialisers.chain import Weight
+from isometry.initialisers.finishing import finish
 from isometry.parametrised import invertible
 from isometry.sampling import Constant, Distribution, Normal, Whole, write_
-from isometry.sampling.shards import shard_of
 
 _FROZEN = "requires_grad=False"
 
@@ -123,8 +124,10 @@ class Initialiser(ABC):
             seed = self._seed()
             slots = slots_of(module)
             assignment = self._assign(slots, seed)
-            write_(module, assignment.distributions, seed=seed)
-            self._finish(module, slots, assignment)
+            untouched = {*assignment.kept, *assignment.unrecognised}
+            written = [use for slot in slots if slot.name not in untouched for use in slot.uses]
+            end = partial(finish, module, written, self._selects)
+            write_(module, assignment.distributions, seed=seed, finish=end)
             self.assignment = assignment
             self._report(assignment)
         return module
@@ -235,22 +238,8 @@ class Initialiser(ABC):
             return fans(slot.use.owner, slot.use.leaf, **axes)
         return known_fans(slot.use.owner, slot.use.leaf) if slot.use.role == "weight" else None
 
-    @torch.no_grad()
-    def _finish(self, module: nn.Module, slots: Sequence[Slot], assignment: Assignment) -> None:
-        """Zero the padding rows of embeddings and the running statistics of normalisations."""
-        untouched = {*assignment.kept, *assignment.unrecognised}
-        written = [use for slot in slots if slot.name not in untouched for use in slot.uses]
-        for use in written:
-            padding, table = getattr(use.owner, "padding_idx", None), use.owner._parameters.get(use.leaf)
-            if use.role == "embedding" and padding is not None and table is not None:
-                _zero_row(table, padding)
-        scaled = {id(use.owner) for use in written if use.role == "scale"}
-        for place in modules_of(module):
-            norm = place.owner
-            if isinstance(norm, nn.modules.batchnorm._NormBase):
-                free = not norm.affine and self._selection.reason_to_keep([place]) is None
-                if free or id(norm) in scaled:
-                    norm.reset_running_stats()
+    def _selects(self, place: Use) -> bool:
+        return self._selection.reason_to_keep([place]) is None
 
     def _report(self, assignment: Assignment) -> None:
         # The warning points at the line that called the initialiser or `model.apply`.
@@ -270,11 +259,3 @@ class Initialiser(ABC):
                 IsometryWarning,
                 stacklevel=level,
             )
-
-
-def _zero_row(table: Tensor, row: int) -> None:
-    """Zero one row of a table, in the shard that holds it."""
-    shard = shard_of(table)
-    for run in shard.runs[0]:
-        if run.start <= row < run.start + run.length:
-            shard.local[run.local + row - run.start] = 0.0

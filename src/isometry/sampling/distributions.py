@@ -49,7 +49,14 @@ class Elementwise(Distribution):
 
 
 class Whole(Distribution):
-    """A joint law over the whole tensor, such as an orthogonal matrix."""
+    """A joint law over the whole tensor, such as an orthogonal matrix.
+
+    Attributes:
+        stream: The name whose stream is drawn from in place of the parameter's own; two parameters with the
+            same one share a draw. A law that needs it declares it as a field.
+    """
+
+    stream: str | None = None
 
     @abstractmethod
     def draw(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

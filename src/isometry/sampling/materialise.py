@@ -27,6 +27,7 @@ def materialize_(
     build: Callable[[], nn.Module] | None = None,
     buffers: Mapping[str, Tensor] | None = None,
     keep: Collection[str] = (),
+    finish: Callable[[], None] | None = None,
 ) -> None:
     """Allocate a meta model's parameters and buffers once, on the target device, and give all of them values.
 
@@ -51,6 +52,7 @@ def materialize_(
             asks for depend on `seed`, and torch's random state is put back.
         buffers: Values of buffers by canonical name.
         keep: Names of parameters, not on the meta device, to leave as they are.
+        finish: As in `write_`.
 
     Raises:
         NotFoundError: If the model has no parameter or buffer of a name.
@@ -88,7 +90,8 @@ def materialize_(
         _reset_fully_sharded(model)
         fill_buffers(sources, target)
         # Some parameters may be new objects now.
-        write_jobs(model, list(check(Places(model), distributions, seed=seed, keep=keep)), seed=seed)
+        jobs = list(check(Places(model), distributions, seed=seed, keep=keep))
+        write_jobs(model, jobs, seed=seed, finish=finish)
 
 
 def _allocate(parameter: nn.Parameter, device: torch.device) -> nn.Parameter:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Literal, NamedTuple
 
 import torch
@@ -29,6 +29,7 @@ def write_(
     *,
     seed: int = 0,
     keep: Keep = "unnamed",
+    finish: Callable[[], None] | None = None,
 ) -> None:
     """Write initial values into a model's parameters, each from its own stream.
 
@@ -50,6 +51,8 @@ def write_(
         keep: Names of the parameters to leave as they are, when all others must be named; "unnamed" leaves
         all
             that `distributions` does not name.
+        finish: Called after the last write, before the model counts as written: for what goes with the
+            weights, such as rows of padding.
 
     Raises:
         NotFoundError: If the model has no parameter of a name.
@@ -69,7 +72,7 @@ def write_(
     if not isinstance(model, nn.Module):
         raise InvalidTypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     jobs = list(check(Places(model), distributions, seed=seed, keep=keep))
-    write_jobs(model, jobs, seed=seed)
+    write_jobs(model, jobs, seed=seed, finish=finish)
 
 
 class Job(NamedTuple):
@@ -117,7 +120,7 @@ def check(
             engine.check_tensor(place.like, distribution, repr(name))
         elif any(is_dtensor(parameter) for parameter in place.parameters.values()):
             raise ModelError(f"{name!r} is parametrised and sharded: name the parameters it is computed from")
-        yield Job(place, distribution, stream_key(seed, place.name))
+        yield Job(place, distribution, stream_key(seed, _stream(distribution, place)))
     if kept is not None:
         missing = [name for name in places.parameters if name not in written and name not in kept]
         if missing:
@@ -126,7 +129,9 @@ def check(
             )
 
 
-def write_jobs(model: nn.Module, jobs: list[Job], *, seed: int) -> None:
+def write_jobs(
+    model: nn.Module, jobs: list[Job], *, seed: int, finish: Callable[[], None] | None = None
+) -> None:
     """Write what `check` yielded, marking the model until all is done."""
     computed = _computed([job for job in jobs if job.place.owner is not None], seed)
     plain = [job for job in jobs if job.place.owner is None]
@@ -148,6 +153,14 @@ def write_jobs(model: nn.Module, jobs: list[Job], *, seed: int) -> None:
         engine.finish(
             sharded[job.place.name].local if job.place.name in sharded else job.place.like for job in plain
         )
+        if finish is not None:
+            finish()
+
+
+def _stream(distribution: Distribution, place: Place) -> str:
+    """The name of the stream that a place is drawn from."""
+    shared = distribution.stream if isinstance(distribution, Whole) else None
+    return place.name if shared is None else shared
 
 
 def _draws(jobs: Iterable[Job], sharded: Mapping[str, Shard]) -> Iterator[Draw | Task]:
@@ -176,7 +189,8 @@ def _pieces(job: Job, seed: int) -> tuple[Tensor, ...]:
     place = job.place
     drawn = torch.empty_like(place.like, requires_grad=False)
     engine.check(drawn, job.distribution, repr(place.name))
-    pieces = place.pieces(fill_keyed_(drawn, job.distribution, seed=seed, name=place.name))
+    value = fill_keyed_(drawn, job.distribution, seed=seed, name=_stream(job.distribution, place))
+    pieces = place.pieces(value)
     for (name, parameter), piece in zip(place.parameters.items(), pieces, strict=True):
         if piece.shape != parameter.shape:
             raise ModelError(

@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from corpus import Entry, available
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import isometry
+from corpus import Entry, available
 
 FACTOR, EXCESS = 2.0, 0.05
 
@@ -68,7 +68,9 @@ def first_tensor(output: Any) -> Tensor | None:
     """Return the first floating-point tensor of an output."""
     if isinstance(output, Tensor):
         return output if output.is_floating_point() else None
-    values = output.values() if isinstance(output, dict) else output if isinstance(output, tuple | list) else ()
+    values = (
+        output.values() if isinstance(output, dict) else output if isinstance(output, tuple | list) else ()
+    )
     return next((t for v in values if (t := first_tensor(v)) is not None), None)
 
 
@@ -90,7 +92,11 @@ def check(entry: Entry, *, own: bool) -> dict[str, Any]:
             result[side] = [min(sizes) / sizes[0], max(sizes) / sizes[0]]
     args = inputs if isinstance(inputs, tuple) else ()
     named = inputs if isinstance(inputs, dict) else {}
-    with torch.no_grad(), torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), Scores() as scores:
+    with (
+        torch.no_grad(),
+        torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
+        Scores() as scores,
+    ):
         output = first_tensor(model(*args, **named))
     if scores.spread:
         result["scores"] = [min(scores.spread), max(scores.spread)]
@@ -106,7 +112,8 @@ def _ends_in_head(model: nn.Module, output: Tensor) -> bool:
     """Return whether the last weight's outputs are the model's: logits, not states."""
     last = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     return any(
-        (m.out_features if isinstance(m, nn.Linear) else m.out_channels) in (output.shape[-1], output.shape[1])
+        (m.out_features if isinstance(m, nn.Linear) else m.out_channels)
+        in (output.shape[-1], output.shape[1])
         and output.shape[-1] in (1000, 10)
         for m in last[-2:]
     )
@@ -115,7 +122,7 @@ def _ends_in_head(model: nn.Module, output: Tensor) -> bool:
 def within(result: dict[str, Any]) -> bool:
     """Return whether all that was measured meets the aims."""
     for side in ("forward", "backward"):
-        if side in result and not (1 / FACTOR <= result[side][0] and result[side][1] <= FACTOR):
+        if side in result and not (result[side][0] >= 1 / FACTOR and result[side][1] <= FACTOR):
             return False
     return abs(result.get("excess", 0.0)) <= EXCESS and "error" not in result
 
@@ -142,7 +149,11 @@ def main() -> None:
         cells += [f"loss {100 * result['excess']:+.1f} %"] if "excess" in result else []
         cells += [result["error"]] if "error" in result else []
         mark = "ok " if within(result) else "OFF"
-        print(f"{mark} {entry.name:28} {result.get('seconds', 0):6.1f} s {result.get('blocks', 0):3} blocks  " + "  ".join(cells), flush=True)
+        print(
+            f"{mark} {entry.name:28} {result.get('seconds', 0):6.1f} s {result.get('blocks', 0):3} blocks  "
+            + "  ".join(cells),
+            flush=True,
+        )
         if options.out is not None:
             options.out.write_text(json.dumps(results, indent=1))
 

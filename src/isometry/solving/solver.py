@@ -1,9 +1,9 @@
 """Solve scales on the way through a model: each parameter gets its own from the signal that arrives there.
 
-An interpreter's observer. When an operation that has an aim is about to be given its record, the parameter it
-reads is set to scale one, the record of the output is made, and the parameter's scale becomes the aim over
-the output's RMS: outputs are proportional to a weight's standard deviation, biases being zero. The pass then
-goes on with the scale found, so one pass settles all weights of a model of any depth.
+An interpreter's observer. When an operation that has an aim is about to be given its record, that record is
+made once to see its RMS, and the parameter's scale is multiplied by the aim over it: outputs are proportional
+to a weight's standard deviation, biases being zero. The pass then goes on with the scale found, so one pass
+settles all weights of a model of any depth.
 
 On real tensors the same is done with what was drawn and computed: the output's own RMS decides. That serves
 where a record is unknown, and for calibration.
@@ -27,6 +27,7 @@ from isometry.moments import record as rec
 from isometry.moments import regrouping as reg
 from isometry.moments.record import Moments
 from isometry.moments.rules.base import Shifted
+from isometry.moments.rules.pointwise import as_moments
 from isometry.names import canonical_name
 from isometry.rehearsal import Stage
 from isometry.sampling import Constant, Distribution
@@ -161,18 +162,12 @@ class Solver:
             self._measure(aim, operand, first, wanted)
             return
         interpreter = self.stage.interpreter
-        before = interpreter.value(operand)
-        self._set(aim.role, operand, 1.0)
+        record = interpreter.value(operand)
         (value, *_) = interpreter._evaluate(func, args, kwargs, out)
         size = _size(value) if isinstance(value, Moments) else None
-        if size is not None and size > _TINY and math.isfinite(size):
-            self._set(aim.role, operand, wanted / size)
-            self.solved[aim.role.name] = Solved(wanted / size, "predicted", size)
-            self.missed.pop(aim.role.name, None)
-            return
-        if before is not None:
-            interpreter.write(operand, before)
-        if self._real(self.measuring == "unknown") and size is None:
+        if size is not None and size > _TINY and math.isfinite(size) and record is not None:
+            self._multiply(aim.role, operand, as_moments(record), wanted / size, "predicted", size)
+        elif size is None and self._real(self.measuring == "unknown"):
             self._measure(aim, operand, first, wanted)
         elif aim.role.name not in self.solved:
             self.missed[aim.role.name] = "the signal there is unknown" if size is None else "no signal there"
@@ -190,12 +185,32 @@ class Solver:
             for name in (self._leaves[i] for i in aim.role.nodes):
                 if len(aim.role.nodes) == 1 or name.endswith(("_g", "original0")):
                     self._parameters[name].data.add_(shift).mul_(factor).sub_(shift)
-        now = (
-            self.solved[aim.role.name].scale if aim.role.name in self.solved else self.laws[aim.role.name][1]
-        )
-        self._set(aim.role, operand, now * factor)
-        self.solved[aim.role.name] = Solved(now * factor, "measured", size)
-        self.missed.pop(aim.role.name, None)
+        record = self.stage.interpreter.value(operand)
+        known = alg.normal(operand.shape) if record is None else as_moments(record)
+        self._multiply(aim.role, operand, known, factor, "measured", size)
+
+    def _multiply(
+        self, role: Role, operand: Tensor, record: Moments, factor: float, how: How, size: float
+    ) -> None:
+        """Multiply a parameter's scale, and the record of what an operation reads of it."""
+        interpreter = self.stage.interpreter
+        now = self.solved[role.name].scale if role.name in self.solved else self.laws[role.name][1]
+        scale = now * factor
+        if len(role.nodes) == 1:
+            parameter = self._parameters[self._leaves[role.nodes[0]]]
+            constant = role.kind == "scale"
+            interpreter.write(
+                parameter,
+                alg.constant(parameter.shape, scale - _shift(role))
+                if constant
+                else alg.normal(parameter.shape, 0.0, scale),
+            )
+        value = interpreter.value(operand)
+        wanted = factor * _size(record)
+        if not isinstance(value, Moments) or not math.isclose(_size(value), wanted, rel_tol=1e-6):
+            interpreter.write(operand, alg.scale(record, factor))  # a copy, or computed from parameters
+        self.solved[role.name] = Solved(scale, how, size)
+        self.missed.pop(role.name, None)
 
     # --- records and values ---------------------------------------------------------------------------------
 
@@ -215,21 +230,6 @@ class Solver:
             self.stage.interpreter.write(parameter, record)
             if self.stage.kind == "real":
                 fill_keyed_(parameter.data, law, seed=self.seed, name=role.name)
-
-    def _set(self, role: Role, operand: Tensor, scale: float) -> None:
-        """Give a parameter, and what was computed from it, the record of a scale."""
-        interpreter = self.stage.interpreter
-        constant = role.kind == "scale"
-
-        def made(shape: torch.Size, value: float) -> Moments:
-            return alg.constant(shape, value) if constant else alg.normal(shape, 0.0, value)
-
-        if len(role.nodes) == 1:
-            parameter = self._parameters[self._leaves[role.nodes[0]]]
-            interpreter.write(parameter, made(parameter.shape, scale - _shift(role)))
-        value = interpreter.value(operand)
-        if not isinstance(value, Moments) or not math.isclose(_size(value), abs(scale), rel_tol=1e-6):
-            interpreter.write(operand, made(operand.shape, scale))  # a copy, or computed from several
 
     def _real(self, wanted: bool) -> bool:
         return wanted and self.stage.kind == "real"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
 
@@ -53,7 +54,7 @@ def streams_of(flow: Flow) -> Streams:
     """Find the residual branches of a graph and the streams that they form.
 
     Of the two operands of a sum the nearest common ancestor is the fork. The operand with fewer weights on
-    the longest way from it is the skip path; paths of equal length are parallel, and no residual. A path
+    the shortest way from it is the skip path; paths of equal length are parallel, and no residual. A path
     with weights is a skip path only where no weight is used twice: a recurrent state is none.
 
     Args:
@@ -67,7 +68,7 @@ def streams_of(flow: Flow) -> Streams:
     found = Streams()
     for node in flow.nodes:
         if node.op in ADD and node.signal and len(flow.signals(node)) == 2:
-            residual = _residual(flow, node, shared)
+            residual = _residual(flow, node, shared, found.residuals)
             if residual is not None:
                 found.residuals[node.index] = residual
     _join(flow, found)
@@ -86,9 +87,12 @@ def _shared(flow: Flow, uses: Counter[int]) -> set[int]:
     }
 
 
-def _residual(flow: Flow, node: Node, shared: set[int]) -> Residual | None:
+def _residual(flow: Flow, node: Node, shared: set[int], found: Mapping[int, Residual]) -> Residual | None:
     a, b = (s.index for s in flow.signals(node))
-    fork, region = _fork(flow, a, b)
+    for skip, branch in ((a, b), (b, a)):
+        if skip in found and (again := _second_branch(flow, node, found[skip], branch)) is not None:
+            return again
+    fork, region, beside = _fork(flow, a, b)
     if fork is None:
         return None
     depth_a, depths_a = _depths(flow, region[0], fork, a)
@@ -96,14 +100,35 @@ def _residual(flow: Flow, node: Node, shared: set[int]) -> Residual | None:
     if depth_a == depth_b:
         return None
     if depth_a > depth_b:
-        a, b, depth_b, depths_a, depths_b = b, a, depth_a, depths_b, depths_a
-    if depths_a and (shared & (depths_a.keys() | depths_b.keys())):
+        a, b, depths_a, depths_b = b, a, depths_b, depths_a
+    if shared & (depths_a.keys() | depths_b.keys()) and (depths_a or beside):
         return None
-    return Residual(node.index, fork, a, b, depth_b, depths_b, frozenset(depths_a))
+    if not depths_b and abs(depth_a - depth_b) == 1:
+        return None  # a gate alone, as in n + z·(h − n)
+    layers = max(depths_b.values(), default=0)
+    return Residual(node.index, fork, a, b, layers, depths_b, frozenset(depths_a))
 
 
-def _fork(flow: Flow, a: int, b: int) -> tuple[int | None, tuple[list[int], list[int]]]:
-    """Return the nearest common ancestor of two nodes, and what lies between it and each of them."""
+def _second_branch(flow: Flow, node: Node, first: Residual, branch: int) -> Residual | None:
+    """Return the residual of x + f(x) + g(x), where the sum so far is no part of g(x); None for any other."""
+    region, waiting = {branch}, [branch]
+    while waiting:
+        for s in flow.signals(flow.nodes[waiting.pop()]):
+            if s.index == first.node:
+                return None
+            if s.index > first.fork and s.index not in region:
+                region.add(s.index)
+                waiting.append(s.index)
+    if not any(s.index == first.fork for i in region for s in flow.signals(flow.nodes[i])):
+        return None
+    _, depths = _depths(flow, list(region), first.fork, branch)
+    if not depths:
+        return None
+    return Residual(node.index, first.fork, first.node, branch, max(depths.values()), depths, frozenset())
+
+
+def _fork(flow: Flow, a: int, b: int) -> tuple[int | None, tuple[list[int], list[int]], bool]:
+    """Return two nodes' nearest common ancestor, what lies between, and whether there are others beside."""
     colours = {a: 1}
     colours[b] = colours.get(b, 0) | 2
     heap = [-i for i in colours]
@@ -113,34 +138,40 @@ def _fork(flow: Flow, a: int, b: int) -> tuple[int | None, tuple[list[int], list
         i = -heapq.heappop(heap)
         colour = colours[i]
         if colour == 3:
-            return i, region
+            return i, region, bool(heap)
         region[colour - 1].append(i)
         for s in flow.signals(flow.nodes[i]):
             if s.index not in colours:
                 heapq.heappush(heap, -s.index)
             colours[s.index] = colours.get(s.index, 0) | colour
-    return None, region
+    return None, region, True
 
 
 def _depths(flow: Flow, region: list[int], fork: int, end: int) -> tuple[int, dict[int, int]]:
-    """Return how many weights follow one another up to a node, and each weighted contraction's place."""
-    depth = {fork: 0}
+    """Return the fewest weights between fork and node, and of each weight its place on the longest way."""
+    longest, shortest = {fork: 0}, {fork: 0}
     places: dict[int, int] = {}
     for i in sorted(region):
         node = flow.nodes[i]
-        before = max((depth.get(s.index, 0) for s in flow.signals(node)), default=0)
+        before = [s.index for s in flow.signals(node) if s.index in shortest]
         weighted = flow.weight(node) is not None
-        depth[i] = before + weighted
+        longest[i] = max((longest[b] for b in before), default=0) + weighted
+        if before:
+            gated = (
+                node.op in MULTIPLY and len(flow.signals(node)) > 1
+            )  # a state behind a gate is no skip path
+            shortest[i] = min(shortest[b] for b in before) + (weighted or gated)
         if weighted:
-            places[i] = depth[i]
-    return depth[end], places
+            places[i] = longest[i]
+    return shortest[end], places
 
 
 def _join(flow: Flow, found: Streams) -> None:
     """Number the streams, and the sums within each."""
     before: dict[int, tuple[int | None, bool]] = {}
     for residual in found.residuals.values():
-        previous, normalised = _previous(flow, found, residual.fork, before)
+        start = residual.skip if residual.skip in found.residuals else residual.fork
+        previous, normalised = _previous(flow, found, start, before)
         if previous is None:
             residual.stream = len(found.number)
             found.number.append(1)
@@ -221,7 +252,7 @@ def deciders(flow: Flow, node: Node, stop: int = -1) -> list[Node]:
         elif node.op in ADD and len(signals) == 2:
             waiting += signals
         elif signals:
-            waiting.append(max(signals, key=lambda s: s.index))
+            waiting.append(max(signals, key=lambda s: (prod(s.shape), s.index)))
     return sorted(ends, key=lambda n: n.index)
 
 

@@ -10,8 +10,8 @@ What is aimed at, in RMS:
 - √(0.02·ln C) for C logits: cross-entropy then begins 1 % above ln C, its value for equal chances.
 
 Where a small signal arrives that will grow in training no weight is enlarged to make up for it: behind an
-attention, which begins as an average of many tokens, by 2 at most; in a loop, whose state begins at zero, not
-at all.
+attention, which begins as an average of many tokens, by 2 at most; in a loop, whose state begins at zero, and
+where shares of a softmax are mixed, not at all.
 
 Weights in plain parts (no norm, no skip) follow the recipe "isometric".
 """
@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
-from isometry.flow.graph import Flow
+from isometry.flow.graph import SOFTMAX, Flow
 from isometry.flow.roles import Role, Use
 from isometry.flow.streams import Residual, deciders
 from isometry.flow.sums import parallel_terms, score_sums, sums_behind
@@ -126,10 +126,13 @@ class Draft:
 
     def _limit(self, role: Role, use: Use) -> tuple[float, int] | None:
         """Return how far a weight may make up for a small signal, and the node where that arrives."""
-        looped = len([u for u in role.uses if u.kind == "weight"]) > 1
-        boost = 1.0 if looped else BOOST if "attention output" in role.parts else None
         arriving = [n for n in self.flow.operands(use.node) if n is not use.operand]
-        return None if boost is None or not arriving else (boost, arriving[0].index)
+        if not arriving:
+            return None
+        looped = len([u for u in role.uses if u.kind == "weight"]) > 1
+        shares = any(n.op in SOFTMAX for n in self.flow.upstream(arriving[0]))
+        boost = 1.0 if looped or shares else BOOST if "attention output" in role.parts else None
+        return None if boost is None else (boost, arriving[0].index)
 
     def _end(self, role: Role) -> None:
         residual = role.ends

@@ -18,6 +18,7 @@ from isometry.initialisers import (
     Xavier,
 )
 from isometry.measure import measure
+from isometry.plans import Plan
 from isometry.predict import predict
 from isometry.profile import Profile, Signal, Stats
 from isometry.sampling import materialize_
@@ -33,6 +34,7 @@ __all__ = [
     "LeCun",
     "Mirrored",
     "Orthogonal",
+    "Plan",
     "Profile",
     "Scaling",
     "Signal",

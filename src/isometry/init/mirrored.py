@@ -150,7 +150,26 @@ class Mirrored(Whole):
     def draw(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """Draw the whole parameter."""
         layout = self.layout or grouped(shape)
-        blocks, outputs, inputs, *taps = layout.kernels_shape
+        rows, cols, reads, writes = self.sides(shape)
+        matrix = self._matrix(rows, cols, generator)
+        matrix = self._with_spare_rows(matrix, writes.spare, generator)
+        matrix = self._mirror(matrix, rows, reads.spare)
+        return layout.restore(on_tap(matrix[None] * self.scale, layout.taps_shape, self.tap), shape)
+
+    def sides(self, shape: tuple[int, ...]) -> tuple[int, int, Width, Width]:
+        """The sides of W in a parameter of this shape, and how its inputs and outputs pair up.
+
+        Args:
+            shape: Shape of the parameter.
+
+        Returns:
+            Rows and columns of W, the pairing of the inputs, the pairing of the outputs.
+
+        Raises:
+            InvalidValueError: Such a parameter cannot be mirrored.
+        """
+        layout = self.layout or grouped(shape)
+        blocks, outputs, inputs, *_ = layout.kernels_shape
         if blocks != 1:
             raise InvalidValueError(
                 f"a mirrored weight has one block, this one has {blocks} (groups or gates): "
@@ -163,10 +182,7 @@ class Mirrored(Whole):
             raise InvalidValueError(
                 f"a mirrored layer needs two units or more on each side, got shape {shape}"
             )
-        matrix = self._matrix(rows, cols, generator)
-        matrix = self._with_spare_rows(matrix, writes.spare, generator)
-        matrix = self._mirror(matrix, rows, reads.spare)
-        return layout.restore(on_tap(matrix[None] * self.scale, tuple(taps), self.tap), shape)
+        return rows, cols, reads, writes
 
     def _pairing(self, outputs: int, inputs: int) -> tuple[Width, Width]:
         reads = self.reads or Width.of(inputs)

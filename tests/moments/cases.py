@@ -225,7 +225,16 @@ def _windows(x: torch.Tensor, m: torch.Tensor) -> torch.Tensor:
 _SPLIT = torch.zeros(4, 6, 6, dtype=torch.float64)
 _SPLIT[2:, :3, 3:] = _SPLIT[2:, 3:, :3] = -100.0
 
+_BAND = (torch.ones(24, 24).tril() * torch.ones(24, 24).triu(-7)).bool()
+
 WINDOWS = (
+    Case(
+        "attention in a sliding window",
+        lambda x, v, m: torch.softmax(x.masked_fill(~m, float("-inf")), -1) @ v,
+        (Input((4, 24, 24), std=0.5), Input((4, 24, 20), shared=0.3)),
+        (_BAND,),
+        tolerance=0.02,
+    ),
     Case(
         "scores of rolled rows",
         _rolled,

@@ -288,8 +288,10 @@ def from_surface(
     It knows its expectation given the variable of g, and `given_y`, that given the variable of f.
     """
     table, mean = lineage.surface_moments(f, g, phi, made, axes)
-    weights = np.multiply.outer(latents.WEIGHTS, latents.WEIGHTS).ravel()
-    flat = made.reshape(-1, weights.size)
+    thin = latents.WEIGHTS.reshape(-1, 3).sum(1)  # the form alone: table and mean are set exactly
+    weights = np.multiply.outer(thin, thin).ravel()
+    flat = np.broadcast_to(made, (*made.shape[:-2], *[len(latents.NODES)] * 2))[..., 1::3, 1::3]
+    flat = flat.reshape(-1, weights.size)
     values = np.stack([latents.quantiles(row, weights) for row in flat]).reshape((*made.shape[:-2], -1))
     term = with_marginal(tuple((a,) for a in axes), table, mean, values).terms[0]
     if not term.factors:

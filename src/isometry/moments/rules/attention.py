@@ -53,17 +53,26 @@ class Rows:
     overlap: Array
 
 
-def doubling(n: int) -> Axis:
-    """Return blocks of sizes 1, 1, 2, 4, … that add up to n.
+def doubling(n: int, limit: int | None = None) -> Axis:
+    """Return blocks of sizes 1, 1, 2, 4, … up to a limit that add up to n.
 
-    Beyond 256 they grow faster, so that no more than 10 are made.
+    Beyond 256 they grow faster, so that no more than 10 are made; a limit adds at most 8.
     """
     growth = max(2.0, n ** (1 / 8))
+    most = n if limit is None else max(limit, -(-n // 8))
     edges, edge = [0, 1], 1.0
     while edges[-1] < n:
         edge *= growth
-        edges.append(min(n, max(edges[-1] + 1, round(edge))))
+        edges.append(min(n, max(edges[-1] + 1, round(edge)), edges[-1] + most))
     return tuple(b - a for a, b in itertools.pairwise(edges))
+
+
+@lru_cache(maxsize=8)
+def _reach(shift: Known, shape: tuple[int, ...]) -> int | None:
+    """Return half the width of the band that a sliding window leaves of a mask, None where there is none."""
+    last = np.flatnonzero(_pattern(shift, shape, [shape[-2] - 1])[:, 0].max(0) > 0)
+    seen = int(last[-1] - last[0]) + 1 if last.size else shape[-1]
+    return max(seen // 2, 1) if seen < shape[-1] // 2 + 1 else None
 
 
 @rule("_softmax", "_safe_softmax", accuracy="asymptotic", raw=(0,))
@@ -89,8 +98,9 @@ def softmax(ctx: Context, x: Any, dim: int, *_: Any) -> Moments:
         scores = reg.recut_axis(scores, key, ax.common_blocks(scores.axes[key], edge))
         return _weights(scores, key, None, rows_of(shift, ctx.shape, None, scores.axes[key]), shift)
     (query,) = scores.positions(dim - 1)
-    scores = reg.recut_axis(scores, query, ax.common_blocks(scores.axes[query], doubling(ctx.shape[dim - 1])))
-    scores = reg.recut_axis(scores, key, ax.common_blocks(scores.axes[key], doubling(ctx.shape[dim])))
+    limit = _reach(shift, ctx.shape)
+    for p, n in ((query, ctx.shape[dim - 1]), (key, ctx.shape[dim])):
+        scores = reg.recut_axis(scores, p, ax.common_blocks(scores.axes[p], doubling(n, limit)))
     return _weights(
         scores, key, query, rows_of(shift, ctx.shape, scores.axes[query], scores.axes[key]), shift
     )

@@ -225,6 +225,16 @@ def _windows(x: torch.Tensor, m: torch.Tensor) -> torch.Tensor:
 _SPLIT = torch.zeros(4, 6, 6, dtype=torch.float64)
 _SPLIT[2:, :3, 3:] = _SPLIT[2:, 3:, :3] = -100.0
 
+
+def _rms(x: torch.Tensor) -> torch.Tensor:
+    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+
+
+ROOTS = (  # a root mean square written out depends on what it divides; gradients are off by 2/n
+    Case("divided by its root mean square", _rms, (_X,), tolerance=0.06),
+    Case("relu divided by its root mean square", lambda x: _rms(F.relu(x)), (_X,), tolerance=0.06),
+)
+
 _BAND = (torch.ones(24, 24).tril() * torch.ones(24, 24).triu(-7)).bool()
 
 WINDOWS = (
@@ -279,6 +289,7 @@ DRAWN = (
 CASES = (
     *SCATTER,
     *BEHIND,
+    *ROOTS,
     *WINDOWS,
     *TINY,
     *DRAWN,

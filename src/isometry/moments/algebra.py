@@ -230,8 +230,7 @@ def add(a: Moments, b: Moments) -> Moments:
     """Return a + b for two aligned records.
 
     Exact. A sum of functions of different latents becomes one function of a new latent, so that later
-    pointwise
-    operations can be executed on it: normal where all parts are, else with the sum's own quantile function.
+    pointwise operations can be executed on it: normal where all parts are, else with the sum's own quantiles.
     """
     both = assemble(a.dims, a.terms + b.terms)
     single = all(len(t.factors) <= 1 for t in both.terms)
@@ -252,17 +251,18 @@ def multiply(a: Moments, b: Moments) -> Moments:
 
 
 def _product(a: Term, b: Term, axes: tuple[Axis, ...]) -> Term:
-    factors = {f.key: f for f in a.factors}
+    factors, coef = {f.key: f for f in a.factors}, a.coef * b.coef
     for g in b.factors:
         f = factors.pop(g.key, None)
         made = g if f is None else changed(f, f.values * g.values, axes)
         for other in tuple(factors.values()):
-            linked = lineage.link(other, made, axes)
-            if linked is not None:
+            if (tie := lineage.tie(other, made, axes)) is not None:
+                coef = coef * np.sqrt(tie)
+            elif (linked := lineage.link(other, made, axes)) is not None:
                 factors.pop(other.key)
                 made = dependent_product(*linked, axes)
         factors[made.key] = made
-    return Term(a.coef * b.coef, tuple(factors.values()))
+    return Term(coef, tuple(factors.values()))
 
 
 def dependent_product(f: Factor, g: Factor, phi: Array, axes: tuple[Axis, ...]) -> Factor:
@@ -319,9 +319,8 @@ def collapse(m: Moments) -> Moments:
     """Return the record as one function of one new latent, with the same table and mean.
 
     Exact where all terms are normal; else the marginal is the sum's quantile function (deterministic
-    sampling) and the
-    latent's correlations are those that give the table back. A record that is one factor already is returned
-    as it is.
+    sampling) and the latent's correlations are those that give the table back. A record that is one factor
+    already is returned as it is.
     """
     if len(m.terms) == 1 and len(m.terms[0].factors) <= 1:
         return m

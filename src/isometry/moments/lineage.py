@@ -298,6 +298,31 @@ def link(f: Factor, g: Factor, axes: tuple[Axis, ...]) -> tuple[Factor, Factor, 
     return None
 
 
+def tie(f: Factor, g: Factor, axes: tuple[Axis, ...]) -> Array | None:
+    """Return E[f²g²]/(E[f²]·E[g²]) of two factors, one a sum that has the other among its summands.
+
+    As x and the root of a mean of its squares, which are uncorrelated and not independent: 1 − 2/n for n
+    normal summands, so that x/√mean(x²) has the square 1. To first order in what g² has in common with the
+    sum. None where neither is such a sum.
+    """
+    for child, parent in ((f, g), (g, f)):
+        parts = [p for p in child.parts if p.gone and _meets(p, parent)]
+        if not parts:
+            continue
+        squares = [replace(x, values=x.values**2) for x in (child, parent)]
+        theirs = squares[1].values - squares[1].mean[..., None]
+        both: Array = np.zeros([1] * len(axes))
+        for part in parts:
+            joint = dual(part.values, theirs, parent.rho, axes)
+            both = both + diagonal(_summed_first(joint, axes, _gone_at(part, parent)), axes)
+        both = both * squares[0].slope
+        alone = squares[0].mean * squares[1].mean
+        shape = np.broadcast_shapes(both.shape, alone.shape)
+        ratio = 1.0 + np.divide(both, alone, out=np.zeros(shape), where=alone > 0)
+        return np.clip(ratio, 0.2, 5.0)
+    return None
+
+
 def surface_moments(
     f: Factor, g: Factor, phi: Array, made: Array, axes: tuple[Axis, ...]
 ) -> tuple[Array, Array]:

@@ -1,0 +1,83 @@
+"""Calibrate a plan on real data: what is measured behind every weight becomes what was predicted there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from isometry.flow.roles import Role, Use
+from isometry.flow.tracing import assumption
+from isometry.rehearsal import Rehearsal, Stage
+from isometry.sampling import Constant, Distribution
+from isometry.solving.passes import Problem
+from isometry.solving.solver import Aim, Solver
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """What a measurement asks of a plan.
+
+    Attributes:
+        factors: By parameter, what its scale is to be multiplied by.
+        untouched: Parameters whose output could not be compared, with the reason.
+    """
+
+    factors: dict[str, float]
+    untouched: dict[str, str]
+
+
+def calibrated(problem: Problem, laws: Mapping[str, tuple[Distribution, float]]) -> Calibrated:
+    """Compare what is predicted behind every weight with what one draw of the plan gives on the batch.
+
+    Two passes, whatever the depth: one predicts the RMS behind every weight, the other runs the drawn model
+    and rescales each weight where it is read, so that what follows already sees it. Afterwards the RMS behind
+    every weight that is read once is the predicted one, to rounding.
+
+    Args:
+        problem: The model, which needs values or a builder, its inputs and its roles.
+        laws: What each parameter is drawn from, with its standard deviation.
+
+    Returns:
+        The factors.
+
+    Raises:
+        The errors of `isometry.predict`; ModelError also where the model has no values to run on.
+    """
+    uses = {
+        name: _first(role)
+        for name, role in problem.roles.by_name.items()
+        if name in laws and role.kind == "weight" and len(role.nodes) == 1
+        and not isinstance(laws[name][0], Constant) and laws[name][1] > 0.0
+    }  # fmt: skip
+    watched = frozenset(use.node.index for use in uses.values())
+
+    def predicting(stage: Stage) -> Solver:
+        return Solver(stage, problem.roles, laws, {}, watched, "never", problem.seed)
+
+    rehearsal = Rehearsal[Solver](
+        problem.source, problem.inputs, backward=False, assumed=assumption({})
+    )
+    _, expected = rehearsal.run(predicting)
+    sizes = {name: expected.rms(use.node.index) for name, use in uses.items()}
+    aims: dict[int, list[Aim]] = {}
+    untouched: dict[str, str] = {}
+    for name, use in uses.items():
+        size = sizes[name]
+        if size is None or not size > 0.0:
+            untouched[name] = "its output is unknown" if size is None else "its output is zero"
+        else:
+            aims.setdefault(use.node.call, []).append(
+                Aim(problem.roles[name], use.node, lambda _, wanted=size: wanted)  # type: ignore[misc]
+            )
+
+    def measuring(stage: Stage) -> Solver:
+        return Solver(stage, problem.roles, laws, aims, frozenset(), "always", problem.seed)
+
+    real = Rehearsal[Solver](problem.source, problem.inputs, backward=False, prefer="real")
+    _, found = real.run(measuring)
+    factors = {name: solved.scale / laws[name][1] for name, solved in found.solved.items()}
+    return Calibrated(factors, untouched | found.missed)
+
+
+def _first(role: Role) -> Use:
+    return next(use for use in role.uses if use.kind == "weight")

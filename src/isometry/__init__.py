@@ -18,6 +18,7 @@ from isometry.initialisers import (
     Xavier,
 )
 from isometry.measure import measure
+from isometry.planning import init_, plan
 from isometry.plans import Plan
 from isometry.predict import predict
 from isometry.profile import Profile, Signal, Stats
@@ -52,8 +53,10 @@ __all__ = [
     "fixed_point",
     "gain",
     "init",
+    "init_",
     "materialize_",
     "measure",
+    "plan",
     "predict",
     "sampling",
     "scaling",

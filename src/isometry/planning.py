@@ -8,12 +8,12 @@ from typing import Any, get_args
 
 from torch import nn
 
+import isometry.recipes  # noqa: F401  (registers the recipes)
 from isometry.errors import InvalidTypeError, InvalidValueError
 from isometry.flow.tracing import study
 from isometry.init.structured import Kind as Family
 from isometry.plans import Plan, Row, scaled, std_of
 from isometry.plans.overriding import Override
-import isometry.recipes  # noqa: F401  (registers the recipes)
 from isometry.recipes.base import OBJECTIVES, Choice, Objective, Subject, find_recipe, neutral
 from isometry.solving.calibration import calibrated
 from isometry.solving.passes import Problem
@@ -115,8 +115,8 @@ def init_(
     """
     if not isinstance(model, nn.Module):
         raise InvalidTypeError(
-            f"model must be a torch.nn.Module, got {type(model).__name__}: of a function that builds one make "
-            "the plan, and apply it to what the function returns"
+            f"model must be a torch.nn.Module, got {type(model).__name__}: of a function that builds one "
+            "make the plan, and apply it to what the function returns"
         )
     made = plan(model, inputs, recipe=recipe, seed=seed, **options)
     made.apply_(model, seed=seed)

@@ -54,9 +54,7 @@ def calibrated(problem: Problem, laws: Mapping[str, tuple[Distribution, float]])
     def predicting(stage: Stage) -> Solver:
         return Solver(stage, problem.roles, laws, {}, watched, "never", problem.seed)
 
-    rehearsal = Rehearsal[Solver](
-        problem.source, problem.inputs, backward=False, assumed=assumption({})
-    )
+    rehearsal = Rehearsal[Solver](problem.source, problem.inputs, backward=False, assumed=assumption({}))
     _, expected = rehearsal.run(predicting)
     sizes = {name: expected.rms(use.node.index) for name, use in uses.items()}
     aims: dict[int, list[Aim]] = {}

@@ -15,7 +15,7 @@ from isometry.moments.calls import mapped
 
 _MERGING = frozenset(["cat", "stack"])
 _UNDOING = frozenset(["rsqrt", "sqrt", "reciprocal", "div", "pow"])
-_PARTS = frozenset(
+PARTS = frozenset(
     ["slice", "split", "split_with_sizes", "chunk", "unbind", "select", "unsafe_split", "index", "narrow"]
 )
 
@@ -88,7 +88,7 @@ def cone_of(flow: Flow, source: Node) -> Cone:
         output=not inside.isdisjoint(flow.outputs),
         nonlinear=tuple(n.op for n in order if _bends(flow, n)),
         normalised=_normalises(flow, order),
-        divided=any(n.op in _PARTS for n in order) and any(len(flow.signals(n)) > 1 for n in order),
+        divided=any(n.op in PARTS for n in order) and any(len(flow.signals(n)) > 1 for n in order),
         pooled=any(n.op in REDUCTION or "pool" in n.op for n in order),
     )
 

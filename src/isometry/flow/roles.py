@@ -319,6 +319,8 @@ def _describe_weight(roles: Roles, role: Role) -> None:
     use = next(u for u in role.uses if u.kind == "weight")
     known = known_fans(role.owner, role.leaf) if role.owner is not None and role.leaf else None
     own = fans_of_use(flow, use.node, flow.nodes[role.nodes[0]]) if len(role.nodes) == 1 else None
+    if own is not None and isinstance(role.owner, nn.Embedding | nn.EmbeddingBag):
+        known = None  # a table that is multiplied, too: tied with the head
     role.fans = known or own
     parts: set[Part] = set()
     feeds: dict[str, None] = {}

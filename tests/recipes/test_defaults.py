@@ -5,7 +5,7 @@ import torch
 from scipy import stats
 from torch import nn
 
-from isometry.planning import choices
+from isometry.planning import plan
 from isometry.sampling import Constant, Normal, Uniform
 
 TOKENS = torch.randint(7, (2, 5))
@@ -66,12 +66,13 @@ def _value(model: nn.Module, name: str) -> torch.Tensor:
 @pytest.mark.parametrize("case", CASES)
 def test_the_laws_are_those_of_the_constructors(case):
     build, x = CASES[case]
-    found = choices(build(), x, recipe="torch")[1]
-    assert not any(c.marks for c in found.values() if "unused" not in c.marks)
+    found = plan(build(), x, recipe="torch")
+    assert not any(c.marks for c in found if "unused" not in c.marks)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         built = [build() for _ in range(12)]
-    for name, choice in found.items():
+    for choice in found:
+        name = choice.name
         values = torch.stack([_value(m, name) for m in built])
         if case == "embedding":
             values = values[:, 1:]  # the row of padding
@@ -102,8 +103,8 @@ def test_a_module_with_its_own_way_and_a_bare_parameter_are_kept():
         def forward(self, x):
             return self.own(x) @ self.w
 
-    found = choices(Bare(), torch.randn(2, 4), recipe="torch")[1]
-    assert {(name, c.law, c.marks) for name, c in found.items()} == {
+    found = plan(Bare(), torch.randn(2, 4), recipe="torch")
+    assert {(c.name, c.law, c.marks) for c in found} == {
         ("own.weight", None, ("kept",)),
         ("w", None, ("kept",)),
     }

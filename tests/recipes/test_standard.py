@@ -10,12 +10,12 @@ from torch import nn
 from isometry.errors import InvalidTypeError, InvalidValueError
 from isometry.gain import gain
 from isometry.init.structured import draw_any
-from isometry.planning import choices
+from isometry.planning import plan
 from isometry.sampling import Constant, Normal, Uniform
 
 
 def _laws(model, x, recipe, **options):
-    return {name: c.law for name, c in choices(model, x, recipe=recipe, **options)[1].items()}
+    return {row.name: row.law for row in plan(model, x, recipe=recipe, **options)}
 
 
 def _mlp(activation=nn.ReLU):
@@ -131,5 +131,5 @@ def test_a_weight_without_a_fan_gets_zeros_and_a_mark():
         def forward(self, x):
             return self.own(x) + x[:, :0] @ self.weight.T
 
-    choice = choices(Empty(), X, recipe="kaiming")[1]["weight"]
+    choice = plan(Empty(), X, recipe="kaiming")["weight"]
     assert (choice.law, choice.marks) == (Constant(0.0), ("unused",))

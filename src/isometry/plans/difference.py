@@ -1,34 +1,17 @@
-"""A plan beside another one, or beside the weights that a model has."""
+"""What differs between a plan and another one, or the weights that a model has: the record and its tables."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-import torch
-from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
-
-from isometry.errors import InvalidValueError, ModelError, NotFoundError
-from isometry.initialisers.assignment import uses_of
-from isometry.initialisers.finishing import padding_rows
-from isometry.parametrised import weight_norm_hooks
-from isometry.plans.folding import folded, masked, spanning
-from isometry.plans.row import Row
-from isometry.plans.sizes import Size, size_of
-from isometry.plans.tabling import law_words
-from isometry.sampling.places import Place, Places
-from isometry.sampling.shards import is_dtensor
-from isometry.statistics import Pool, reduce_entries
+from isometry.errors import InvalidValueError
+from isometry.plans.folding import Fold, folded, masked, span, spanning
 from isometry.strictjson import Record, expect, number_from_data, number_to_data, refuse_unknown
 from isometry.tables import Column, Table, compact
 
 Value = float | str | None
-
-_SIGMAS = 5.0
-_ROUNDING = 1e-5  # relative: matrices orthogonalised in float32
 
 
 @dataclass(frozen=True)
@@ -85,32 +68,15 @@ class PlanDiff(Record):
         Returns:
             The table; `str()` of it is plain text.
         """
-        headings = (
-            "Parameter",
-            "What",
-            "Planned",
-            "Present" if self.against == "model" else "Other plan",
-            "",
-        )
-        cells = []
         by_name: dict[str, list[Difference]] = {}
         for row in self.rows:
             by_name.setdefault(row.name, []).append(row)
-        for fold in folded(list(by_name.values()), lambda same: same[0].name, _alike):
-            times = f" ×{len(fold.items)}" if len(fold.items) > 1 else ""
-            for index, row in enumerate(fold.items[0]):
-                same = [items[index] for items in fold.items]
-                cells.append([
-                    fold.label + times if index == 0 else "",
-                    row.field,
-                    spanning([_text(one.planned) for one in same]),
-                    spanning([_text(one.found) for one in same]),
-                    "differs" if row.differs else "",
-                ])  # fmt: skip
-        columns = [Column(heading, "left") for heading in headings]
+        folds = folded(list(by_name.values()), lambda same: same[0].name, _alike)
         count = len({row.name for row in self.rows if row.differs})
-        says = f"{count} parameters differ" if count != 1 else "1 parameter differs"
-        return Table(columns, cells, title=f"Plan and {self.against}: {says if count else 'no difference'}")
+        says = "no difference" if not count else f"{count} parameter{'s differ' if count > 1 else ' differs'}"
+        if self.against == "model":
+            return _table_of_weights(folds, f"Plan and present weights: {says}")
+        return _table_of_changes(folds, f"Two plans: {says}")
 
     def contents(self) -> dict[str, Any]:
         """The entries of the JSON form besides schema and version."""
@@ -136,132 +102,63 @@ class PlanDiff(Record):
         return cls(tuple(_from_data(row, f"rows[{index}]") for index, row in rows), against)
 
 
-def against_rows(rows: Sequence[Row], others: Sequence[Row]) -> PlanDiff:
-    """Compare two plans row by row, in the order of the first."""
-    theirs = {row.name: row for row in others}
-    ours = {row.name for row in rows}
-    found: list[Difference] = []
-    for row in rows:
-        other = theirs.get(row.name)
-        if other is None:
-            found.append(Difference(row.name, "row", law_words(row.law), None))
-            continue
-        pairs: dict[str, tuple[Value, Value]] = {
-            "shape": (_shape(row.shape), _shape(other.shape)),
-            "role": (row.role, other.role),
-            "law": (law_words(row.law), law_words(other.law)),
-            "std": (row.std, other.std),
-            "rate": (row.rate, other.rate),
-        }
-        changed = [Difference(row.name, key, *pair) for key, pair in pairs.items() if pair[0] != pair[1]]
-        if row.law != other.law and not {"law", "std"} & {change.field for change in changed}:
-            changed.append(Difference(row.name, "law", repr(row.law), repr(other.law)))
-        found += changed
-    found += [Difference(row.name, "row", None, law_words(row.law)) for row in others if row.name not in ours]
-    return PlanDiff(tuple(found), "plan")
+def _table_of_changes(folds: Sequence[Fold[list[Difference]]], title: str) -> Table:
+    """One line per change."""
+    cells = []
+    for fold in folds:
+        for index, row in enumerate(fold.items[0]):
+            same = [changes[index] for changes in fold.items]
+            sides = [_span([one.planned for one in same]), _span([one.found for one in same])]
+            cells.append([_label(fold) if index == 0 else "", row.field, *sides])
+    headings = ("Parameter", "What", "This plan", "The other")
+    return Table([Column(heading, "left") for heading in headings], cells, title=title)
 
 
-def against_model(rows: Sequence[Row], model: nn.Module) -> PlanDiff:
-    """Compare planned means and deviations with those of a model's weights."""
-    places = Places(model)
-    padded = {places.find(use.name).name: row for use, row in padding_rows(use for use, _ in uses_of(model))}
-    found: list[Difference] = []
-    seen: set[str] = set()
-    for row in rows:
-        try:
-            place = places.find(row.name)
-        except NotFoundError:
-            found.append(Difference(row.name, "row", law_words(row.law), None))
-            continue
-        seen |= set(place.parameters)
-        if row.law is None:
-            continue
-        value = _present(place)
-        if tuple(value.shape) != row.shape:
-            found.append(Difference(row.name, "shape", _shape(row.shape), _shape(tuple(value.shape))))
-            continue
-        testable = place.owner is None or place.leaf in weight_norm_hooks(place.owner)
-        found += _compare(row, value, padded.get(place.name), testable=testable)
-    rest = [name for name in places.parameters if name not in seen]
-    return PlanDiff((*found, *(Difference(name, "row", None, "parameter") for name in rest)), "model")
+def _table_of_weights(folds: Sequence[Fold[list[Difference]]], title: str) -> Table:
+    """One line per parameter: mean and deviation, planned and present."""
+    cells = []
+    for fold in folds:
+        numbers = {row.field: [changes[i] for changes in fold.items] for i, row in enumerate(fold.items[0])}
+        line = [_label(fold)]
+        for field in ("mean", "std"):
+            found = numbers.get(field, [])
+            line += [_span([one.planned for one in found]), _span([one.found for one in found])]
+        cells.append([*line, _verdict(fold.items[0])])
+    columns = [Column("Parameter", "left"), *map(Column, ("Planned mean", "Mean", "Planned std", "Std"))]
+    return Table([*columns, Column("", "left")], cells, title=title)
 
 
-def _present(place: Place) -> Tensor:
-    """The values of a parameter or of a parametrised weight."""
-    for name, parameter in place.parameters.items():
-        if is_lazy(parameter) or parameter.is_meta:
-            state = "lazy" if is_lazy(parameter) else "on the meta device"
-            raise ModelError(f"{name!r} is {state} and has no values to compare with the plan")
-    owner = place.owner
-    hook = None if owner is None else weight_norm_hooks(owner).get(place.leaf)
-    with torch.no_grad():
-        value = place.like if owner is None or hook is None else hook.compute_weight(owner)
-    assert isinstance(value, Tensor)
-    return value.detach()
+def _verdict(changes: Sequence[Difference]) -> str:
+    """What is wrong with one parameter, in words."""
+    for change in changes:
+        if change.field == "shape":
+            return f"planned with shape {change.planned}, has {change.found}"
+        if change.field == "row":
+            return "not in the plan" if change.planned is None else "not in the model"
+    wrong = [change.field for change in changes if change.differs]
+    return f"{' and '.join(wrong)} off" if wrong else ""
 
 
-def _compare(row: Row, value: Tensor, padding: int | None, *, testable: bool) -> list[Difference]:
-    """Mean and deviation, planned and present, with the verdict of the test."""
-    assert row.law is not None
-    size = size_of(row.law, row.shape)
-    if is_dtensor(value):
-        value = value.full_tensor()  # type: ignore[attr-defined]
-    if padding is not None:
-        value = torch.cat([value[:padding], value[padding + 1 :]])
-    pool = Pool()
-    pool.add(reduce_entries(value).tolist())
-    stats = pool.stats()
-    eps = torch.finfo(value.dtype).eps
-    unlike = (False, False)
-    if size is not None and testable and stats.mean is not None and stats.std is not None:
-        unlike = misfits(size, stats.mean, stats.std, value.numel(), eps)
-    planned: tuple[Value, Value] = (None, None) if size is None else (size.mean, size.std)
-    return [
-        Difference(row.name, "mean", planned[0], stats.mean, unlike[0]),
-        Difference(row.name, "std", planned[1], stats.std, unlike[1]),
-    ]
-
-
-def misfits(size: Size, mean: float, std: float, count: int, eps: float = 0.0) -> tuple[bool, bool]:
-    """Whether mean and deviation of a sample are too far from those of a law.
-
-    The mean of n entries has standard deviation σ·√(c/n), their mean square deviation from the planned mean
-    σ²·√((κ − 1)·c/n), where c entries share one draw; five times that is allowed (asymptotic).
-
-    Args:
-        size: Of the law.
-        mean: Mean of the sample.
-        std: Its standard deviation.
-        count: Its number of entries n.
-        eps: Rounding of the sample's dtype, relative.
-
-    Returns:
-        Whether the mean, and whether the deviation, does not fit.
-
-    Example:
-        >>> misfits(Size(0.0, 1.0), 0.2, 1.0, 1000)
-        (True, False)
-    """
-    share = size.copies / max(count, 1)
-    rounding = eps + _ROUNDING
-    allowed = _SIGMAS * size.std * math.sqrt(share) + rounding * (abs(size.mean) + size.std)
-    spread = _SIGMAS * math.sqrt((size.kurtosis - 1) * share) / 2
-    off = math.hypot(std, mean - size.mean) - size.std
-    wide = size.std * spread + rounding * (abs(size.mean) + size.std)
-    # The opposite of "fits", so that nan does not fit.
-    return not abs(mean - size.mean) <= allowed, not abs(off) <= wide
+def _label(fold: Fold[list[Difference]]) -> str:
+    return fold.label + (f" ×{len(fold.items)}" if len(fold.items) > 1 else "")
 
 
 def _alike(changes: list[Difference]) -> tuple[object, ...]:
-    return tuple((c.field, c.differs, masked(_text(c.planned)), masked(_text(c.found))) for c in changes)
+    return tuple((c.field, c.differs, _sort(c.planned), _sort(c.found)) for c in changes)
 
 
-def _text(value: Value) -> str:
-    return value if isinstance(value, str) else compact(value)
+def _sort(value: Value) -> object:
+    """What must be equal for values to share a line: words, but not the numbers."""
+    return masked(value) if isinstance(value, str) else value is None
 
 
-def _shape(shape: tuple[int, ...]) -> str:
-    return "×".join(map(str, shape)) or "–"
+def _span(values: Sequence[Value]) -> str:
+    """Values that are alike as one text: words with first and last numbers, or the range of numbers."""
+    words = [value for value in values if isinstance(value, str)]
+    if words:
+        return spanning(words)
+    known = [value for value in values if isinstance(value, int | float)]
+    return span(known) if known else compact(None)
 
 
 def _to_data(value: Value) -> Value:

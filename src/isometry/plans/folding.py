@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Generic, TypeVar
 
+from isometry.tables import compact
+
 T = TypeVar("T")
 
 _LONGEST_PERIOD = 8  # such as convolution, norm, activation, … in one nn.Sequential
@@ -133,3 +135,14 @@ def spanning(texts: Sequence[str]) -> str:
         for column in zip(*numbers, strict=True)
     )
     return _NUMBER.sub(lambda _: next(spans), texts[0])
+
+
+def span(numbers: Sequence[float]) -> str:
+    """The smallest and the largest of some numbers.
+
+    Example:
+        >>> span([0.5, 0.25]), span([1.0, 1.0])
+        ('0.25…0.5', '1')
+    """
+    low, high = compact(min(numbers)), compact(max(numbers))
+    return low if low == high else f"{low}…{high}"

@@ -199,9 +199,11 @@ def read_number(data: object, what: str) -> float:
         InvalidValueError: It is no number, or nan.
     """
     number = {"inf": math.inf, "-inf": -math.inf}.get(data) if isinstance(data, str) else data
-    if isinstance(number, bool) or not isinstance(number, int | float) or math.isnan(number):
-        raise InvalidValueError(f'{what} must be a number, "inf" or "-inf", got {data!r}')
-    try:
-        return float(number)
-    except OverflowError:
-        raise InvalidValueError(f"{what} is too large: {data!r:.40}") from None
+    if not isinstance(number, bool) and isinstance(number, int | float):
+        try:
+            read = float(number)
+        except OverflowError:
+            raise InvalidValueError(f"{what} is too large: {data!r:.40}") from None
+        if not math.isnan(read):
+            return read
+    raise InvalidValueError(f'{what} must be a number, "inf" or "-inf", got {data!r}')

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from isometry.errors import InvalidTypeError, InvalidValueError, NotFoundError
-from isometry.plans.difference import PlanDiff, against_model, against_rows
+from isometry.plans.comparing import against_model, against_rows
+from isometry.plans.difference import PlanDiff
 from isometry.plans.overriding import Override, overridden
 from isometry.plans.row import Row, row_from_data, row_to_data
 from isometry.plans.tabling import table_of

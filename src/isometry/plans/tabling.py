@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Hashable, Sequence
 
-from isometry.plans.folding import folded, masked, spanning
+from isometry.plans.folding import folded, masked, span, spanning
 from isometry.plans.row import Row
 from isometry.sampling import Constant, Distribution
 from isometry.tables import Column, Table, compact
@@ -34,7 +34,7 @@ def table_of(rows: Sequence[Row], title: str, notes: Sequence[str]) -> Table:
     for label, same in close_folds(rows):
         cells.append([
             label + (f" ×{len(same)}" if len(same) > 1 else ""),
-            "×".join(map(str, same[0].shape)) or "–",
+            shape_words(same[0].shape),
             spanning([row.role for row in same]),
             spanning([law_words(row.law) for row in same]),
             _span([row.std for row in same]),
@@ -80,9 +80,16 @@ def _alike(row: Row) -> Hashable:
     return (row.shape, masked(row.role), masked(law_words(row.law)), row.marks, row.rate, masked(row.reason))
 
 
+def shape_words(shape: tuple[int, ...]) -> str:
+    """A shape in print.
+
+    Example:
+        >>> shape_words((3, 4)), shape_words(())
+        ('3×4', '–')
+    """
+    return "×".join(map(str, shape)) or "–"
+
+
 def _span(values: Sequence[float | None]) -> str:
     known = [value for value in values if value is not None]
-    if len(known) < len(values):
-        return compact(None)
-    low, high = compact(min(known)), compact(max(known))
-    return low if low == high else f"{low}…{high}"
+    return span(known) if len(known) == len(values) else compact(None)

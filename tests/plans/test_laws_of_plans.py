@@ -79,7 +79,7 @@ MIRRORED = law_to_data(LAWS[-3])
     [
         (None, "the law must be of type dict"),
         ({}, "unknown type None"),
-        ({"type": "Norml", "std": 1.0}, "did you mean 'Normal'"),
+        ({"type": "Normals", "std": 1.0}, "did you mean 'Normal'"),
         ({"type": ["Normal"], "std": 1.0}, "unknown type"),
         ({"type": "Layout", "shape": [3]}, "unknown type 'Layout'"),
         (NORMAL | {"scale": 2.0}, "does not know: scale"),

@@ -55,8 +55,8 @@ def test_rates_stay_and_marks_go():
 @pytest.mark.parametrize(
     ("laws", "error", "words"),
     [
-        ({"down.wieght": 0.1}, NotFoundError, r"'down.wieght' matches no .*did you mean 'down.weight'\?"),
-        ({"role:embeding": 0.1}, NotFoundError, r"did you mean 'role:embedding'\?"),
+        ({"down.weights": 0.1}, NotFoundError, r"'down.weights' matches no .*did you mean 'down.weight'\?"),
+        ({"role:embeddings": 0.1}, NotFoundError, r"did you mean 'role:embedding'\?"),
         ({"role:weight": 0.1, "zz": 0.1}, NotFoundError, "there are embed.weight, up.weight"),
         ({"up.*": "normal"}, InvalidTypeError, "'up.\\*' must be a Distribution, a standard deviation"),
         ({"up.*": True}, InvalidTypeError, "must be a Distribution"),

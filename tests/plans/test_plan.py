@@ -25,7 +25,7 @@ def test_a_plan_is_a_sequence_of_rows_by_name():
     assert "up" not in PLAN
     assert set(PLAN.laws) == {row.name for row in PLAN} - {"down.bias"}
     with pytest.raises(NotFoundError, match=r"did you mean 'down.weight'"):
-        PLAN["down.wieght"]
+        PLAN["down.weights"]
 
 
 def test_rows_know_their_size():
@@ -157,7 +157,7 @@ def edited(change):
         (lambda d: d["rows"][0].update(rate=-1), r"rows\[0\]: row 'embed.weight': rate"),
         (lambda d: d["rows"][0].update(fans=[1]), r"rows\[0\].fans must be null or two numbers"),
         (lambda d: d["rows"][0]["law"].update(std=math.nan), r"rows\[0\].law.std must be a number"),
-        (lambda d: d["rows"][0]["law"].update(type="Nrmal"), "did you mean 'Normal'"),
+        (lambda d: d["rows"][0]["law"].update(type="Normals"), "did you mean 'Normal'"),
         (
             lambda d: d["rows"][0].update(law={"type": "Sparse", "sparsity": 0.5}, shape=[3]),
             r"rows\[0\]: a sparse",

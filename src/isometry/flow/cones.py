@@ -156,7 +156,8 @@ def replayed(flow: Flow, start: Node, end: Node) -> Callable[[Tensor], Tensor]:
                 known[node.index] = known[flow.signals(node)[0].index]
                 continue
             args, kwargs = mapped_refs((node.args, node.kwargs), known)
-            known[node.index] = node.func(*args, **kwargs)
+            out = node.func(*args, **kwargs)
+            known[node.index] = out if isinstance(out, Tensor) else out[node.slot]
         return known[end.index]
 
     return function

@@ -169,6 +169,8 @@ BLANK = frozenset(
         "normal",
     ]
 )
+# Pointwise functions without PyTorch's tag.
+UNTAGGED = frozenset(["hardswish", "log_sigmoid_forward"])
 SOFTMAX = frozenset(["_softmax", "_safe_softmax", "softmax"])
 REDUCTION = frozenset(["mean", "sum", "var", "std", "var_mean", "linalg_vector_norm", "norm", "amax"])
 
@@ -218,8 +220,8 @@ class Node:
 
     @property
     def pointwise(self) -> bool:
-        """Whether PyTorch tags the operation as pointwise."""
-        return self.func is not None and torch.Tag.pointwise in self.func.tags
+        """Whether PyTorch tags the operation as pointwise, or forgot to."""
+        return self.func is not None and (torch.Tag.pointwise in self.func.tags or self.op in UNTAGGED)
 
 
 @dataclass

@@ -15,27 +15,41 @@ import torch
 from torch import Tensor
 
 from isometry.errors import InvalidValueError
-from isometry.init.structured import check_scale, on_tap
+from isometry.init.structured import check_scale
 from isometry.layout import Layout, grouped
 from isometry.sampling import Whole, haar
 
 Part = Literal["first", "hidden", "last", "only"]
+Box = tuple[tuple[int, int], ...]
 PARTS = ("first", "hidden", "last", "only")
 
 
 @dataclass(frozen=True, slots=True)
 class Width:
-    """How the units of a layer pair up: as [u; -u; spare], where nothing reads the spare units at first.
+    """How the units of a layer pair up: as [u; -u; spare; plain].
 
-    An odd width has one spare unit.
+    Nothing reads the spare units at first: an odd width has one. Plain units stand for themselves alone.
 
     Example:
         >>> Width.of(127)
-        Width(pairs=63, spare=1)
+        Width(pairs=63, spare=1, plain=0)
+        >>> Width(pairs=2, spare=1, plain=3).units
+        8
     """
 
     pairs: int
-    spare: int
+    spare: int = 0
+    plain: int = 0
+
+    @property
+    def units(self) -> int:
+        """How many units there are."""
+        return 2 * self.pairs + self.spare + self.plain
+
+    @property
+    def coordinates(self) -> int:
+        """How many linear coordinates they carry."""
+        return self.pairs + self.plain
 
     @classmethod
     def of(cls, units: int) -> "Width":
@@ -44,7 +58,7 @@ class Width:
 
     def times(self, positions: int) -> "Width":
         """The pairing after channels were flattened together with so many positions."""
-        return Width(self.pairs * positions, self.spare * positions)
+        return Width(self.pairs * positions, self.spare * positions, self.plain * positions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +133,12 @@ class Mirrored(Whole):
         scale: 1/c times the gain wanted; 1 for the first layer, which no activation precedes.
         part: Where in the chain the layer stands.
         layout: The parameter as one block; None: (out, in, *taps).
-        tap: For a convolution, the tap that holds the matrix; None: the central one.
-        reads: The pairing of the inputs; None: half of them each.
+        box: For a convolution, the first tap and the number of taps along each side that W spreads over; a
+            convolution whose stride is that number reads every entry once. None: the central tap alone.
+        reads: The pairing of the inputs (times the taps of the box), of several where the layer reads a
+            concatenation; None: half of them each.
+        interleaved: Into how many positions the inputs fall that are numbered before the channels, as
+            channels-last code flattens them; 1: channels come first, as in `flatten`.
         source: The rotation of the inputs.
         target: The rotation of the outputs.
 
@@ -137,8 +155,9 @@ class Mirrored(Whole):
     scale: float
     part: Part = "hidden"
     layout: Layout | None = None
-    tap: tuple[int, ...] | None = None
-    reads: Width | None = None
+    box: Box | None = None
+    reads: Width | tuple[Width, ...] | None = None
+    interleaved: int = 1
     source: Rotation | Flattened | None = None
     target: Rotation | None = None
 
@@ -153,17 +172,19 @@ class Mirrored(Whole):
         rows, cols, reads, writes = self.sides(shape)
         matrix = self._matrix(rows, cols, generator)
         matrix = self._with_spare_rows(matrix, writes.spare, generator)
-        matrix = self._mirror(matrix, rows, reads.spare)
-        return layout.restore(on_tap(matrix[None] * self.scale, layout.taps_shape, self.tap), shape)
+        matrix = self._mirror(matrix, rows, reads) * self.scale
+        if self.interleaved > 1:
+            matrix = matrix.reshape(len(matrix), -1, self.interleaved).transpose(1, 2).flatten(1)
+        return layout.restore(in_box(matrix, layout.taps_shape, self._box(layout))[None], shape)
 
-    def sides(self, shape: tuple[int, ...]) -> tuple[int, int, Width, Width]:
+    def sides(self, shape: tuple[int, ...]) -> tuple[int, int, tuple[Width, ...], Width]:
         """The sides of W in a parameter of this shape, and how its inputs and outputs pair up.
 
         Args:
             shape: Shape of the parameter.
 
         Returns:
-            Rows and columns of W, the pairing of the inputs, the pairing of the outputs.
+            Rows and columns of W, the pairings of the inputs, the pairing of the outputs.
 
         Raises:
             InvalidValueError: Such a parameter cannot be mirrored.
@@ -175,21 +196,30 @@ class Mirrored(Whole):
                 f"a mirrored weight has one block, this one has {blocks} (groups or gates): "
                 "u and -u would lie in different blocks"
             )
+        inputs *= math.prod(count for _, count in self._box(layout))
+        if self.interleaved < 1 or inputs % self.interleaved:
+            raise InvalidValueError(f"{inputs} inputs do not fall into {self.interleaved} positions")
         reads, writes = self._pairing(outputs, inputs)
         rows = writes.pairs if self.part in ("first", "hidden") else outputs
-        cols = reads.pairs if self.part in ("hidden", "last") else inputs
+        cols = sum(read.coordinates for read in reads)
         if not (rows and cols):
             raise InvalidValueError(
                 f"a mirrored layer needs two units or more on each side, got shape {shape}"
             )
         return rows, cols, reads, writes
 
-    def _pairing(self, outputs: int, inputs: int) -> tuple[Width, Width]:
-        reads = self.reads or Width.of(inputs)
-        if self.part in ("hidden", "last") and 2 * reads.pairs + reads.spare != inputs:
-            raise InvalidValueError(f"{reads} does not add up to the {inputs} inputs of the layer")
-        writes = Width.of(outputs) if self.part in ("first", "hidden") else Width(0, 0)
-        return reads, writes
+    def _box(self, layout: Layout) -> Box:
+        box = self.box or tuple(((side - 1) // 2, 1) for side in layout.taps_shape)
+        check_box(box, layout.taps_shape)
+        return box
+
+    def _pairing(self, outputs: int, inputs: int) -> tuple[tuple[Width, ...], Width]:
+        plain = Width(0, plain=inputs) if self.part in ("first", "only") else Width.of(inputs)
+        given = self.reads or plain
+        reads = given if isinstance(given, tuple) else (given,)
+        if sum(read.units for read in reads) != inputs:
+            raise InvalidValueError(f"{given} does not add up to the {inputs} inputs of the layer")
+        return reads, Width.of(outputs) if self.part in ("first", "hidden") else Width(0)
 
     def _matrix(self, rows: int, cols: int, generator: torch.Generator) -> Tensor:
         """W: (rows, cols) with orthonormal rows or columns."""
@@ -207,10 +237,51 @@ class Mirrored(Whole):
         extra *= math.sqrt(min(1.0, cols / rows)) / extra.norm(dim=1, keepdim=True)
         return torch.cat([matrix, extra])
 
-    def _mirror(self, matrix: Tensor, rows: int, unread: int) -> Tensor:
-        if self.part in ("hidden", "last"):
-            matrix = torch.cat([matrix, -matrix, matrix.new_zeros(matrix.shape[0], unread)], dim=1)
+    def _mirror(self, matrix: Tensor, rows: int, reads: tuple[Width, ...]) -> Tensor:
+        columns: list[Tensor] = []
+        parts = torch.split(matrix, [read.coordinates for read in reads], dim=1)
+        for read, part in zip(reads, parts, strict=True):
+            pairs, plain = torch.split(part, [read.pairs, read.plain], dim=1)
+            columns += [pairs, -pairs, matrix.new_zeros(len(matrix), read.spare), plain]
+        matrix = torch.cat(columns, dim=1)
         if self.part in ("first", "hidden"):
             main, extra = matrix[:rows], matrix[rows:]
             matrix = torch.cat([main, -main, extra])
         return matrix
+
+
+def in_box(matrix: Tensor, taps: tuple[int, ...], box: Box) -> Tensor:
+    """A kernel (O, I, *taps) that holds a matrix (O, I·positions) on a box of taps and zeros elsewhere.
+
+    Args:
+        matrix: The matrix, for every input its positions in the box.
+        taps: The sides of the receptive field.
+        box: The first tap and the number of taps along each side.
+
+    Returns:
+        The kernel.
+
+    Raises:
+        InvalidValueError: The box lies outside the receptive field.
+
+    Example:
+        >>> in_box(torch.ones(1, 2), (3,), ((1, 2),))
+        tensor([[[0., 1., 1.]]])
+    """
+    check_box(box, taps)
+    counts = [count for _, count in box]
+    kernel = matrix.new_zeros(len(matrix), matrix.shape[1] // math.prod(counts), *taps)
+    places = (slice(first, first + count) for first, count in box)
+    kernel[(slice(None), slice(None), *places)] = matrix.reshape(*kernel.shape[:2], *counts)
+    return kernel
+
+
+def check_box(box: Box, taps: tuple[int, ...]) -> None:
+    """Raise an `InvalidValueError` unless a box lies in a receptive field.
+
+    Example:
+        >>> check_box(((1, 2),), (3,))
+    """
+    inside = all(first >= 0 < count <= side - first for (first, count), side in zip(box, taps, strict=False))
+    if len(box) != len(taps) or not inside:
+        raise InvalidValueError(f"the box {box} lies outside the receptive field {taps}")

@@ -12,7 +12,8 @@ from torch import nn
 
 from isometry.errors import InvalidValueError
 from isometry.fans import Fans
-from isometry.init.mirrored import Flattened, Mirrored, Part, Rotation, Width
+from isometry.init.mirrored import Box, Flattened, Mirrored, Part, Rotation, Width
+from isometry.layout import Layout
 
 
 @dataclass(frozen=True)
@@ -32,13 +33,131 @@ class Weight:
     precise: bool = False
 
 
-def mirrored_chain(weights: Sequence[Weight], *, slope: float, gain: float, seed: int) -> list[Mirrored]:
-    """The looks-linear distribution of each layer of a chain, in the order given.
+@dataclass(frozen=True)
+class Layer:
+    """A layer of a chain, or of a tree of chains with one trunk.
+
+    Attributes:
+        name: Canonical name of the weight.
+        layout: Its layout, one block.
+        scale: Factor on its orthogonal matrix: the gain wanted over the slope of what it reads.
+        sources: The layers that it reads, by index; none: plain coordinates; several: a concatenation.
+        mirrored: Whether its outputs are [u; -u].
+        positions: How many positions of its source's channels it reads, the box's taps included.
+        box: The taps it uses, see `Mirrored`.
+        interleaved: See `Mirrored`.
+    """
+
+    name: str
+    layout: Layout
+    scale: float
+    sources: tuple[int, ...] = ()
+    mirrored: bool = True
+    positions: int = 1
+    box: Box | None = None
+    interleaved: int = 1
+
+    @property
+    def writes(self) -> Width:
+        """The pairing of its outputs."""
+        return Width.of(self.layout.outputs) if self.mirrored else Width(0, plain=self.layout.outputs)
+
+
+@dataclass(frozen=True)
+class Interface:
+    """What a layer makes of linear coordinates.
+
+    Attributes:
+        inputs: Linear coordinates that it reads.
+        outputs: Linear coordinates that it writes.
+        live: How many of those carry signal: the narrowest passage so far.
+    """
+
+    inputs: int
+    outputs: int
+    live: int
+
+
+def interfaces(layers: Sequence[Layer]) -> list[Interface]:
+    """Count the coordinates at the two sides of every layer.
+
+    Args:
+        layers: In the order of execution.
+
+    Returns:
+        One interface per layer.
+
+    Example:
+        >>> from isometry.layout import grouped
+        >>> interfaces([Layer("a", grouped((9, 5)), 1.0), Layer("b", grouped((3, 9)), 1.0, (0,), False)])
+        [Interface(inputs=5, outputs=4, live=4), Interface(inputs=4, outputs=3, live=3)]
+    """
+    found: list[Interface] = []
+    for layer in layers:
+        read = [layers[i].writes.coordinates * layer.positions for i in layer.sources]
+        inputs = sum(read) if read else layer.layout.inputs * layer.positions
+        live = sum(found[i].live * layer.positions for i in layer.sources) if read else inputs
+        outputs = layer.writes.coordinates
+        found.append(Interface(inputs, outputs, min(live, outputs)))
+    return found
+
+
+def woven(layers: Sequence[Layer], seed: int) -> list[Mirrored]:
+    """The distributions of layers whose product is to keep all that its narrowest interface can carry.
 
     Layer l gets W_l = Q_l·Q_{l-1}ᵀ restricted to the coordinates that both sides have, so that the product of
     all layers is Q_L·Q_0ᵀ restricted to the narrowest interface: as many singular values one as that has
-    coordinates, the others zero. Exact. Where a linear layer reads flattened channels, Q_{l-1} acts on the
-    channels at every position.
+    coordinates, the others zero. Exact. Where a layer reads several positions of its source's channels (it is
+    flattened, or a strided kernel), Q_{l-1} acts on the channels at every position. A layer that reads a
+    concatenation has a basis of its own there.
+
+    Args:
+        layers: In the order of execution.
+        seed: Key of the rotations.
+
+    Returns:
+        One distribution per layer.
+    """
+    sides = interfaces(layers)
+    shared = [min(side.inputs, side.outputs) for side in sides]
+    cols = list(shared)
+    for i, layer in enumerate(layers):
+        if len(layer.sources) == 1 and layer.positions == 1:
+            cols[layer.sources[0]] = max(cols[layer.sources[0]], shared[i])
+    targets = [Rotation(_key(seed, a.name), sides[i].outputs, cols[i]) for i, a in enumerate(layers)]
+    laws = []
+    for i, layer in enumerate(layers):
+        key = _key(seed, f"{layer.name}/inputs")
+        source: Rotation | Flattened = Rotation(key, sides[i].inputs, shared[i])
+        if len(layer.sources) == 1:
+            (before,) = layer.sources
+            source = targets[before]
+            if layer.positions > 1:
+                source = Flattened(source, layer.positions, sides[before].live, shared[i], key)
+        reads = tuple(layers[j].writes.times(layer.positions) for j in layer.sources)
+        laws.append(
+            Mirrored(
+                layer.scale,
+                _part(any(read.pairs for read in reads), layer.mirrored),
+                layer.layout,
+                layer.box,
+                (reads[0] if len(reads) == 1 else reads) or None,
+                layer.interleaved,
+                source,
+                targets[i],
+            )
+        )
+    return laws
+
+
+def _part(reads_mirrored: bool, writes_mirrored: bool) -> Part:
+    if reads_mirrored:
+        return "hidden" if writes_mirrored else "last"
+    return "first" if writes_mirrored else "only"
+
+
+def mirrored_chain(weights: Sequence[Weight], *, slope: float, gain: float, seed: int) -> list[Mirrored]:
+    """The looks-linear distribution of each layer of a chain, in the order given; see `woven`.
 
     *Assumes* that the order given is the order of execution, with one activation between two layers and none
     before the first or after the last.
@@ -63,71 +182,44 @@ def mirrored_chain(weights: Sequence[Weight], *, slope: float, gain: float, seed
         >>> [law.part for law in mirrored_chain(chain, slope=1.0, gain=1.0, seed=0)]
         ['first', 'last']
     """
-    reads = _reads(weights)
     last = len(weights) - 1
-    ins = [read.pairs for read in reads]
-    outs = [weight.fans.layout.outputs if i == last else _pairs(weight) for i, weight in enumerate(weights)]
-    shared = [min(pair) for pair in zip(ins, outs, strict=True)]
-    targets = []
+    layers = []
     for i, weight in enumerate(weights):
-        joined = i < last and ins[i + 1] == outs[i]
-        cols = max(shared[i], shared[i + 1]) if joined else shared[i]
-        targets.append(Rotation(_key(seed, weight.name), outs[i], cols))
-    laws = []
-    live = ins[0] if ins else 0  # how many coordinates carry the signal
-    for i, weight in enumerate(weights):
-        key = _key(seed, f"{weight.name}/inputs")
-        source: Rotation | Flattened
-        if i == 0:
-            source = Rotation(key, ins[0], shared[0])
-        elif ins[i] == outs[i - 1]:
-            source = targets[i - 1]
-        else:
-            positions = ins[i] // outs[i - 1]
-            source = Flattened(targets[i - 1], positions, live, shared[i], key)
-            live *= positions
-        live = min(live, outs[i])
-        scale, layout = gain if i == 0 else gain / slope, weight.fans.layout
-        laws.append(Mirrored(scale, _part(i, last), layout, None, reads[i], source, targets[i]))
-    return laws
-
-
-def _part(index: int, last: int) -> Part:
-    if last == 0:
-        return "only"
-    return "first" if index == 0 else "last" if index == last else "hidden"
-
-
-def _pairs(weight: Weight) -> int:
-    pairs = Width.of(weight.fans.layout.outputs).pairs
-    if not pairs:
-        raise InvalidValueError(
-            f"the layer of {weight.name!r} has one unit, and a mirrored layer needs pairs: give it two"
-        )
-    return pairs
-
-
-def _reads(weights: Sequence[Weight]) -> list[Width]:
-    """How the inputs of each layer pair up; the first reads plain coordinates."""
-    reads: list[Width] = []
-    for i, weight in enumerate(weights):
-        _require_plain(weight)
-        inputs = weight.fans.layout.inputs
-        if i == 0:
-            reads.append(Width(inputs, 0))
-            continue
-        written = weights[i - 1].fans.layout.outputs
-        flattened = bool(weights[i - 1].fans.layout.taps) and not weight.fans.layout.taps
-        positions = inputs // written
-        if inputs % written or not (positions == 1 or (positions > 1 and flattened)):
-            raise InvalidValueError(
-                f"{weight.name!r} reads {inputs} units, but {weights[i - 1].name!r}, registered before it, "
-                f"writes {written}: mirrored weights need a plain chain whose modules are registered in the "
-                "order in which they run; leave other layers out with skip= or initialise the plain parts "
-                "one by one"
+        layout = weight.fans.layout
+        layers.append(
+            Layer(
+                weight.name,
+                layout,
+                gain if i == 0 else gain / slope,
+                sources=(i - 1,) if i else (),
+                mirrored=i < last,
+                positions=_positions(weights, i),
             )
-        reads.append(Width.of(written).times(positions))
-    return reads
+        )
+        if i < last and layout.outputs < 2:
+            raise InvalidValueError(
+                f"the layer of {weight.name!r} has one unit, and a mirrored layer needs pairs: give it two"
+            )
+    return woven(layers, seed)
+
+
+def _positions(weights: Sequence[Weight], i: int) -> int:
+    """How many positions of what the layer before writes a layer reads."""
+    weight = weights[i]
+    _require_plain(weight)
+    if i == 0:
+        return 1
+    inputs, written = weight.fans.layout.inputs, weights[i - 1].fans.layout.outputs
+    flattened = bool(weights[i - 1].fans.layout.taps) and not weight.fans.layout.taps
+    positions = inputs // written
+    if inputs % written or not (positions == 1 or (positions > 1 and flattened)):
+        raise InvalidValueError(
+            f"{weight.name!r} reads {inputs} units, but {weights[i - 1].name!r}, registered before it, "
+            f"writes {written}: mirrored weights need a plain chain whose modules are registered in the "
+            "order in which they run; leave other layers out with skip= or initialise the plain parts "
+            "one by one"
+        )
+    return positions
 
 
 def _require_plain(weight: Weight) -> None:

@@ -92,7 +92,7 @@ def _(law: Scaled, shape: tuple[int, ...]) -> bool:
 
 @fits.register
 def _(law: Mirrored, shape: tuple[int, ...]) -> bool:
-    _check_tap(law.tap, _check_layout(law.layout, shape))
+    _check_layout(law.layout, shape)
     rows, cols, _, _ = law.sides(shape)
     if law.source is None or law.target is None:
         return True

@@ -165,13 +165,13 @@ def _(law: ICNR, shape: tuple[int, ...]) -> Size | None:
 
 @size_of.register
 def _(law: Mirrored, shape: tuple[int, ...]) -> Size:
-    rows, cols, _, writes = law.sides(shape)
+    rows, cols, reads, writes = law.sides(shape)
     rank = min(rows, cols)
     if law.source is not None and law.target is not None:
         rank = min(rank, law.source.cols, law.target.cols)
     squares = rank * (2 if law.part in ("first", "hidden") else 1)
     squares_of_spare = writes.spare * min(1.0, cols / rows)
-    total = (squares + squares_of_spare) * (2 if law.part in ("hidden", "last") else 1)
+    total = (squares + squares_of_spare) * (1 + sum(read.pairs for read in reads) / cols)
     return Size(0.0, law.scale * math.sqrt(total / math.prod(shape)), kurtosis=1.0)
 
 

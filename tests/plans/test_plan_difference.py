@@ -175,3 +175,20 @@ def test_without_values_there_is_nothing_to_compare():
         PLAN.diff(model)
     with pytest.raises(InvalidTypeError, match=r"a Plan or a torch.nn.Module"):
         PLAN.diff("plan.json")
+
+
+def test_layers_that_are_alike_share_a_line():
+    layers = [nn.Linear(16, 16) for _ in range(20)]
+    model = nn.Sequential(*layers, nn.Linear(16, 4), nn.LayerNorm(4))
+    plan = plan_of(model, laws={"21.weight": Constant(1.0)}).override({"*.bias": Constant(0.0)})
+    plan.apply_(model)
+    lines = str(plan.diff(model)).split("\n")
+    assert [line.split()[0] for line in lines[4:-1]] == [
+        *("0…19.weight", "0…19.bias", "20.weight", "20.bias", "21.weight", "21.bias"),
+    ]
+    nn.init.normal_(model[7].weight)
+    text = str(plan.diff(model))
+    assert "7.weight" in text
+    assert "8…19.weight ×12" in text
+    changed = str(plan.diff(plan.override({"*.weight": 0.5})))
+    assert "0…19.weight ×20" in changed

@@ -33,7 +33,7 @@ def against_rows(rows: Sequence[Row], others: Sequence[Row]) -> PlanDiff:
     for row in rows:
         other = theirs.get(row.name)
         if other is None:
-            found.append(Difference(row.name, "row", law_words(row.law), None))
+            found.append(Difference(row.name, "row", law_words(row.law), None, shape=row.shape))
             continue
         pairs: dict[str, tuple[Value, Value]] = {
             "shape": (shape_words(row.shape), shape_words(other.shape)),
@@ -42,11 +42,13 @@ def against_rows(rows: Sequence[Row], others: Sequence[Row]) -> PlanDiff:
             "std": (row.std, other.std),
             "rate": (row.rate, other.rate),
         }
-        changed = [Difference(row.name, key, *pair) for key, pair in pairs.items() if pair[0] != pair[1]]
-        if row.law != other.law and not {"law", "std"} & {change.field for change in changed}:
-            changed.append(Difference(row.name, "law", repr(row.law), repr(other.law)))
-        found += changed
-    found += [Difference(row.name, "row", None, law_words(row.law)) for row in others if row.name not in ours]
+        if row.law != other.law and pairs["law"][0] == pairs["law"][1] and row.std == other.std:
+            pairs["law"] = (repr(row.law), repr(other.law))  # they differ in a detail
+        for field, (planned, other_planned) in pairs.items():
+            if planned != other_planned:
+                found.append(Difference(row.name, field, planned, other_planned, shape=row.shape))
+    new = [row for row in others if row.name not in ours]
+    found += [Difference(row.name, "row", None, law_words(row.law), shape=row.shape) for row in new]
     return PlanDiff(tuple(found), "plan")
 
 
@@ -60,21 +62,23 @@ def against_model(rows: Sequence[Row], model: nn.Module) -> PlanDiff:
         try:
             place = places.find(row.name)
         except NotFoundError:
-            found.append(Difference(row.name, "row", law_words(row.law), None))
+            found.append(Difference(row.name, "row", law_words(row.law), None, shape=row.shape))
             continue
         seen |= set(place.parameters)
         if row.law is None:
             continue
         value = _present(place)
-        if tuple(value.shape) != row.shape:
-            found.append(
-                Difference(row.name, "shape", shape_words(row.shape), shape_words(tuple(value.shape)))
-            )
+        shape = tuple(value.shape)
+        if shape != row.shape:
+            words = shape_words(row.shape), shape_words(shape)
+            found.append(Difference(row.name, "shape", *words, shape=row.shape))
             continue
         testable = place.owner is None or place.leaf in weight_norm_hooks(place.owner)
         found += _compare(row, value, padded.get(place.name), testable=testable)
     rest = [name for name in places.parameters if name not in seen]
-    return PlanDiff((*found, *(Difference(name, "row", None, "parameter") for name in rest)), "model")
+    shapes = {name: tuple(places.parameters[name].shape) for name in rest}
+    found += [Difference(name, "row", None, "parameter", shape=shape) for name, shape in shapes.items()]
+    return PlanDiff(tuple(found), "model")
 
 
 def _present(place: Place) -> Tensor:
@@ -108,8 +112,8 @@ def _compare(row: Row, value: Tensor, padding: int | None, *, testable: bool) ->
         unlike = misfits(size, stats.mean, stats.std, value.numel(), eps)
     planned: tuple[Value, Value] = (None, None) if size is None else (size.mean, size.std)
     return [
-        Difference(row.name, "mean", planned[0], stats.mean, unlike[0]),
-        Difference(row.name, "std", planned[1], stats.std, unlike[1]),
+        Difference(row.name, "mean", planned[0], stats.mean, unlike[0], row.shape),
+        Difference(row.name, "std", planned[1], stats.std, unlike[1], row.shape),
     ]
 
 

@@ -24,6 +24,7 @@ class Difference:
         planned: What the plan says; None where it says nothing.
         found: What the other says, or what the weights have.
         differs: Whether the two do not agree.
+        shape: The parameter's logical shape.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Difference:
     planned: Value
     found: Value
     differs: bool = True
+    shape: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ class PlanDiff(Record):
                 "planned": _to_data(row.planned),
                 "found": _to_data(row.found),
                 "differs": row.differs,
+                "shape": list(row.shape),
             }
             for row in self.rows
         ]
@@ -144,12 +147,14 @@ def _label(fold: Fold[list[Difference]]) -> str:
 
 
 def _alike(changes: list[Difference]) -> tuple[object, ...]:
-    return tuple((c.field, c.differs, _sort(c.planned), _sort(c.found)) for c in changes)
+    return tuple((c.shape, c.field, c.differs, _sort(c.planned), _sort(c.found)) for c in changes)
 
 
 def _sort(value: Value) -> object:
-    """What must be equal for values to share a line: words, but not the numbers."""
-    return masked(value) if isinstance(value, str) else value is None
+    """What must be equal for values to share a line: words, and which numbers are zero."""
+    if isinstance(value, str):
+        return masked(value)
+    return None if value is None else value == 0
 
 
 def _span(values: Sequence[Value]) -> str:
@@ -167,7 +172,7 @@ def _to_data(value: Value) -> Value:
 
 def _from_data(data: object, what: str) -> Difference:
     table = expect(data, dict, what)
-    refuse_unknown(table, ("name", "field", "planned", "found", "differs"), what)
+    refuse_unknown(table, ("name", "field", "planned", "found", "differs", "shape"), what)
     field = expect(table.get("field"), str, f"{what}.field")
     read = _read_text if field in ("row", "shape", "role", "law") else number_from_data
     return Difference(
@@ -176,6 +181,9 @@ def _from_data(data: object, what: str) -> Difference:
         read(table.get("planned"), f"{what}.planned"),
         read(table.get("found"), f"{what}.found"),
         expect(table.get("differs"), bool, f"{what}.differs"),
+        tuple(
+            expect(side, int, f"{what}.shape") for side in expect(table.get("shape"), list, f"{what}.shape")
+        ),
     )
 
 

@@ -44,7 +44,7 @@ LAWS = [
     Gates((0.0, 1.0, 0.5)),
     Chrono(100),
     ICNR(Orthogonal(0.5), 4),
-    Mirrored(0.5, "last", None, (1,), Width(3, 1), FLATTENED, ROTATION),
+    Mirrored(0.5, "last", None, ((1, 2),), (Width(3, 1), Width(0, plain=2)), 2, FLATTENED, ROTATION),
     Mirrored(0.5, "first", source=ROTATION, target=ROTATION),
     Scaled(ICNR(Uniform(-1, 1), 9), 0.3),
 ]

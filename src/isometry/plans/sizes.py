@@ -171,8 +171,10 @@ def _(law: Mirrored, shape: tuple[int, ...]) -> Size:
         rank = min(rank, law.source.cols, law.target.cols)
     squares = rank * (2 if law.part in ("first", "hidden") else 1)
     squares_of_spare = writes.spare * min(1.0, cols / rows)
-    total = (squares + squares_of_spare) * (1 + sum(read.pairs for read in reads) / cols)
-    return Size(0.0, law.scale * math.sqrt(total / math.prod(shape)), kurtosis=1.0)
+    pairs = sum(read.pairs for read in reads)  # exact unless some columns stand once and others twice
+    total = (squares + squares_of_spare) * (1 + pairs / cols)
+    mixed = 0 < pairs < cols and rows < cols
+    return Size(0.0, law.scale * math.sqrt(total / math.prod(shape)), kurtosis=5.0 if mixed else 1.0)
 
 
 def _layout(law: DeltaOrthogonal | Identity, shape: tuple[int, ...]) -> Layout:

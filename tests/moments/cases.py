@@ -268,6 +268,24 @@ WINDOWS = (
     ),
 )
 
+_BAGS = torch.tensor([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3], [5, 8, 9, 7, 9], [3, 2, 3, 8, 4]])
+_ROWS = Input((3, 6, 40))
+
+LOOKED_UP = (
+    Case("bags of rows", lambda w, i: F.embedding_bag(i, w, mode="mean"), (Input((12, 9)),), (_BAGS,)),
+    Case(
+        "sums of uneven bags",
+        lambda w, i, o: F.embedding_bag(i.reshape(-1), w, o, mode="sum"),
+        (Input((12, 9)),),
+        (_BAGS, torch.tensor([0, 4, 9, 15])),
+    ),
+    Case("distances", torch.cdist, (_ROWS, Input((3, 5, 40))), tolerance=0.06),  # 2/n, n features
+    Case("distances of rows", lambda x: torch.cdist(x, x), (_ROWS,), tolerance=0.06),
+    Case("median", lambda x: x.median(1)[0], (_X,), draws=1000, tolerance=0.02),
+    Case("third smallest", lambda x: x.kthvalue(3, 1)[0], (_X,), draws=1000, tolerance=0.02),
+    Case("truths", lambda x: torch.where((x > 0.5) & ~(x > 1.0), x, torch.zeros_like(x)), (_X,), draws=1000),
+)
+
 SCATTER = (
     Case(
         "parts overwritten",
@@ -289,6 +307,7 @@ DRAWN = (
 CASES = (
     *SCATTER,
     *BEHIND,
+    *LOOKED_UP,
     *ROOTS,
     *WINDOWS,
     *TINY,

@@ -192,6 +192,16 @@ SPATIAL = (
         (Input((3, 5, 8, 8)), Input((3, 7, 8, 8))),
         tolerance=0.02,
     ),
+    Case(
+        "circular padding",
+        lambda x, w: F.conv2d(F.pad(x, (2, 1, 0, 2), mode="circular"), w),
+        (_IMAGE, Input((5, _IMAGE.shape[1], 3, 3), std=0.2)),
+    ),
+    Case(
+        "max_unpool",
+        lambda x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2),
+        (Input((3, 4, 8, 8)),),
+    ),
     Case("roll", lambda x: x + torch.roll(x, (2, -3), (1, 3)), (_IMAGE,)),
     Case(
         "roll and back", lambda x: F.relu(torch.roll(F.relu(x).roll(2, 2), -2, 2) - x), (_IMAGE,), draws=1000

@@ -123,3 +123,26 @@ def mean_of(values: Array, count: float) -> Array:
         points = low + step * np.arange(len(density)) / n
         rows.append(latents.quantiles(points, np.maximum(summed, 0.0)))
     return np.stack(rows).reshape(values.shape)
+
+
+def scattered(m: Moments, position: int, count: int) -> Moments:
+    """Return the entries along an axis of one block at unknown places among `count`, zeros elsewhere.
+
+    Two entries that agree on this axis and differ on another have places of their own.
+    """
+    few = sum(m.axes[position])
+    at_one, at_two = few / count, few * (few - 1) / max(count * (count - 1), 1)
+    axes = [a for k, a in enumerate(m.axes) if k != position]
+    shape = [len(a) * (len(a) + 1) if n > 1 else 1 for a, n in zip(m.axes, m.table.shape, strict=True)]
+    shape[position] = 2
+    table = np.array(np.broadcast_to(m.table, shape))
+    front = np.moveaxis(table, position, 0)
+    front[1] *= at_two
+    own = np.full(front.shape[1:], at_one**2)
+    diagonal(own, tuple(axes))[...] = at_one
+    front[0] *= own
+    dims, taken = [], 0
+    for dim in m.dims:
+        dims.append(tuple((count,) if taken + k == position else a for k, a in enumerate(dim)))
+        taken += len(dim)
+    return alg.gaussian(tuple(dims), table, m.mean * at_one)

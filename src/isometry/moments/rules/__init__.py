@@ -1,6 +1,7 @@
 """The rules, by family; importing this package registers all of them."""
 
 from isometry.moments.rules import attention as attention
+from isometry.moments.rules import bags as bags
 from isometry.moments.rules import batchnorm as batchnorm
 from isometry.moments.rules import conv as conv
 from isometry.moments.rules import grouped as grouped

@@ -22,6 +22,7 @@ from isometry.moments.rules.index import gathered
 from isometry.moments.rules.linear import with_shape
 from isometry.moments.rules.pointwise import times
 from isometry.moments.rules.scatter import put
+from isometry.moments.rules.views import slice_scatter
 
 
 @rule("repeat", "tile", accuracy="exact")
@@ -75,12 +76,41 @@ def as_strided_scatter(
     offset: int | None = None,
 ) -> Moments:
     """A contiguous tensor with a strided view of it replaced."""
+    starts = _starts(m.shape, sizes, strides, offset or 0)
+    if starts is not None:
+        return _overwritten(m, source, starts, 0)
     places = torch.arange(prod(m.shape)).as_strided(tuple(sizes), tuple(strides), offset or 0)
     if places.numel() == prod(m.shape) and bool((places.reshape(-1) == torch.arange(places.numel())).all()):
         return reg.regrouped(source, m.shape)
     flat = reg.regrouped(source, (prod(source.shape),))
     whole = reg.regrouped(m, (prod(m.shape),))
     return reg.regrouped(put(whole, flat, [0], [places.reshape(-1)], add=False), m.shape)
+
+
+def _starts(
+    shape: Sequence[int], sizes: Sequence[int], strides: Sequence[int], offset: int
+) -> list[int] | None:
+    """Return where a strided view of a contiguous tensor starts along each dim, if it is a box of it."""
+    own = [prod(shape[k + 1 :]) for k in range(len(shape))]
+    if len(sizes) != len(shape) or any(n > 1 and s != t for n, s, t in zip(sizes, strides, own, strict=True)):
+        return None
+    starts = []
+    for step in own:
+        start, offset = divmod(offset, step)
+        starts.append(start)
+    return starts if all(a + n <= b for a, n, b in zip(starts, sizes, shape, strict=True)) else None
+
+
+def _overwritten(m: Moments, source: Moments, starts: Sequence[int], dim: int) -> Moments:
+    """Return a tensor with a box of it replaced, dim by dim."""
+    if dim == len(starts):
+        return source
+    start, n = starts[dim], source.shape[dim]
+    if n == m.shape[dim]:
+        return _overwritten(m, source, starts, dim + 1)
+    inside = _overwritten(reg.sliced(m, dim, start, start + n, 1), source, starts, dim + 1)
+    made: Moments = slice_scatter(Context("slice_scatter", (m.shape,)), m, inside, dim, start, start + n)
+    return made
 
 
 @rule("diagonal", accuracy="exact")

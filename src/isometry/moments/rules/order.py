@@ -24,7 +24,7 @@ from isometry.moments.concrete import Concrete
 from isometry.moments.drawing import draw
 from isometry.moments.record import Moments
 from isometry.moments.rules.attention import doubling
-from isometry.moments.rules.base import Context, rule
+from isometry.moments.rules.base import Context, NoRule, rule
 from isometry.moments.rules.norm import one_block
 from isometry.moments.rules.pointwise import as_moments, joint
 from isometry.moments.rules.reduce import keep_dims
@@ -41,8 +41,8 @@ class Extreme(NamedTuple):
     n: int
 
 
-def ranked(m: Moments, dim: int, k: int, *, largest: bool) -> Moments:
-    """Return the k largest (smallest) entries along a dim, in order, which is cut into blocks of ranks.
+def ranked(m: Moments, dim: int, k: int, *, largest: bool, ranks: Axis | None = None) -> Moments:
+    """Return the k largest (smallest) entries along a dim, in order, which is cut into blocks of `ranks`.
 
     Asymptotic in the samples; other axes are averaged over their blocks. Two rows whose entries agree with
     correlation t share their order; else they share only what is common to all of a row.
@@ -53,13 +53,7 @@ def ranked(m: Moments, dim: int, k: int, *, largest: bool) -> Moments:
         return reg.sliced(m, dim, 0, k, 1) if m.dims[dim] else m
     (p,) = m.positions(dim)
     n = m.shape[dim]
-    ranks: Axis = (
-        (1,) * k
-        if k <= SINGLE
-        else doubling(k)
-        if k < n
-        else (*doubling(n // 2), *doubling(n - n // 2)[::-1])
-    )
+    ranks = ranks or _blocks(k, n)
     rho = np.moveaxis(
         np.broadcast_to(factor.rho, (*factor.rho.shape[:p], 2, *factor.rho.shape[p + 1 :])), p, -1
     )
@@ -80,6 +74,13 @@ def ranked(m: Moments, dim: int, k: int, *, largest: bool) -> Moments:
     dims = (*m.dims[:dim], (ranks,) if k > 1 else ((1,),), *m.dims[dim + 1 :])
     made = alg.with_marginal(dims, table, mean.reshape(shape), forms.reshape(*shape, -1))
     return reg.selected(made, dim, 0, keep=True) if k == 1 else made
+
+
+def _blocks(k: int, n: int) -> Axis:
+    """Return the blocks of the k first of n ranks: fine where entries are far apart."""
+    if k <= SINGLE:
+        return (1,) * k
+    return doubling(k) if k < n else (*doubling(n // 2), *doubling(n - n // 2)[::-1])
 
 
 def _samples(values: Array, n: int, k: int, shared: float, *, largest: bool) -> tuple[Array, Array]:
@@ -147,6 +148,29 @@ def sort(ctx: Context, m: Moments, *args: Any, dim: int = -1, descending: bool =
     descending = flags[-1] if flags else descending
     made = ranked(m, dim, m.shape[dim], largest=descending)
     return made, Concrete(_places(ctx, m).sort(dim=dim, descending=descending)[1])
+
+
+def _of_rank(m: Moments, dim: int, k: int, keepdim: bool) -> Moments:
+    """Return the k-th smallest entry along a dim."""
+    made = ranked(m, dim, k, largest=False, ranks=(k - 1, 1) if k > 1 else (1,))
+    return keep_dims(reg.selected(made, dim, k - 1 if k > 1 else 0), (dim,), keepdim)
+
+
+@rule("kthvalue", accuracy="asymptotic")
+def kthvalue(ctx: Context, m: Moments, k: int, dim: int = -1, keepdim: bool = False) -> Any:
+    """The k-th smallest entry along a dim, with its place; see the module."""
+    dim %= len(m.dims)
+    return _of_rank(m, dim, k, keepdim), Concrete(_places(ctx, m).kthvalue(k, dim, keepdim)[1])
+
+
+@rule("median", "nanmedian", accuracy="asymptotic")
+def median(ctx: Context, m: Moments, dim: int | None = None, keepdim: bool = False) -> Any:
+    """The middle entry (the lower of two) over a dim with its place; see the module."""
+    if dim is None:
+        raise NoRule("a median of all entries, whose gradient looks for the entry")
+    dim %= len(m.dims)
+    place = _places(ctx, m).median(dim, keepdim)[1]
+    return _of_rank(m, dim, (m.shape[dim] + 1) // 2, keepdim), Concrete(place)
 
 
 @rule("argmax", "argmin", accuracy="approximate")

@@ -259,6 +259,8 @@ def pointwise(
     ctx: Context, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Moments:
     """Run an operation tagged pointwise on node values. Exact for functions of one latent."""
+    if ctx.op.startswith("bitwise_"):  # of random truths, which nodes hold as 0 and 1
+        func = getattr(torch, ctx.op.replace("bitwise", "logical"), func)
     if ctx.op.endswith("_backward"):
         rest = [1.0, *args[1:]]
         gradient = as_moments(args[0])

@@ -17,7 +17,7 @@ from isometry.moments import record as rec
 from isometry.moments import regrouping as reg
 from isometry.moments.axes import Array
 from isometry.moments.record import Dims, Factor, Moments, Term
-from isometry.moments.resampling import resampled
+from isometry.moments.resampling import resampled, scattered
 from isometry.moments.rules.base import Context, rule
 from isometry.moments.rules.norm import one_block
 from isometry.moments.taps import Window, matrix_pairs
@@ -397,3 +397,20 @@ def adaptive_max_pool_backward(ctx: Context, g: Moments, x: Moments, indices: An
     """Gradient of `adaptive_max_pool`; as `max_pool_backward`."""
     rank = _rank(ctx.op)
     return _max_pool_backward(g, x, adaptive_windows(g.shape[-rank:], x.shape[-rank:]))
+
+
+@rule("max_unpool2d", "max_unpool3d", accuracy="approximate")
+def max_unpool(ctx: Context, x: Moments, places: Any, size: Any, *_: Any) -> Moments:
+    """Entries at the places they were the largest of, zeros elsewhere.
+
+    Approximate: the places are taken as spread uniformly over the output, without order. Second moments of
+    the whole exact.
+    """
+    ctx.note("an unpooling takes the places of its entries as uniformly spread")
+    rank = _rank(ctx.op)
+    lead, few, many = x.shape[:-rank], int(np.prod(x.shape[-rank:])), int(np.prod(ctx.shape[-rank:]))
+    flat = one_block(reg.single_axis(reg.regrouped(x, (*lead, few)), len(lead)), (len(lead),))
+    if not flat.dims[-1]:
+        flat = reg.broadcast(flat, (*flat.dims[:-1], ((1,),)))
+    (p,) = flat.positions(len(lead))
+    return reg.regrouped(scattered(flat, p, many), ctx.shape)

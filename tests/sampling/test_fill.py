@@ -158,11 +158,29 @@ def test_meta_tensors_stay():
         (torch.zeros(3, dtype=torch.bool), InvalidTypeError, "floating-point or complex"),
         (torch.zeros(3, 3).to_sparse(), InvalidTypeError, "dense"),
         (torch.zeros(1, 3).expand(4, 3), InvalidValueError, "clone"),
+        (torch.zeros(9).as_strided((3, 3), (1, 1)), InvalidValueError, r"strides \(1, 1\).*share one place"),
+        (torch.zeros(9).as_strided((3, 3), (2, 2)), InvalidValueError, "share one place"),
+        (torch.zeros(20).as_strided((2, 4), (4, 2)), InvalidValueError, "share one place"),
     ],
 )
 def test_tensors_that_cannot_be_filled(tensor, error, words):
     with pytest.raises(error, match=words):
         fill_(tensor, Normal(1.0))
+
+
+def test_interleaved_strides_are_no_overlap():
+    memory = torch.zeros(9)
+    x = memory.as_strided((2, 3), (3, 2))  # at 0, 2, 4, 3, 5, 7
+    assert torch.equal(fill_keyed_(x, Normal(1.0), seed=0, name="w"), drawn((2, 3), Normal(1.0)))
+    assert memory.count_nonzero() == 6
+
+
+@pytest.mark.parametrize("generator", [0, "cpu", np.random.default_rng(0)])
+def test_a_generator_of_another_type_is_refused(generator):
+    x = torch.zeros(3)
+    with pytest.raises(InvalidTypeError, match=r"generator must be a torch\.Generator .* or None, got"):
+        fill_(x, Normal(1.0), generator=generator)
+    assert not x.any()
 
 
 class Unhashable(Normal):

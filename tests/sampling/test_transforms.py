@@ -36,9 +36,11 @@ def test_normal_is_the_transform_of_box_and_muller():
     distance = (2**31 - (bits[: bits.size // 2] & 0x7FFFFFFF | 1).astype(np.int64)) * 2.0**-31
     radius = np.sqrt(-2 * np.log(distance))
     angle = np.pi / 2 * second
-    expected = np.concatenate([np.where(first < 0, -1, 1) * radius * np.cos(angle), radius * np.sin(angle)])
-    # float32 holds the radius's argument to 2⁻²⁴ after two roundings, its square to 2⁻²³.
-    allowed = 3e-6 * np.maximum(radius, 1) + np.sqrt(radius**2 + 2.0**-23) - radius
+    radius *= np.where(first < 0, -1, 1)
+    expected = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])
+    radius = np.abs(radius)
+    # The squared radius is right to 5e-7, which matters where it is small.
+    allowed = 3e-6 * np.maximum(radius, 1) + np.sqrt(radius**2 + 5.5e-7) - radius
     assert (np.abs(out - expected) <= np.tile(allowed, 2)).all()
     assert 6.5 < np.abs(out).max() < 6.6
 
@@ -67,16 +69,17 @@ def test_uniform_covers_the_closed_interval_evenly():
     assert np.abs(out - expected).max() <= 2.0**-24
 
 
-@pytest.mark.parametrize(("one", "bits"), [(1.0, transforms._PLUS_ONE), (-(2.0**31), transforms._MINUS_2_31)])
-def test_logarithm_is_right_from_the_smallest_word_to_one(one, bits):
-    x = np.concatenate(
-        [np.logspace(-9.63, 0, 200_000, dtype=np.float32), [np.float32(2.0**-32), np.float32(1)]]
-    )
-    x = np.minimum(x, np.float32(1)).astype(np.float32)
-    out = transforms._minus_two_log(x * np.float32(one), *np.empty((3, x.size), np.float32), one=bits)
+@pytest.mark.parametrize("kind", [transforms._POSITIVE, transforms._NEGATIVE_WORD])
+def test_logarithm_is_right_from_the_smallest_word_to_one(kind):
+    x = np.logspace(-9.63, 0, 200_000, dtype=np.float32)
+    x = np.append(np.minimum(x, np.float32(1)), [np.float32(2.0**-32), np.float32(1)]).astype(np.float32)
+    out = x * kind[1]
+    transforms._log(out, *np.empty((2, x.size), np.float32), kind)
+    out = out.astype(np.float64) * transforms._UNIT
     expected = -2 * np.log(x.astype(np.float64))
     assert np.abs(out - expected).max() / expected.max() < 1e-7
-    assert (np.abs(out - expected) <= 4e-7 * expected).all()
+    assert (np.abs(out - expected) <= 5.5e-7 * np.maximum(expected, 1)).all()
+    assert (out >= 0).all()
     assert out[-1] == 0
 
 
@@ -97,7 +100,7 @@ for kind, options in (
 print(digest.hexdigest())
 """
 # What this stream gives on every machine. Whatever changes it raises streams.VERSION too.
-EXPECTED = "cbf937c2cfdc2d84"
+EXPECTED = "25944a9fe862770e"
 
 
 def test_values_are_the_pinned_ones(capsys):

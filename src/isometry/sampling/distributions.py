@@ -33,9 +33,10 @@ class Elementwise(Distribution):
 
     @abstractmethod
     def transform(self, bits: Ints, out: Floats) -> None:
-        """Turn an even number n of int32 words (scratch afterwards) into n float32 values, in place.
+        """Turn rows of an even number n of int32 words (scratch afterwards) into rows of n float32 values.
 
-        Value i may depend on the words i and i ± n/2 alone: tiles are drawn one by one or together.
+        Both arrays are contiguous, of shape (n,) or (rows, n). A row's values may depend on its own words
+        alone, and in the same way however many rows there are.
         """
 
     @property

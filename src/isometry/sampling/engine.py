@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-import operator
 import threading
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
@@ -25,10 +24,11 @@ from isometry.sampling.workers import Task
 
 # Tiles of fewer words than this go through a transform in groups of about as many as _GROUP.
 _SMALL_BELOW = 2**12
-_GROUP = 2**15
+_GROUP = 2**17
 # ATen runs an elementwise operation on fewer elements than this on the calling thread; a larger one would
 # start a team of threads under every worker.
 _SERIAL_BELOW = 2**15
+_LAWS = (Elementwise, Whole)
 _local = threading.local()
 
 
@@ -56,17 +56,34 @@ def check_tensor(tensor: Tensor, distribution: Distribution, name: str) -> None:
             )
     elif not tensor.is_floating_point():
         raise InvalidTypeError(f"{name} must be a floating-point or complex tensor, got {tensor.dtype}")
-    if not tensor.is_contiguous() and any(
-        stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
-    ):
+    if not tensor.is_contiguous() and _overlaps(tensor):
         raise InvalidValueError(
-            f"{name} is expanded: several of its elements share one place in memory; pass a clone"
+            f"{name} has strides {tensor.stride()} at shape {tuple(tensor.shape)}: several of its elements "
+            "share one place in memory; pass a clone"
         )
+
+
+def _overlaps(tensor: Tensor) -> bool:
+    """Whether two elements share one place in memory (exact)."""
+    steps = sorted(
+        (stride, size) for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if size > 1
+    )
+    reach = 0
+    for stride, size in steps:
+        if stride <= reach:
+            break  # expanded, or interleaved: only counting tells
+        reach += stride * (size - 1)
+    else:
+        return False
+    places = np.zeros(1, np.int64)
+    for stride, size in steps:
+        places = np.add.outer(places, stride * np.arange(size)).reshape(-1)
+    return np.unique(places).size < tensor.numel()
 
 
 def check_law(distribution: Distribution, name: str) -> None:
     """Raise InvalidTypeError unless `distribution` is one, and can be hashed."""
-    if not isinstance(distribution, Elementwise | Whole):
+    if not isinstance(distribution, _LAWS):
         raise InvalidTypeError(
             f"{name} needs a distribution such as isometry.sampling.Normal(std=0.02), got {distribution!r}"
         )
@@ -101,9 +118,9 @@ def draws(shard: Shard, distribution: Distribution, key: bytes) -> Iterable[Draw
         independent of each other and may be done on any threads in any order.
     """
     local = shard.local
-    if isinstance(distribution, Constant):
-        return (functools.partial(_write_constant, local, distribution.value),)
     if isinstance(distribution, Elementwise):
+        if isinstance(distribution, Constant):
+            return (functools.partial(_write_constant, local, distribution.value),)
         if not local.is_complex():
             return _elementwise(shard, distribution, key)
         part = distribution.component()
@@ -116,27 +133,27 @@ def draws(shard: Shard, distribution: Distribution, key: bytes) -> Iterable[Draw
 
 
 def tasks(work: Iterable[Draw | Task]) -> Iterator[Task]:
-    """Turn draws into tasks: a tile each, or many small tiles of one distribution together.
+    """Turn draws into tasks: a tile each, or many small tiles of one distribution and size together.
 
-    A transform costs some 40 calls of NumPy whatever its size, so 10,000 tiny parameters go through it in
-    groups; as it works word by word, the values are those that each would get alone.
+    A transform costs some 30 calls of NumPy whatever its size, so 10,000 tiny parameters go through it in
+    groups; as each row is a stream of its own, the values are those that each would get alone.
     """
-    waiting: dict[Elementwise, tuple[int, list[Draw]]] = {}
+    waiting: dict[tuple[Elementwise, int], list[Draw]] = {}
     for item in work:
         if not isinstance(item, Draw):
             yield item
             continue
-        if item.tile.words >= _SMALL_BELOW:
+        words = item.tile.words
+        if words >= _SMALL_BELOW:
             yield functools.partial(_write, item)
             continue
-        total, group = waiting.get(item.distribution) or (0, [])
+        kind = item.distribution, words
+        group = waiting.setdefault(kind, [])
         group.append(item)
-        if total + item.tile.words >= _GROUP:
-            del waiting[item.distribution]
+        if len(group) * words >= _GROUP:
+            del waiting[kind]
             yield functools.partial(_write_group, group)
-        else:
-            waiting[item.distribution] = (total + item.tile.words, group)
-    for _, group in waiting.values():
+    for group in waiting.values():
         yield functools.partial(_write_group, group) if len(group) > 1 else functools.partial(_write, *group)
 
 
@@ -150,7 +167,8 @@ def _elementwise(shard: Shard, distribution: Elementwise, key: bytes) -> Iterabl
     target: Tensor | npt.NDArray[Any] = local
     if local.dtype == torch.float32 and local.is_cpu and not local.is_neg():
         target = local.numpy()
-    ends = _representable(distribution.bounds, local.dtype)
+    bounds = distribution.bounds
+    ends = None if bounds is None else _representable(bounds, local.dtype)
     found = tiles(shard.shape, shard.runs)
     if isinstance(found, tuple):
         return [Draw(target, tile, distribution, key, ends) for tile in found]
@@ -175,29 +193,12 @@ def _write(draw: Draw) -> None:
 
 
 def _write_group(group: list[Draw]) -> None:
-    """Draw many small tiles of one distribution by one transform."""
-    # The transform may pair word i with word i + n/2: first all first halves, then all second halves.
-    group.sort(key=_words)
-    bits = np.empty((2, sum(draw.tile.words for draw in group) // 2), np.int32)
-    alike = [(words, list(same)) for words, same in itertools.groupby(group, _words)]
-    start = 0
-    for words, same in alike:
-        stop = start + len(same) * words // 2
-        found = many_bits([(draw.key, draw.tile.number) for draw in same], words)
-        bits[:, start:stop].reshape(2, len(same), -1)[:] = found.reshape(len(same), 2, -1).swapaxes(0, 1)
-        start = stop
+    """Draw many small tiles of one distribution and size by one transform."""
+    bits = many_bits([(draw.key, draw.tile.number) for draw in group], group[0].tile.words)
     values = np.empty(bits.shape, np.float32)
-    group[0].distribution.transform(bits.reshape(-1), values.reshape(-1))
-    start = 0
-    for words, same in alike:
-        stop = start + len(same) * words // 2
-        rows = values[:, start:stop].reshape(2, len(same), -1).swapaxes(0, 1).reshape(len(same), words)
-        for draw, row in zip(same, rows, strict=True):
-            _place(draw, row)
-        start = stop
-
-
-_words = operator.attrgetter("tile.words")
+    group[0].distribution.transform(bits, values)
+    for draw, row in zip(group, values, strict=True):
+        _place(draw, row)
 
 
 def _place(draw: Draw, values: Floats) -> None:
@@ -263,9 +264,9 @@ def _write_whole(shard: Shard, distribution: Whole, key: bytes) -> None:
 
 
 @functools.lru_cache(maxsize=1024)
-def _representable(bounds: tuple[float, float] | None, dtype: torch.dtype) -> tuple[float, float] | None:
+def _representable(bounds: tuple[float, float], dtype: torch.dtype) -> tuple[float, float] | None:
     """For dtypes shorter than float32: the smallest and largest number of the dtype within the bounds."""
-    if bounds is None or dtype.itemsize >= 4:
+    if dtype.itemsize >= 4:
         return None
     low, high = torch.tensor(bounds, dtype=torch.float64, device="cpu").to(dtype).double().tolist()
     # One step of the dtype at most separates a bound from its rounding.

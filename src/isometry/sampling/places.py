@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,7 @@ from isometry.names import canonical_name
 from isometry.parametrised import pieces_of, weight_norm_hooks
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """A parameter, or a weight that a parametrisation computes from parameters.
 
     Args:

@@ -22,7 +22,7 @@ from isometry.errors import InvalidTypeError
 from isometry.sampling.transforms import Ints
 
 #: Part of every key: raised whenever the same seed and name would give other values.
-VERSION = "isometry sampling 1"
+VERSION = "isometry sampling 2"
 
 # Keys and words are read as little-endian on every machine, so that the two halves of a word keep their
 # order.
@@ -59,7 +59,16 @@ def stream_key(seed: int, name: str) -> bytes:
 
 
 def generator_key(generator: torch.Generator | None) -> bytes:
-    """A key drawn from a torch generator (torch's global one when None), which moves on by 8 numbers."""
+    """A key drawn from a torch generator (torch's global one when None), which moves on by 8 numbers.
+
+    Raises:
+        InvalidTypeError: If `generator` is none.
+    """
+    if not (generator is None or isinstance(generator, torch.Generator)):
+        raise InvalidTypeError(
+            "generator must be a torch.Generator such as torch.Generator().manual_seed(0), or None, "
+            f"got {generator!r} ({type(generator).__name__})"
+        )
     device = "cpu" if generator is None else generator.device
     words = torch.randint(0, 2**31, (8,), generator=generator, device=device)
     return hashlib.blake2b(bytes(str(words.tolist()), "ascii"), digest_size=32).digest()
@@ -91,13 +100,12 @@ def many_bits(origins: Sequence[tuple[bytes, int]], words: int) -> Ints:
         return np.stack([tile_bits(key, tile, words) for key, tile in origins])
     states = np.frombuffer(b"".join(_start(key, tile) for key, tile in origins), _WORD)
     a, b, c = np.ascontiguousarray(states.reshape(-1, 3).T.astype(np.uint64))
-    raw = np.empty((len(origins), words // 2), np.uint64)
+    raw = np.empty((words // 2, len(origins)), np.uint64)
     spare = np.empty_like(a)
-    for step in range(words // 2):
+    for step, out in enumerate(raw, 1):
         # SFC64 (Doty-Humphrey): out = a + b + n; a = b ^ (b >> 11); b = c + (c << 3); c = rotl(c, 24) + out.
-        out = raw[:, step]
         np.add(a, b, a)
-        np.add(a, np.uint64(step + 1), out)
+        np.add(a, np.uint64(step), out)
         np.right_shift(b, _ELEVEN, a)
         np.bitwise_xor(a, b, a)
         np.left_shift(c, _THREE, b)
@@ -106,7 +114,7 @@ def many_bits(origins: Sequence[tuple[bytes, int]], words: int) -> Ints:
         np.right_shift(c, _FORTY, c)
         np.bitwise_or(c, spare, c)
         np.add(c, out, c)
-    return _halves(raw)
+    return _halves(np.ascontiguousarray(raw.T))
 
 
 def _start(key: bytes, tile: int) -> bytes:

@@ -120,7 +120,7 @@ def check_share_of_work(world):
     for dim in (0, 1):
         words.clear()
         x = DTensor.from_local(
-            torch.empty([1024 // world, 2048] if dim == 0 else [1024, 2048 // world]), mesh, [Shard(dim)]
+            torch.empty([2048 // world, 2048] if dim == 0 else [2048, 2048 // world]), mesh, [Shard(dim)]
         )
         fill_keyed_(x, Normal(1.0), seed=0, name="x")
         assert sum(words) == x.numel() // world, (dim, sum(words))

@@ -16,8 +16,9 @@ from isometry.sampling import (
     fill_keyed_,
     workers,
 )
-from isometry.sampling.shards import shard_of
+from isometry.sampling.shards import Shard, shard_of
 from isometry.sampling.streams import stream_key
+from isometry.sampling.tiles import Run, tile_shape
 
 LAWS = [
     Normal(0.3, 0.1),
@@ -99,6 +100,15 @@ def test_groups_of_small_tensors_get_what_each_gets_alone():
         workers.run(engine.tasks(work))
         for i, tensor in enumerate(tensors):
             assert torch.equal(tensor, drawn(shapes[i], law, name=str(i)))
+
+
+def test_a_shard_as_large_as_a_tile_that_it_crosses():
+    """Rows 412 to 514 of 615 are 103 rows, as many as the last tile, of which they hold three."""
+    whole = drawn((615, 512), Normal(1.0))
+    assert tile_shape((615, 512)) == (512, 512)
+    shard = Shard(torch.empty(103, 512), (615, 512), ((Run(412, 0, 103),), (Run(0, 0, 512),)))
+    workers.run(engine.tasks(engine.draws(shard, Normal(1.0), stream_key(0, "w"))))
+    assert torch.equal(shard.local, whole[412:515])
 
 
 def test_keyed_draws_leave_torchs_random_state_alone():

@@ -7,7 +7,7 @@ import itertools
 import math
 import threading
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -68,13 +68,15 @@ def _overlaps(tensor: Tensor) -> bool:
     steps = sorted(
         (stride, size) for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if size > 1
     )
-    reach = 0
+    reach, ordered = 0, True
     for stride, size in steps:
-        if stride <= reach:
-            break  # expanded, or interleaved: only counting tells
+        ordered = ordered and stride > reach
         reach += stride * (size - 1)
-    else:
+    if ordered:
         return False
+    if steps[0][0] == 0 or reach < tensor.numel() - 1:
+        return True
+    # Interleaved, which is rare: counting tells.
     places = np.zeros(1, np.int64)
     for stride, size in steps:
         places = np.add.outer(places, stride * np.arange(size)).reshape(-1)
@@ -177,19 +179,19 @@ def _elementwise(shard: Shard, distribution: Elementwise, key: bytes) -> Iterabl
 
 def _write(draw: Draw) -> None:
     """Draw a tile whole, and copy its pieces to where they belong."""
-    target = draw.target
-    if (
-        isinstance(target, np.ndarray)
-        and target.shape == draw.tile.extent
-        and target.size == draw.tile.words
-        and target.flags.c_contiguous
-    ):
-        values = target.reshape(-1)  # all there is to write: straight into its place
-        draw.distribution.transform(tile_bits(draw.key, draw.tile.number, draw.tile.words), values)
+    target, tile = draw.target, draw.tile
+    bits = tile_bits(draw.key, tile.number, tile.words)
+    if _is_all(target, tile) and target.size == tile.words and target.flags.c_contiguous:
+        draw.distribution.transform(bits, target.reshape(-1))  # straight into its place
         return
-    values = _buffer(draw)[: draw.tile.words]
-    draw.distribution.transform(tile_bits(draw.key, draw.tile.number, draw.tile.words), values)
+    values = _buffer(draw)[: tile.words]
+    draw.distribution.transform(bits, values)
     _place(draw, values)
+
+
+def _is_all(target: Tensor | npt.NDArray[Any], tile: Tile) -> TypeGuard[npt.NDArray[Any]]:
+    """Whether a tile is all there is to write into an array."""
+    return tile.first and isinstance(target, np.ndarray) and target.shape == tile.extent
 
 
 def _write_group(group: list[Draw]) -> None:
@@ -206,6 +208,9 @@ def _place(draw: Draw, values: Floats) -> None:
     target, tile = draw.target, draw.tile
     if draw.ends is not None:
         np.clip(values, np.float32(draw.ends[0]), np.float32(draw.ends[1]), out=values)
+    if _is_all(target, tile):
+        target[...] = values[: target.size].reshape(tile.extent)
+        return
     box = values[: math.prod(tile.extent)].reshape(tile.extent)
     for piece in tile.pieces:
         if isinstance(target, Tensor):

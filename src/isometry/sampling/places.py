@@ -91,6 +91,9 @@ class Places:
         Raises:
             NotFoundError: With the nearest name, if there is none.
         """
+        parameter = self.parameters.get(name)
+        if parameter is not None:  # as almost every name
+            return Place(name, {name: parameter})
         name = self.aliases.get(name, name)
         if name not in self.parameters and name not in self.computed:
             bare = canonical_name(name)

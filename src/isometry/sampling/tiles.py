@@ -13,9 +13,9 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-#: Elements of a full tile: 1 MiB of float32. The threads draw a tile each by some thirty calls of NumPy, and
-#: hand Python's lock to each other between two calls: smaller tiles lose the second thread's gain to that, larger
-#: ones leave the caches and make shards draw more that they do not keep.
+#: Elements of a full tile: 1 MiB of float32. Each thread draws a tile by some thirty calls of NumPy, and the
+#: threads hand Python's lock to each other between two calls: in smaller ones that costs what a second thread
+#: gains, larger ones leave the caches and make shards draw more that they do not keep.
 TILE_ELEMENTS = 2**18
 _SHORT = 16
 
@@ -36,12 +36,16 @@ class Piece(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """Number of a tile in the grid, its extent, random words, and the pieces of it that a shard holds."""
+    """Number of a tile in the grid, its extent, random words, and the pieces of it that a shard holds.
+
+    `first` tells whether the shard holds all of it in one piece and begins with it.
+    """
 
     number: int
     extent: tuple[int, ...]
     words: int
     pieces: tuple[Piece, ...]
+    first: bool
 
 
 @functools.lru_cache(maxsize=4096)
@@ -111,10 +115,14 @@ def _single(shape: tuple[int, ...]) -> tuple[Tile, ...] | None:
     """The only tile of a tensor that is one; none of an empty one."""
     if 0 in shape:
         return ()
-    everything = tuple(slice(0, size) for size in shape)
     if tile_shape(shape) != shape:
         return None
-    return (Tile(0, shape, _words(shape), (Piece(everything, everything),)),)
+    return (Tile(0, shape, _words(shape), _everything(shape), True),)
+
+
+def _everything(extent: tuple[int, ...]) -> tuple[Piece, ...]:
+    box = tuple(slice(0, size) for size in extent)
+    return (Piece(box, box),)
 
 
 def _grid(shape: tuple[int, ...], runs: tuple[tuple[Run, ...], ...]) -> Iterator[Tile]:
@@ -132,7 +140,7 @@ def _grid(shape: tuple[int, ...], runs: tuple[tuple[Run, ...], ...]) -> Iterator
             for box in itertools.product(*(cut[2] for cut in row))
         )
         extent = tuple(cut[1] for cut in row)
-        yield Tile(number, extent, _words(extent), pieces)
+        yield Tile(number, extent, _words(extent), pieces, pieces == _everything(extent))
 
 
 def _words(extent: tuple[int, ...]) -> int:

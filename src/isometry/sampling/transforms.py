@@ -5,12 +5,12 @@ multiply-add and no libm or vector library has a say: the same bits give the sam
 follows IEEE 754. `torch.log`, `torch.erfinv` and `Tensor.normal_` differ in the last places between vector
 widths, libraries and vendors, which shards drawn on unlike hosts would show.
 
-`bits` is an int32 array of rows of n uniform words, which are used up, `out` a float32 array of the same shape;
-each row is a stream of its own. The polynomials are minimax fits (Lawson's iteration) to the functions named
-beside them; their relative error is stated there. Most of the time goes into passing memory, so a pass less or
-one in place counts more than an operation: a quadratic is written as a square, (x + A)² + B, and the factors of
-leading terms and of scales are moved to where a constant is multiplied anyway. Output arrays are passed by
-position and reused, which NumPy does fastest.
+`bits` is an int32 array of rows of n uniform words, which are used up, `out` a float32 array of the same
+shape; each row is a stream of its own. The polynomials are minimax fits (Lawson's iteration) to the functions
+named beside them; their relative error is stated there. Most of the time goes into passing memory, so a pass
+less or one in place counts more than an operation: a quadratic is written as a square, (x + A)² + B, and the
+factors of leading terms and of scales are moved to where a constant is multiplied anyway. Output arrays are
+passed by position and reused, which NumPy does fastest.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ _UNIT = 2 * math.log(2) * 2.0**-23
 _LOG_K = 21.865291409044612
 _LOG_A, _LOG_B, _LOG_MINUS_K = _float32(385.8187036572521, 958122.5061065344, -_LOG_K)
 # The bits of y·sqrt(1/2), y, and 2ky, for each y.
-_POSITIVE = (_int32(0x3F3504F3), *_float32(1.0, 2 * _LOG_K))
-_NEGATIVE_WORD = (_int32(0x3F3504F3 + (31 << 23) - 2**31), *_float32(-(2.0**31), -2 * _LOG_K * 2.0**31))
+_POSITIVE = _int32(0x3F3504F3), _float32(1.0, 2 * _LOG_K)
+_NEGATIVE_WORD = _int32(0x3F3504F3 + (31 << 23) - 2**31), _float32(-(2.0**31), -2 * _LOG_K * 2.0**31)
 # sqrt(2) sin(πx/4) = t(t² + A)((t² + B)² + C) with t = kx for x in [-1, 1], error 3.2e-9.
 _SIN_A, _SIN_B, _SIN_C, _SIN_STEP = _float32(
     -0.9158351511578676, -1.5964147587233588, 2.430949226065124, -0.2435582052936112 * 2.0**-31
@@ -149,19 +149,19 @@ def truncated(bits: Ints, out: Floats, *, scale: float, edge: float, beyond: flo
 def _replace_tail_(square: Floats, out: Floats) -> None:
     tail = np.flatnonzero(square < _TAIL_START)
     r = square.reshape(-1)[tail]
-    _log(r, *np.empty((2, r.size), np.float32), _POSITIVE)
+    _log(r, np.empty_like(r), np.empty_like(r), _POSITIVE)
     multiply(r, np.float32(_UNIT / 2), r)
     sqrt(r, r)
     subtract(r, _THREE, r)
     out.reshape(-1)[tail] = _polynomial(r, _TAIL, np.empty_like(r))
 
 
-def _log(x: Floats, square: Floats, exponent: Floats, kind: tuple[Ints, Floats, Floats]) -> None:
+def _log(x: Floats, square: Floats, exponent: Floats, kind: tuple[Ints, Coefficients]) -> None:
     """Put -2 ln(x/y)/_UNIT in the place of x, for x/y in (0, 1]; the other two arrays are scratch.
 
     It is right to 5e-7, absolutely below 1 and relatively above, never negative, and 0 at x = y.
     """
-    root_half, y, two_k_y = kind
+    root_half, (y, two_k_y) = kind
     bits, scaled = x.view(np.int32), square.view(np.int32)
     subtract(bits, root_half, scaled)
     bitwise_and(scaled, _EXPONENT, scaled)

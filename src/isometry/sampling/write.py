@@ -76,11 +76,12 @@ def write_(
 
 
 class Job(NamedTuple):
-    """A place, what it takes, and the key of its stream."""
+    """A place, what it takes, the key of its stream, and the tensor to write if the place is a parameter."""
 
     place: Place
     distribution: Distribution
     key: bytes
+    tensor: Tensor | None
 
 
 def check(
@@ -113,14 +114,15 @@ def check(
             _check_ready(part, parameter, on_meta)
             _check_own(part, parameter, memory)
             written[part] = name
-        if place.owner is None:
+        tensor = parameter if place.owner is None else None
+        if tensor is not None:
             if id(distribution) not in lawful:  # most parameters share one of a few
                 engine.check_law(distribution, repr(name))
                 lawful.add(id(distribution))
-            engine.check_tensor(place.like, distribution, repr(name))
+            engine.check_tensor(tensor, distribution, repr(name))
         elif any(is_dtensor(parameter) for parameter in place.parameters.values()):
             raise ModelError(f"{name!r} is parametrised and sharded: name the parameters it is computed from")
-        yield Job(place, distribution, stream_key(seed, _stream(distribution, place)))
+        yield Job(place, distribution, stream_key(seed, _stream(distribution, place)), tensor)
     if kept is not None:
         missing = [name for name in places.parameters if name not in written and name not in kept]
         if missing:
@@ -133,26 +135,22 @@ def write_jobs(
     model: nn.Module, jobs: list[Job], *, seed: int, finish: Callable[[], None] | None = None
 ) -> None:
     """Write what `check` yielded, marking the model until all is done."""
-    computed = _computed([job for job in jobs if job.place.owner is not None], seed)
-    plain = [job for job in jobs if job.place.owner is None]
+    computed = _computed([job for job in jobs if job.tensor is None], seed)
     # What refuses does so before the first write: a DTensor of partial sums has no shard. Plain tensors are
     # looked at one by one: with tens of thousands of new objects alive Python's collector starts to cost.
-    sharded = {job.place.name: shard_of(job.place.like) for job in plain if is_dtensor(job.place.like)}
+    plain = [(job, job.tensor) for job in jobs if job.tensor is not None]
+    sharded = {id(tensor): shard_of(tensor) for _, tensor in plain if is_dtensor(tensor)}
     with unfinished(model, [part for job in jobs for part in job.place.parameters]):
         for place, pieces in computed:
             for parameter, piece in zip(place.parameters.values(), pieces, strict=True):
                 with torch.no_grad():
                     parameter.copy_(piece)
         # A joint law keeps all threads busy by itself, and holds a whole matrix: one after the other.
-        for job in plain:
-            if isinstance(job.distribution, Whole):
-                for task in engine.tasks(_draws([job], sharded)):
-                    task()
-        separate = (job for job in plain if not isinstance(job.distribution, Whole))
+        for task in engine.tasks(_draws((p for p in plain if isinstance(p[0].distribution, Whole)), sharded)):
+            task()
+        separate = (p for p in plain if not isinstance(p[0].distribution, Whole))
         workers.run(engine.tasks(_draws(separate, sharded)))
-        engine.finish(
-            sharded[job.place.name].local if job.place.name in sharded else job.place.like for job in plain
-        )
+        engine.finish([sharded[id(tensor)].local if id(tensor) in sharded else tensor for _, tensor in plain])
         if finish is not None:
             finish()
 
@@ -163,9 +161,9 @@ def _stream(distribution: Distribution, place: Place) -> str:
     return place.name if shared is None else shared
 
 
-def _draws(jobs: Iterable[Job], sharded: Mapping[str, Shard]) -> Iterator[Draw | Task]:
-    for job in jobs:
-        shard = sharded.get(job.place.name) or shard_of(job.place.like)
+def _draws(jobs: Iterable[tuple[Job, Tensor]], sharded: Mapping[int, Shard]) -> Iterator[Draw | Task]:
+    for job, tensor in jobs:
+        shard = sharded.get(id(tensor)) or shard_of(tensor)
         yield from engine.draws(shard, job.distribution, job.key)
 
 
@@ -211,7 +209,7 @@ def _kept(places: Places, keep: Keep) -> set[str] | None:
 def _check_ready(name: str, parameter: Tensor, on_meta: bool) -> None:
     if is_lazy(parameter):
         raise ModelError(f"{name!r} is lazy and has no shape yet: run the model once on an example first")
-    if parameter.is_meta and not on_meta:
+    if not on_meta and parameter.is_meta:
         raise ModelError(f"{name!r} is on the meta device and has no memory: use isometry.materialize_")
 
 

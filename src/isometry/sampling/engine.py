@@ -58,8 +58,8 @@ def check_tensor(tensor: Tensor, distribution: Distribution, name: str) -> None:
         raise InvalidTypeError(f"{name} must be a floating-point or complex tensor, got {tensor.dtype}")
     if not tensor.is_contiguous() and _overlaps(tensor):
         raise InvalidValueError(
-            f"{name} has strides {tensor.stride()} at shape {tuple(tensor.shape)}: several of its elements "
-            "share one place in memory; pass a clone"
+            f"{name} is expanded or overlaps itself: with shape {tuple(tensor.shape)} and strides "
+            f"{tensor.stride()} several elements share one place in memory; pass a clone"
         )
 
 

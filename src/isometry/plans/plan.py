@@ -6,6 +6,7 @@ import difflib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, ClassVar, Self
 
 import torch
@@ -71,6 +72,10 @@ class Plan(Record):
         if twice:
             raise InvalidValueError(f"the plan has two rows for {', '.join(map(repr, twice))}")
 
+    @cached_property
+    def _by_name(self) -> dict[str, Row]:
+        return {row.name: row for row in self.rows}
+
     def __repr__(self) -> str:
         return f"<Plan by {self.recipe!r}: {len(self.rows)} parameters>"
 
@@ -81,15 +86,14 @@ class Plan(Record):
         return iter(self.rows)
 
     def __contains__(self, name: object) -> bool:
-        return any(row.name == name for row in self.rows)
+        return name in self._by_name
 
     def __getitem__(self, key: str | int) -> Row:
         if isinstance(key, int):
             return self.rows[key]
-        for row in self.rows:
-            if row.name == key:
-                return row
-        near = difflib.get_close_matches(str(key), [row.name for row in self.rows], n=3, cutoff=0.5)
+        if key in self._by_name:
+            return self._by_name[key]
+        near = difflib.get_close_matches(str(key), list(self._by_name), n=3, cutoff=0.5)
         hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
         raise NotFoundError(f"no parameter named {key!r} in this plan{hint}")
 

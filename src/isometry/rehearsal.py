@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -125,7 +126,7 @@ class Rehearsal(Generic[T]):
         self._batch = first_batch(self.inputs)
         restore = random_state()
         try:
-            with torch.inference_mode(mode=False), _plain_kernels():
+            with torch.inference_mode(mode=False), _plain_kernels(), _no_collection():
                 return self._run(begin)
         finally:
             restore()
@@ -269,6 +270,18 @@ def _plain_kernels() -> Iterator[None]:
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
         torch._C._set_mkldnn_enabled(fused)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Leave out the search for garbage in cycles: it goes through all records again and again, in vain."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _check(model: nn.Module) -> None:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 
 from isometry.moments import latents, lineage
-from isometry.moments.axes import Array, Axis
+from isometry.moments.axes import Array, Axis, Index
 from isometry.moments.record import (
     Dims,
     Factor,
@@ -392,31 +393,20 @@ def _sampled(m: Moments) -> Array:
 
     It is taken from a fixed lattice of latent values.
     """
-    keys = list(dict.fromkeys(f.key for t in m.terms for f in t.factors))
-    points = _lattice(len(keys))
+    keys = {f.key: None for t in m.terms for f in t.factors}
+    points = dict(zip(keys, _lattice(len(keys)), strict=True))
     total: Array = np.zeros(1)
     for term in m.terms:
         product = term.coef[..., None]
         for f in term.factors:
-            product = product * _interpolate(f.values, points[keys.index(f.key)])
+            product = product * latents.at_points(f.values, points[f.key])
         total = total + product
-    return _quantiles(total)
+    return latents.even_quantiles(total)
 
 
-def _quantiles(samples: Array) -> Array:
-    """Return the quantile function of equally likely samples along the last axis."""
-    flat = samples.reshape(-1, samples.shape[-1])
-    uniform = np.full(flat.shape[1], 1.0 / flat.shape[1])
-    return np.stack([latents.quantiles(row, uniform) for row in flat]).reshape((*samples.shape[:-1], -1))
-
-
-def _interpolate(values: Array, at: Array) -> Array:
-    flat = values.reshape(-1, values.shape[-1])
-    return np.stack([np.interp(at, latents.NODES, row) for row in flat]).reshape((*values.shape[:-1], -1))
-
-
-def _lattice(count: int, points: int = 4001) -> Array:
-    """Return `points` nearly uniform normal points in `count` dimensions: a Kronecker lattice.
+@lru_cache(maxsize=16)
+def _lattice(count: int, points: int = 4001) -> tuple[tuple[Index, Array], ...]:
+    """Return the places of `points` nearly uniform normal points in `count` dimensions: a Kronecker lattice.
 
     Its steps are square roots of primes.
     """
@@ -424,8 +414,8 @@ def _lattice(count: int, points: int = 4001) -> Array:
     steps = np.arange(1, points + 1)
     cumulative = np.concatenate([[0.0], np.cumsum(latents.WEIGHTS)])
     middle = 0.5 * (cumulative[:-1] + cumulative[1:])
-    uniform = np.stack([np.mod(steps * np.sqrt(primes[k % 12]) * (1 + k // 12), 1.0) for k in range(count)])
-    return np.asarray(np.interp(uniform, middle, latents.NODES))
+    uniform = (np.mod(steps * np.sqrt(primes[k % 12]) * (1 + k // 12), 1.0) for k in range(count))
+    return tuple(latents.places(np.interp(u, middle, latents.NODES)) for u in uniform)
 
 
 def changed(factor: Factor, values: Array, axes: tuple[Axis, ...]) -> Factor:

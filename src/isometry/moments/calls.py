@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
+
+
+@lru_cache(maxsize=4096)
+def name_of(func: Any) -> str:
+    """Return an operation's name without its namespace and overload."""
+    return str(func._schema.name.split("::")[1])
 
 
 def functional(func: Any) -> Any:

@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from isometry.moments import masked, running, symbolic
 from isometry.moments import regrouping as reg
 from isometry.moments.aliasing import Key, disjoint, key_of
-from isometry.moments.calls import functional, identity, mapped, part_of_split, tensors_in
+from isometry.moments.calls import functional, identity, mapped, name_of, part_of_split, tensors_in
 from isometry.moments.concrete import LIMIT, Concrete
 from isometry.moments.record import Moments
 from isometry.moments.rules.base import RULES, Context, NoRule, Rule, Shifted, Unknown, Value
@@ -105,6 +105,7 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.used: Counter[str] = Counter()
         self.spread = Spread()
         self.observer: Observer | None = None
+        self._ran = running.Ran()
         self._storages: dict[int, _Storage] = {}
         self._known: dict[object, tuple[list[Value | None], list[Value | None] | None]] = {}
 
@@ -166,7 +167,7 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _into_base(self, view: _View, part: Tensor, value: Value) -> Value:
         """Return the base's record after its view was overwritten."""
-        name = view.func._schema.name.split("::")[1]
+        name = name_of(view.func)
         base = self.value(view.base)
         if isinstance(value, Unknown) or base is None or isinstance(base, Unknown):
             return (
@@ -187,7 +188,7 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return made if isinstance(made, Moments) else Unknown(name, self.module, "no record")
 
     def _unview(self, view: _View, part: Tensor, value: Value) -> Value:
-        name = view.func._schema.name.split("::")[1]
+        name = name_of(view.func)
         m = as_moments(value)
         if name in ("t", "transpose"):
             order = list(range(len(m.dims)))
@@ -204,7 +205,7 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         self.count += 1
-        name = func._schema.name.split("::")[1]
+        name = name_of(func)
         if name == "_local_scalar_dense":
             return self._scalar(args[0])
         if name in _RESHAPING:
@@ -214,7 +215,7 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 out = running.decomposed(func, args, kwargs)
             if out is not NotImplemented:
                 return out
-        out = running.run(func, args, kwargs, self._values_of)
+        out = self._ran.run(func, args, kwargs, self._values_of)
         if self.observer is not None:
             self.observer(func, args, kwargs, out)
         outputs = list(tensors_in(out))
@@ -293,7 +294,7 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _evaluate(self, func: Any, args: Any, kwargs: dict[str, Any], out: Any) -> list[Value | None]:
         """Return the records of an operation's outputs."""
-        name = func._schema.name.split("::")[1]
+        name = name_of(func)
         outputs = list(tensors_in(out))
         inputs = [self.value(t) for t in tensors_in((args, kwargs))]
         if name in _LIKE or not inputs:
@@ -321,7 +322,7 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> list[Value | None] | None:
         """Make tensors that depend on no values: run on the CPU; constant ones as one number, expanded."""
         (out,) = outputs
-        name = func._schema.name.split("::")[1]
+        name = name_of(func)
         fill = {
             "zeros": 0.0,
             "ones": 1.0,
@@ -356,7 +357,7 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, args: Any, kwargs: dict[str, Any], outputs: list[Tensor]
     ) -> list[Value | None] | None:
         """Run an operation on known values, where they are small enough to hold."""
-        name = func._schema.name.split("::")[1]
+        name = name_of(func)
         held = all(isinstance(self.value(t), Concrete) for t in tensors_in((args, kwargs)))
         if not held or (max(t.numel() for t in outputs) > LIMIT and not func.is_view):
             if len(outputs) != 1 or func._schema.is_mutable:

@@ -19,13 +19,14 @@ Reference: Daniely, Frostig, Singer 2016 (dual activations).
 
 from __future__ import annotations
 
+from functools import lru_cache
 from itertools import count
 
 import numpy as np
 import torch
 
 from isometry import gaussian
-from isometry.moments.axes import Array
+from isometry.moments.axes import Array, Index
 
 ORDER = 40
 _ids = count(1)
@@ -39,6 +40,7 @@ def fresh() -> int:
 _RULE = gaussian.nodes(torch.linspace(-8.0, 8.0, 65, dtype=torch.float64), order=6)
 NODES: Array = _RULE.z.numpy()
 WEIGHTS: Array = (_RULE.weight / _RULE.weight.sum()).numpy()
+_INNER = tuple(np.flatnonzero(WEIGHTS > 1e-11)[[0, -1]])  # beyond, differences of sums near 1 have no digits
 _BASIS: Array = gaussian.hermite_basis(_RULE.z, ORDER).numpy().T
 _POLYNOMIALS: Array = _BASIS * WEIGHTS[:, None]
 
@@ -121,9 +123,46 @@ def quantiles(values: Array, probabilities: Array) -> Array:
     cuts = np.concatenate([[0.0], np.cumsum(WEIGHTS)])
     cuts[-1] = 1.0
     shares = np.diff(np.interp(cuts, edges, integral)) / WEIGHTS
-    inner = np.flatnonzero(WEIGHTS > 1e-11)  # beyond, differences of sums near 1 have no digits left
-    shares[: inner[0]], shares[inner[-1] + 1 :] = shares[inner[0]], shares[inner[-1]]
+    shares[: _INNER[0]], shares[_INNER[1] + 1 :] = shares[_INNER[0]], shares[_INNER[1]]
     return np.asarray(shares)
+
+
+def even_quantiles(samples: Array) -> Array:
+    """Return `quantiles` of equally likely values, for every row of an array (…, n) at once."""
+    n = samples.shape[-1]
+    below, share = _cuts(n)
+    integral = np.zeros((*samples.shape[:-1], n + 1))
+    np.cumsum(np.sort(samples, axis=-1), axis=-1, out=integral[..., 1:])
+    low = integral[..., below]
+    reached = low + (integral[..., below + 1] - low) * share
+    shares = np.diff(reached, axis=-1) / (WEIGHTS * n)
+    shares[..., : _INNER[0]], shares[..., _INNER[1] + 1 :] = (
+        shares[..., [_INNER[0]]],
+        shares[..., [_INNER[1]]],
+    )
+    return np.asarray(shares)
+
+
+@lru_cache(maxsize=64)
+def _cuts(n: int) -> tuple[Index, Array]:
+    """Return where the nodes' shares end among n equal ones: how many lie below, and the part of the next."""
+    cuts = np.concatenate([[0.0], np.cumsum(WEIGHTS)]) * n
+    cuts[-1] = n
+    below = np.minimum(cuts.astype(np.intp), n - 1)
+    return below, cuts - below
+
+
+def at_points(values: Array, points: tuple[Index, Array]) -> Array:
+    """Return functions, given at the nodes, at other points: see `places`."""
+    below, share = points
+    low = values[..., below]
+    return np.asarray(low + (values[..., below + 1] - low) * share)
+
+
+def places(z: Array) -> tuple[Index, Array]:
+    """Return between which nodes points lie, and how far along, for linear interpolation by `at_points`."""
+    below = np.clip(np.searchsorted(NODES, z, side="right") - 1, 0, len(NODES) - 2)
+    return below, np.clip((z - NODES[below]) / (NODES[below + 1] - NODES[below]), 0.0, 1.0)
 
 
 def correlation_for(values: Array, centred: Array) -> Array:

@@ -3,12 +3,91 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from isometry.moments.calls import mapped, name_of, tensors_in
+
 Real = Callable[[Tensor], Tensor | None]
+
+
+class Ran:
+    """What operations on meta tensors returned, so that the layers of a model need not ask kernels again.
+
+    Most meta kernels are Python code, slower than all else that happens to an operation. Their answer
+    depends on the arguments' shapes, strides and dtypes alone.
+    """
+
+    def __init__(self) -> None:
+        self._made: dict[object, Any] = {}
+
+    def run(self, func: Any, args: Any, kwargs: dict[str, Any], real: Real) -> Any:
+        """Return func's outputs, as `run` does."""
+        if not _makes_new(func):
+            return run(func, args, kwargs, real)
+        try:
+            key = (func, _likeness(args), _likeness(kwargs) if kwargs else ())
+            template = self._made.get(key)
+        except TypeError:  # an argument that cannot be a key, or a tensor that is not on meta
+            return run(func, args, kwargs, real)
+        if template is not None:
+            return _empty(template)
+        out = run(func, args, kwargs, real)
+        if _is_new(out, (args, kwargs)):
+            self._made[key] = mapped(out, _like)
+        return out
+
+
+@lru_cache(maxsize=4096)
+def _makes_new(func: Any) -> bool:
+    """Return whether an operation's outputs are new tensors, whose shape no values can decide."""
+    valued = ("masked_select", "nonzero", "index", "_grouped_mm", "repeat_interleave")
+    return not (func.is_view or func._schema.is_mutable or name_of(func) in valued)
+
+
+class _Like(NamedTuple):
+    """What a new tensor is to look like."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+
+def _like(tensor: Tensor) -> _Like:
+    return _Like(tensor.shape, tensor.stride(), tensor.dtype)
+
+
+def _likeness(tree: Any) -> object:
+    """Return what a meta kernel sees of its arguments; TypeError where a tensor is not on meta."""
+    if isinstance(tree, Tensor):
+        if not tree.is_meta or tree.dtype.is_complex:
+            raise TypeError
+        return tree.shape, tree.stride(), tree.dtype
+    if isinstance(tree, list | tuple):
+        return tuple([_likeness(x) for x in tree])
+    if isinstance(tree, dict):
+        return tuple([(k, _likeness(v)) for k, v in tree.items()])
+    return type(tree), tree
+
+
+def _is_new(out: Any, given: Any) -> bool:
+    """Return whether all outputs are tensors on meta with storages of their own."""
+    made = list(tensors_in(out))
+    if not all(t.is_meta and t.storage_offset() == 0 and not t.dtype.is_complex for t in made):
+        return False
+    ours = {t.untyped_storage()._cdata for t in made}
+    return len(ours) == len(made) > 0 and ours.isdisjoint(
+        t.untyped_storage()._cdata for t in tensors_in(given)
+    )
+
+
+def _empty(template: Any) -> Any:
+    if isinstance(template, _Like):
+        return torch.empty_strided(template.shape, template.stride, dtype=template.dtype, device="meta")
+    return type(template)(_empty(x) for x in template) if isinstance(template, list | tuple) else template
 
 
 def run(func: Any, args: Any, kwargs: dict[str, Any], real: Real) -> Any:
@@ -23,7 +102,7 @@ def run(func: Any, args: Any, kwargs: dict[str, Any], real: Real) -> Any:
     Raises:
         RuntimeError: The operation's own, where it cannot be helped.
     """
-    name = func._schema.name.split("::")[1]
+    name = name_of(func)
     if name == "_grouped_mm" and args[0].is_meta:
         return _grouped_mm(*args, **kwargs)
     if name == "masked_select" and args[0].is_meta and (mask := real(args[1])) is not None:

@@ -35,7 +35,11 @@ def _curves(variance: float) -> tuple[Array, Array]:
     log_size = log_t[:, None] + root * latents.NODES[inner]
     size = np.exp(np.minimum(log_size, 50.0))  # beyond, e^−size has long been 0
     weights = latents.WEIGHTS[inner] / latents.WEIGHTS[inner].sum()
-    return np.exp(-size) @ weights, np.stack([np.exp(p * log_size - size) @ weights for p in (2, 3, 4)])
+    kept = np.exp(-size)
+    square = size * size * kept
+    return kept @ weights, np.stack(
+        [square @ weights, (square * size) @ weights, (square * size * size) @ weights]
+    )
 
 
 def moments(variance: float, n: Array) -> tuple[Array, Array]:
@@ -72,6 +76,12 @@ def damping(variance: float, n: Array) -> Array:
     return np.where(n > 1.01, np.clip(np.log(np.maximum(ratio, 1.0)) / variance, 0.0, 1.0), 1.0)
 
 
+@lru_cache(maxsize=64)
+def _reached(counts: tuple[float, ...]) -> list[tuple[Array, Array]]:
+    """Return the moments of rows of these many scores over a grid of variances."""
+    return [moments(root * root, np.asarray(counts)) for root in ROOTS]
+
+
 def kept_share(square: Array, n: Array) -> Array:
     """Return E[Σa² − 2Σa³ + (Σa²)²] / Σ E[a²] for a row with Σ E[a²] = `square`.
 
@@ -81,7 +91,7 @@ def kept_share(square: Array, n: Array) -> Array:
     flat_n, flat = np.broadcast_to(n, shape).ravel(), np.broadcast_to(square, shape).ravel()
     counts, where = np.unique(np.round(flat_n, 3), return_inverse=True)
     result = np.empty(flat.size)
-    reached = [moments(root * root, np.maximum(counts, 1.0)) for root in ROOTS]
+    reached = _reached(tuple(np.maximum(counts, 1.0)))
     for k, count in enumerate(counts):
         x = np.array([1.0 / max(count, 1.0), *[float(r[0][k]) for r in reached]])
         y = np.array([1.0 - 1.0 / max(count, 1.0), *[float(r[1][k] / r[0][k]) for r in reached]])

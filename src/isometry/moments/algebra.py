@@ -55,7 +55,12 @@ def independent(shape: Iterable[int], values: Array) -> Moments:
     count = sum(len(d) for d in dims)
     rho = np.zeros([2] * count)
     rho[(0,) * count] = 1.0
-    return from_values(dims, rho, values.reshape([1] * count + [-1]))
+    mean = np.full([1] * count, latents.mean(values))
+    table = np.full([2] * count, mean.reshape(-1)[0] ** 2)
+    table[(0,) * count] = latents.mean(values * values)
+    axes = tuple(a for d in dims for a in d)
+    factor = new_factor(axes, rho, values.reshape([1] * count + [-1]), table)
+    return Moments(dims, (Term(np.ones([1] * count), (factor,)),), table, mean)
 
 
 def normal(shape: Iterable[int], mean: float = 0.0, std: float = 1.0) -> Moments:
@@ -72,8 +77,9 @@ def from_values(dims: Dims, rho: Array, values: Array) -> Moments:
 def new_factor(axes: tuple[Axis, ...], rho: Array, values: Array, table: Array | None = None) -> Factor:
     """Return f(z) of a new latent; along axes where neither rho nor values vary it is constant."""
     labels: tuple[Label, ...] = tuple(Run(k, 1, 0) if n > 1 else None for k, n in enumerate(rho.shape))
-    made = Factor(latents.fresh(), labels, rho, values, rho)
-    return replace(made, table=dual(made.values, made.values, made.rho, axes) if table is None else table)
+    return Factor(
+        latents.fresh(), labels, rho, values, dual(values, values, rho, axes) if table is None else table
+    )
 
 
 def gaussian(dims: Dims, table: Array, mean: Array) -> Moments:
@@ -420,8 +426,7 @@ def _lattice(count: int, points: int = 4001) -> tuple[tuple[Index, Array], ...]:
 
 def changed(factor: Factor, values: Array, axes: tuple[Axis, ...]) -> Factor:
     """Return another function of the same variable."""
-    made = replace(factor, values=values)
-    return replace(made, table=dual(made.values, made.values, made.rho, axes))
+    return replace(factor, values=values, table=dual(values, values, factor.rho, axes))
 
 
 def apply(m: Moments, fn: Callable[[Array], Array]) -> Moments:

@@ -52,6 +52,12 @@ def pair_counts(axis: Axis) -> Array:
 
 
 @lru_cache(maxsize=4096)
+def shares(axis: Axis) -> Array:
+    """Return the share of an axis's entries that lies in each block."""
+    return np.asarray(axis, dtype=np.float64) / size(axis)
+
+
+@lru_cache(maxsize=4096)
 def sides(axis: Axis) -> tuple[Index, Index]:
     """Return for each pair class the block of its first and of its second entry."""
     b = len(axis)

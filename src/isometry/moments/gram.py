@@ -33,7 +33,7 @@ def images(m: Moments, summed: Sequence[int], other: Moments) -> tuple[Part, ...
 
     Those that m's rows are images of already; or, where `other` has independent entries, those of m itself.
     """
-    handed = tuple(p for p in lineage.grams_of(m.terms) if all(p.labels[k] is None for k in summed))
+    handed = tuple(p for p in lineage.marks_of(m.terms) if all(p.labels[k] is None for k in summed))
     if not _white(other):
         return handed
     main = max(
@@ -77,7 +77,7 @@ def _white(m: Moments) -> bool:
 def _itself(m: Moments, features: Sequence[int], other: Moments) -> tuple[Part, ...]:
     """Return m as an image of itself, where another tensor shares the inner products of its rows."""
     factors = {f.latent: f for t in m.terms for f in t.factors}
-    for part in lineage.grams_of(other.terms):
+    for part in lineage.marks_of(other.terms):
         gram = part.latent
         factor = factors.get(gram.origin) if isinstance(gram, Gram) else None
         if isinstance(gram, Gram) and factor and tuple(factor.labels[k] for k in features) == gram.features:
@@ -149,8 +149,9 @@ def shared(
         through: Σ_s of the product of two block arrays.
     """
     total: Array | None = None
-    for p in (*lineage.grams_of(a.terms), *_itself(a, in_a[1], b)):
-        for q in (*lineage.grams_of(b.terms), *_itself(b, in_b[1], a)):
+    theirs = (*lineage.marks_of(b.terms), *_itself(b, in_b[1], a))
+    for p in (*lineage.marks_of(a.terms), *_itself(a, in_a[1], b)):
+        for q in theirs:
             same = [p.labels[i] == q.labels[j] for k in (0, 2) for i, j in zip(in_a[k], in_b[k], strict=True)]
             along = any(p.labels[i] is not None for i in in_a[2])
             if not isinstance(p.latent, Gram) or p.latent != q.latent or not along or not all(same):

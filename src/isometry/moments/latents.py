@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from itertools import count
+from math import prod
 
 import numpy as np
 import torch
@@ -73,6 +74,10 @@ def mehler(products: Array, rho: Array) -> Array:
     top = int(above[-1]) if above.size else 0
     if top == 0:
         return np.broadcast_to(products[..., 0], np.broadcast_shapes(products.shape[:-1], rho.shape))
+    shape = np.broadcast_shapes(products.shape[:-1], rho.shape)
+    if prod(shape) <= 256:  # a small table: one call for all powers
+        powers = np.multiply.accumulate(np.broadcast_to(rho[..., None], (*rho.shape, top)), axis=-1)
+        return np.asarray(products[..., 0] + (products[..., 1 : top + 1] * powers).sum(-1))
     result = products[..., top] * rho
     for k in range(top - 1, 0, -1):
         result += products[..., k]

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -80,6 +81,12 @@ def parts_of(terms: Sequence[Term], std: Array | None = None) -> tuple[Part, ...
     return (*ranked[:MAX_PARTS], *grams_of(terms, std))
 
 
+@lru_cache(maxsize=256)
+def marks_of(terms: tuple[Term, ...]) -> tuple[Part, ...]:
+    """Return `grams_of` the terms of one record, which a contraction asks for several times."""
+    return grams_of(terms)
+
+
 def grams_of(terms: Sequence[Term], std: Array | None = None) -> tuple[Part, ...]:
     """Return the inner products that a sum of terms shares with others.
 
@@ -117,7 +124,7 @@ def _kept_between(other: Factor, part: Part) -> tuple[Array, Part]:
     than half in common, rows are noted to be no longer images under one matrix.
     """
     labelled = [k for k, label in enumerate(part.labels) if label is not None]
-    square = latents.mean(other.values**2)
+    square = other.square
     result = square
     for k in (k for k in labelled if other.table.shape[k] > 1):
         between = _between(other.table, k)
@@ -130,11 +137,11 @@ def _kept_between(other: Factor, part: Part) -> tuple[Array, Part]:
 
 def _between(table: Array, position: int) -> Array:
     """Return a pair array's entries for pairs that differ on one axis alone, within a block."""
-    picks = []
+    at = []
     for k, n in enumerate(table.shape):
         b = round(((4 * n + 1) ** 0.5 - 1) / 2) if n > 1 else 1
-        picks.append([b + b * j + j for j in range(b)] if k == position else list(range(b)))
-    return table[np.ix_(*picks)]
+        at.append(slice(b, None, b + 1) if k == position else slice(b))
+    return table[tuple(at)]
 
 
 def summed(parts: Sequence[Part], positions: Sequence[int], axes: tuple[Axis, ...]) -> tuple[Part, ...]:
@@ -189,7 +196,7 @@ def given(factor: Factor, phi: Array) -> Array:
     form, alpha = form_of(factor), factor.slope
     centred_form = form - latents.mean(form)[..., None]
     rest = factor.values - factor.mean[..., None] - alpha[..., None] * centred_form
-    if float(latents.mean(rest**2).max()) <= 1e-9 * float(latents.mean(factor.values**2).max()):
+    if float(latents.mean(rest**2).max()) <= 1e-9 * float(factor.square.max()):
         return np.asarray(alpha[..., None] * phi)
     expected = surface(factor, phi) @ latents.WEIGHTS
     return np.asarray(expected - latents.mean(expected)[..., None])

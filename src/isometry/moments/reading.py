@@ -8,7 +8,6 @@ import numpy as np
 
 from isometry.moments import latents
 from isometry.moments import record as rec
-from isometry.moments import regrouping as reg
 from isometry.moments.axes import Array
 from isometry.moments.record import Moments
 from isometry.profile import Stats
@@ -34,9 +33,7 @@ def stats_of(m: Moments, *, samples: int = 0, scatter: float | None = None) -> S
         mean = 0.0
     cosine = None
     if len(m.dims) > 1 and samples < len(m.dims) and m.dims[samples] and square > 0:
-        single = reg.single_axis(m, samples)
-        position = single.positions(samples)[0]
-        cosine = rec.average_differ(single.table, single.axes, position) / square
+        cosine = rec.average_differ(m.table, m.axes, m.positions(samples)) / square
     return Stats(
         mean=mean,
         std=float(np.sqrt(max(square - mean**2, 0.0))),
@@ -49,6 +46,8 @@ def stats_of(m: Moments, *, samples: int = 0, scatter: float | None = None) -> S
 
 def zeros_of(m: Moments) -> float:
     """Return the share of exact zeros: of a product where a factor vanishes, of a sum where all terms do."""
+    if not any(not t.coef.all() or any(_may_vanish(f.values) for f in t.factors) for t in m.terms):
+        return 0.0
     share: Any = 1.0
     for term in m.terms:
         present: Any = (term.coef != 0).astype(float)
@@ -58,6 +57,11 @@ def zeros_of(m: Moments) -> float:
     blocks = np.asarray(share)
     blocks = blocks.reshape([1] * (len(m.axes) - blocks.ndim) + list(blocks.shape))
     return float(np.clip(rec.average(blocks, m.axes), 0.0, 1.0))
+
+
+def _may_vanish(values: Array) -> bool:
+    """Return whether a function of a latent is zero, or level, at any node; few are."""
+    return not values.all() or bool((values[..., 1:] == values[..., :-1]).any())
 
 
 def _is_zero(values: Array) -> Array:

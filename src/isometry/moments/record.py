@@ -22,6 +22,7 @@ Records are immutable, and every function here is pure: Moments in, Moments out.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -132,6 +133,11 @@ class Factor:
         return latents.mean(self.values)
 
     @cached_property
+    def square(self) -> Array:
+        """E[f(z)²], a block array."""
+        return latents.mean(self.values**2)
+
+    @cached_property
     def slope(self) -> Array:
         """cov(f, form)/var(form), a block array."""
         form = latents.NODES.reshape([1] * (self.values.ndim - 1) + [-1]) if self.form is None else self.form
@@ -164,12 +170,12 @@ class Moments:
     table: Array
     mean: Array
 
-    @property
+    @cached_property
     def axes(self) -> tuple[Axis, ...]:
         """All axes in order."""
-        return tuple(axis for dim in self.dims for axis in dim)
+        return tuple([axis for dim in self.dims for axis in dim])
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, ...]:
         """The tensor's shape."""
         return tuple(prod(ax.size(axis) for axis in dim) for dim in self.dims)
@@ -195,15 +201,13 @@ class Moments:
 
 def diagonal(table: Array, axes: tuple[Axis, ...]) -> Array:
     """Return a pair array's entries for an entry paired with itself, as a block array."""
-    return table[
-        tuple(slice(0, len(a)) if n > 1 else slice(None) for a, n in zip(axes, table.shape, strict=True))
-    ]
+    return table[tuple([slice(len(a)) for a in axes])]
 
 
 def _side(blocks: Array, axes: tuple[Axis, ...], side: int) -> Array:
-    for position, axis in enumerate(axes):
-        if blocks.shape[position] > 1:
-            blocks = np.take(blocks, ax.sides(axis)[side], axis=position)
+    for position, n in enumerate(blocks.shape[: len(axes)]):
+        if n > 1:
+            blocks = blocks.take(ax.sides(axes[position])[side], axis=position)
     return blocks
 
 
@@ -254,19 +258,27 @@ def mirror(table: Array, axes: tuple[Axis, ...]) -> Array:
 def average(blocks: Array, axes: tuple[Axis, ...]) -> float:
     """Return the mean of a block array over all entries."""
     for axis in axes:
-        weights = np.asarray(axis, dtype=np.float64) / ax.size(axis)
-        blocks = blocks.mean(0) if blocks.shape[0] == 1 else np.tensordot(weights, blocks, axes=(0, 0))
+        blocks = blocks[0] if blocks.shape[0] == 1 else (blocks.T @ ax.shares(axis)).T
     return float(blocks)
 
 
-def average_differ(table: Array, axes: tuple[Axis, ...], position: int) -> float:
-    """Return the mean of a pair array over pairs that differ on one axis and agree on all others."""
+def average_differ(table: Array, axes: tuple[Axis, ...], positions: Sequence[int]) -> float:
+    """Return the mean of a pair array over pairs that differ on some of the axes given and agree on the others.
+
+    The pairs that agree everywhere are taken off those that are free on the axes given.
+    """
+    free, same, pairs, entries = table, table, 1.0, 1.0
     for k, axis in reversed(list(enumerate(axes))):
-        counts = ax.pair_counts(axis) * (
-            1.0 - ax.same_classes(axis) if k == position else ax.same_classes(axis)
+        n = float(ax.size(axis))
+        own = _last(same, ax.pair_counts(axis) * ax.same_classes(axis))
+        free = (
+            _last(free, ax.pair_counts(axis))
+            if k in positions
+            else _last(free, ax.pair_counts(axis) * ax.same_classes(axis))
         )
-        weights = counts / max(counts.sum(), 1.0)
-        table = np.asarray(
-            table.take(0, axis=k) if table.shape[k] == 1 else np.tensordot(table, weights, axes=(k, 0))
-        )
-    return float(np.asarray(table))
+        same, pairs, entries = own, pairs * (n * n if k in positions else n), entries * n
+    return float(free - same) / max(pairs - entries, 1.0)
+
+
+def _last(table: Array, weights: Array) -> Array:
+    return table[..., 0] * weights.sum() if table.shape[-1] == 1 else table @ weights

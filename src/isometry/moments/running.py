@@ -26,7 +26,7 @@ class Ran:
 
     def run(self, func: Any, args: Any, kwargs: dict[str, Any], real: Real) -> Any:
         """Return func's outputs, as `run` does."""
-        if not _makes_new(func):
+        if not _answers_to_shapes(func):
             return run(func, args, kwargs, real)
         try:
             key = (func, _likeness(args), _likeness(kwargs) if kwargs else ())
@@ -34,18 +34,26 @@ class Ran:
         except TypeError:  # an argument that cannot be a key, or a tensor that is not on meta
             return run(func, args, kwargs, real)
         if template is not None:
-            return _empty(template)
+            return args[0] if template is _WRITTEN else _empty(template)
         out = run(func, args, kwargs, real)
-        if _is_new(out, (args, kwargs)):
+        if func._schema.is_mutable:
+            if args and out is args[0] and _likeness(out) == key[1][0]:
+                self._made[key] = _WRITTEN
+        elif _is_new(out, (args, kwargs)):
             self._made[key] = mapped(out, _like)
         return out
 
 
+_WRITTEN = object()  # the first argument is written in place and returned
+
+
 @lru_cache(maxsize=4096)
-def _makes_new(func: Any) -> bool:
-    """Return whether an operation's outputs are new tensors, whose shape no values can decide."""
+def _answers_to_shapes(func: Any) -> bool:
+    """Return whether an operation makes new tensors or writes to its first, and no values decide how."""
     valued = ("masked_select", "nonzero", "index", "_grouped_mm", "repeat_interleave")
-    return not (func.is_view or func._schema.is_mutable or name_of(func) in valued)
+    if func.is_view or name_of(func) in valued:
+        return False
+    return not func._schema.is_mutable or len(func._schema.returns) == 1
 
 
 class _Like(NamedTuple):
@@ -60,7 +68,7 @@ def _like(tensor: Tensor) -> _Like:
     return _Like(tensor.shape, tensor.stride(), tensor.dtype)
 
 
-def _likeness(tree: Any) -> object:
+def _likeness(tree: Any) -> Any:
     """Return what a meta kernel sees of its arguments; TypeError where a tensor is not on meta."""
     if isinstance(tree, Tensor):
         if not tree.is_meta or tree.dtype.is_complex:

@@ -22,7 +22,7 @@ Reference: Hanin & Nica 2018 (products of random matrices in finite networks).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from math import prod, sqrt
@@ -55,6 +55,7 @@ _MIXES = (
     "embedding",
 )
 _NORMS = ("native_layer_norm", "native_batch_norm", "native_group_norm", "instance_norm", "_fused_rms_norm")
+_REORDERS = ("t", "transpose", "permute", "unsqueeze", "squeeze", "expand", "clone", "detach", "alias")
 _RESETS = ("_softmax", "_safe_softmax", "_log_softmax", "bernoulli", "bernoulli_", "normal_", "uniform_")
 
 
@@ -73,6 +74,7 @@ class Spread:
     def __init__(self) -> None:
         self._scales: WeakKeyDictionary[Moments, Scale] = WeakKeyDictionary()
         self._locals: WeakKeyDictionary[Moments, float] = WeakKeyDictionary()
+        self._sources: WeakKeyDictionary[Moments, Moments] = WeakKeyDictionary()
 
     def begin(self, m: Moments) -> None:
         """Let a record vary: an input that is drawn, a gradient that is seeded."""
@@ -89,12 +91,13 @@ class Spread:
     def local(self, m: Moments) -> float:
         """Return the relative variance of the mean square of a record's entries at a given scale."""
         if m not in self._locals:
-            self._locals[m] = local_variance(m)
+            whole = self._sources.get(m)
+            self._locals[m] = local_variance(m) if whole is None else self.local(whole)
         return self._locals[m]
 
     def follow(self, op: str, arguments: Any, results: Sequence[Any]) -> None:
         """Give an operation's outputs their scales."""
-        inputs = list(_records(arguments))
+        inputs = _records(arguments)
         varying = [m for m in inputs if m in self._scales]
         mixes = op.startswith(_MIXES)
         for position, out in enumerate(results):
@@ -111,7 +114,7 @@ class Spread:
             elif op in ("add", "sub", "rsub", "cat", "stack", "where"):
                 made = self._shared(inputs, out)
             elif len(inputs) == 1:
-                made = self._through(varying[0], out)
+                made = self._through(op, varying[0], out)
             else:
                 made = _summed([self._scales[m] for m in varying])
                 made.pinned = len(varying) == 1 and self._scales[varying[0]].pinned
@@ -157,18 +160,20 @@ class Spread:
                     answers[k] = answers.get(k, 0.0) + c * (square + cross) / whole
         return Scale(answers)
 
-    def _through(self, m: Moments, out: Moments) -> Scale:
+    def _through(self, op: str, m: Moments, out: Moments) -> Scale:
         """A function of one tensor: a view, a copy, or a pointwise function by its elasticity."""
         scale = self._scales[m]
         by = elasticity(m, out)
+        if op in _REORDERS or out.table is m.table:
+            self._sources[out] = m
         if by == 1.0:
             return Scale(scale.answers, scale.pinned, scale.source)
         return Scale({k: by * c for k, c in scale.answers.items()})
 
 
 def _summed(scales: list[Scale]) -> Scale:
-    answers: dict[int, float] = {}
-    for scale in scales:
+    answers = dict(scales[0].answers) if scales else {}
+    for scale in scales[1:]:
         for k, c in scale.answers.items():
             answers[k] = answers.get(k, 0.0) + c
     return Scale(answers)
@@ -182,20 +187,18 @@ def _pruned(scale: Scale) -> Scale:
     return scale
 
 
-def _records(tree: Any) -> Iterator[Moments]:
+def _records(tree: Any) -> list[Moments]:
     if isinstance(tree, Moments):
-        yield tree
-    elif isinstance(tree, list | tuple):
-        for item in tree:
-            yield from _records(item)
-    elif isinstance(tree, dict):
-        yield from _records(list(tree.values()))
-    elif hasattr(tree, "random"):  # scores with a known mask beside them
-        yield tree.random
+        return [tree]
+    if isinstance(tree, list | tuple):
+        return [m for item in tree if not isinstance(item, int | float) for m in _records(item)]
+    if isinstance(tree, dict):
+        return _records(list(tree.values())) if tree else []
+    return [tree.random] if hasattr(tree, "random") else []  # scores with a known mask beside them
 
 
 def _size(m: Moments) -> float:
-    return float(prod(ax.size(axis) for dim in m.dims for axis in dim))
+    return float(prod(m.shape))
 
 
 def _total(m: Moments) -> float:
@@ -250,7 +253,7 @@ def _pair_total(table: Array, m: Moments) -> float:
     """The sum of a pair array over all pairs of entries."""
     for axis in reversed(m.axes):
         counts = ax.pair_counts(axis)
-        table = table[..., 0] * counts.sum() if table.shape[-1] == 1 else table @ counts
+        table = table[..., 0] * float(ax.size(axis)) ** 2 if table.shape[-1] == 1 else table @ counts
     return float(table)
 
 

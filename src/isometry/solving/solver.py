@@ -24,7 +24,6 @@ from isometry.flow.graph import Node, Ref
 from isometry.flow.roles import Role, Roles
 from isometry.moments import algebra as alg
 from isometry.moments import record as rec
-from isometry.moments import regrouping as reg
 from isometry.moments.record import Moments
 from isometry.moments.rules.base import Shifted
 from isometry.moments.rules.pointwise import as_moments
@@ -255,7 +254,5 @@ def _varying(m: Moments) -> float | None:
     """Return the standard deviation along the last dim: √(E[x²] − E[x x′]), x and x′ two of its entries."""
     if not m.dims or not m.dims[-1]:
         return None
-    single = reg.single_axis(m, len(m.dims) - 1)
-    (position,) = single.positions(len(m.dims) - 1)
-    differ = rec.average_differ(single.table, single.axes, position)
+    differ = rec.average_differ(m.table, m.axes, m.positions(-1))
     return math.sqrt(max(rec.average(m.square, m.axes) - differ, 0.0))

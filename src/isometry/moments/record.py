@@ -263,7 +263,7 @@ def average(blocks: Array, axes: tuple[Axis, ...]) -> float:
 
 
 def average_differ(table: Array, axes: tuple[Axis, ...], positions: Sequence[int]) -> float:
-    """Return the mean of a pair array over pairs that differ on some of the axes given and agree on the others.
+    """Return the mean of a pair array over pairs that differ on some of the axes given and agree elsewhere.
 
     The pairs that agree everywhere are taken off those that are free on the axes given.
     """

@@ -106,7 +106,7 @@ def _told(m: Moments) -> Figures:
     result = {"square": rec.average(m.square, m.axes)}
     if len(m.dims) > 1 and m.dims[0]:
         single = reg.single_axis(m, 0)
-        result["pairs"] = rec.average_differ(single.table, single.axes, 0)
+        result["pairs"] = rec.average_differ(single.table, single.axes, (0,))
     return result
 
 

@@ -122,10 +122,10 @@ def test_small_known_tensors_stay_real():
 def test_values_that_are_no_draw_keep_their_pattern():
     rows = torch.arange(1.0, 17.0).log().repeat(32, 1)
     structured, random = of_values(nn.Parameter(rows)), of_values(nn.Parameter(torch.randn(32, 16)))
-    assert rec.average_differ(structured.table, structured.axes, 0) == pytest.approx(
+    assert rec.average_differ(structured.table, structured.axes, (0,)) == pytest.approx(
         float(rows.square().mean())
     )
-    assert rec.average_differ(random.table, random.axes, 0) == pytest.approx(0.0, abs=0.05)
+    assert rec.average_differ(random.table, random.axes, (0,)) == pytest.approx(0.0, abs=0.05)
 
 
 def test_transformers_own_initialisers_are_recorded(monkeypatch):

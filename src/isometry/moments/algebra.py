@@ -150,12 +150,12 @@ def _cross(a: Term, b: Term, axes: tuple[Axis, ...]) -> Array | None:
         if related is not None:
             keys.pop(related[0].key)
             result = result * (related[1] + outer(factor.mean, related[0].mean, axes))
-        elif not np.abs(factor.mean).max() > 1e-12 * np.sqrt(np.abs(factor.table).max()):
+        elif factor.centred:
             return None
         else:
             result = result * first(factor.mean, axes)
     for factor in keys.values():
-        if not np.abs(factor.mean).max() > 1e-12 * np.sqrt(np.abs(factor.table).max()):
+        if factor.centred:
             return None
         result = result * second(factor.mean, axes)
     return result

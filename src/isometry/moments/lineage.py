@@ -123,16 +123,24 @@ def _kept_between(other: Factor, part: Part) -> tuple[Array, Part]:
     Rows run along the last axis that the part has a label for. Along the others, where the variable has less
     than half in common, rows are noted to be no longer images under one matrix.
     """
-    labelled = [k for k, label in enumerate(part.labels) if label is not None]
-    square = other.square
-    result = square
-    for k in (k for k in labelled if other.table.shape[k] > 1):
-        between = _between(other.table, k)
-        if k == labelled[-1]:
-            result = np.clip(between, 0.0, None)
-        elif float(np.mean(between)) < 0.5 * float(np.mean(square)):
-            part = replace(part, gone=(*part.gone, part.labels[k]))
+    labelled = tuple([k for k, label in enumerate(part.labels) if label is not None])
+    result, apart = _common(other, labelled)
+    if apart:
+        part = replace(part, gone=(*part.gone, *(part.labels[k] for k in apart)))
     return result, part
+
+
+@lru_cache(maxsize=512)
+def _common(factor: Factor, rows: tuple[int, ...]) -> tuple[Array, tuple[int, ...]]:
+    """Return E[f f′] along the last of the axes given, and along which others less than half is in common."""
+    result, apart = factor.square, []
+    for k in (k for k in rows if factor.table.shape[k] > 1):
+        between = _between(factor.table, k)
+        if k == rows[-1]:
+            result = np.clip(between, 0.0, None)
+        elif float(np.mean(between)) < 0.5 * float(np.mean(factor.square)):
+            apart.append(k)
+    return result, tuple(apart)
 
 
 def _between(table: Array, position: int) -> Array:
@@ -220,12 +228,21 @@ def surface(factor: Factor, phi: Array) -> Array:
 
 def covariance(f: Factor, g: Factor, axes: tuple[Axis, ...]) -> Array | None:
     """Return cov(f(z), g(z′)) by pair class for two different variables; None where they are not related."""
+    if not _related(f, g):
+        return None
     for child, parent, turned in ((f, g, False), (g, f, True)):
         parts = [p for p in child.parts if _meets(p, parent)]
         if parts:
             found = _from_parts(child, parts, parent, axes)
             return mirror(found, axes) if turned else found
     return _siblings(f, g, axes)
+
+
+def _related(f: Factor, g: Factor) -> bool:
+    """Return whether one variable may be a part of the other, or both have a part in common."""
+    if g.latent in f.ancestors or f.latent in g.ancestors:
+        return True
+    return not f.plain.keys().isdisjoint(g.plain)
 
 
 def _meets(part: Part, factor: Factor) -> bool:
@@ -263,12 +280,7 @@ def _siblings(f: Factor, g: Factor, axes: tuple[Axis, ...]) -> Array | None:
 
     The ancestor's correlations are taken as the mean of both.
     """
-    theirs = {p.key: p for p in g.parts}
-    common = [
-        (p, theirs[p.key])
-        for p in f.parts
-        if p.key in theirs and not p.gone and not isinstance(p.latent, Gram | Keys)
-    ]
+    common = [(p, g.plain[key]) for key, p in f.plain.items() if key in g.plain]
     if not common:
         return None
     p, q = max(common, key=lambda pair: float(latents.mean(pair[0].values ** 2).max()))
@@ -283,6 +295,8 @@ def link(f: Factor, g: Factor, axes: tuple[Axis, ...]) -> tuple[Factor, Factor, 
 
     Where the one is no plain part of the other, φ is linear with the variables' covariance.
     """
+    if not _related(f, g):
+        return None
     for child, parent in ((f, g), (g, f)):
         plain = [p for p in child.parts if _meets(p, parent)]
         if len(plain) == 1 and not plain[0].gone:

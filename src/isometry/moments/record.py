@@ -106,7 +106,7 @@ class Part:
     gone: tuple[Label, ...]
     values: Array
 
-    @property
+    @cached_property
     def key(self) -> tuple[object, tuple[Label, ...], tuple[Label, ...]]:
         """What identifies the variable and how it was summed."""
         return self.latent, self.labels, self.gone
@@ -147,10 +147,25 @@ class Factor:
         shape = np.broadcast_shapes(covariance.shape, variance.shape)
         return np.asarray(np.divide(covariance, variance, out=np.zeros(shape), where=variance > 0))
 
-    @property
+    @cached_property
     def key(self) -> tuple[object, tuple[Label, ...]]:
         """What identifies the variable."""
         return self.latent, self.labels
+
+    @cached_property
+    def centred(self) -> bool:
+        """Whether the mean is nothing but rounding."""
+        return not np.abs(self.mean).max() > 1e-12 * np.sqrt(np.abs(self.table).max())
+
+    @cached_property
+    def ancestors(self) -> frozenset[object]:
+        """The latents that the parts speak of."""
+        return frozenset(p.latent for p in self.parts)
+
+    @cached_property
+    def plain(self) -> dict[object, Part]:
+        """The parts that are functions of one entry of a variable."""
+        return {p.key: p for p in self.parts if not p.gone and not isinstance(p.latent, Gram | Keys)}
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from isometry.errors import ModelError
@@ -18,6 +19,8 @@ _UNDOING = frozenset(["rsqrt", "sqrt", "reciprocal", "div", "pow"])
 PARTS = frozenset(
     ["slice", "split", "split_with_sizes", "chunk", "unbind", "select", "unsafe_split", "index", "narrow"]
 )
+_RUN = frozenset(["neg", "masked_fill", "where"])  # linear, but no view
+_FILLED = frozenset(["zeros_like", "ones_like", "full_like"])
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ def cone_of(flow: Flow, source: Node) -> Cone:
     seen = set(waiting)
     while waiting:
         node = flow.nodes[heapq.heappop(waiting)]
-        if not node.signal:
+        if not (node.signal or node.follows):
             continue
         if _joins(flow, node, inside):
             inside.add(node.index)
@@ -78,8 +81,9 @@ def cone_of(flow: Flow, source: Node) -> Cone:
                 if i not in seen:
                     seen.add(i)
                     heapq.heappush(waiting, i)
-        else:
-            exits += [Exit(i, node.index) for i in dict.fromkeys(node.inputs) if i in inside]
+        elif node.signal:
+            read = (i for i in dict.fromkeys(node.inputs) if flow.nodes[i].signal)
+            exits += [Exit(i, node.index) for i in read if i in inside]
     order = [flow.nodes[i] for i in sorted(inside) if i != source.index]
     return Cone(
         source=source.index,
@@ -94,14 +98,19 @@ def cone_of(flow: Flow, source: Node) -> Cone:
 
 
 def _joins(flow: Flow, node: Node, inside: set[int]) -> bool:
-    if any(s.index not in inside for s in flow.signals(node)):
+    if any(s.index not in inside for s in flow.sources(node)):
         return False
     return node.pointwise or node.op in LINEAR or node.op in _MERGING or node.op in REDUCTION
 
 
 def _bends(flow: Flow, node: Node) -> bool:
     """Return whether a node is a pointwise function and not a linear one."""
-    return node.pointwise and not flow.transparent(node) and node.op not in ("add", "sub", "rsub")
+    return (
+        node.signal
+        and node.pointwise
+        and not flow.transparent(node)
+        and node.op not in ("add", "sub", "rsub")
+    )
 
 
 def _normalises(flow: Flow, order: list[Node]) -> bool:
@@ -143,7 +152,7 @@ def replayed(flow: Flow, start: Node, end: Node) -> Callable[[Tensor], Tensor]:
         if i not in inside:
             raise ModelError(f"node {end.op} is no pointwise function of {start.op}")
         needed.add(i)
-        waiting += [s.index for s in flow.signals(flow.nodes[i])]
+        waiting += [s.index for s in flow.sources(flow.nodes[i])]
     steps = [flow.nodes[i] for i in sorted(needed) if i != start.index]
     for node in steps:
         if node.op in REDUCTION or node.op in _MERGING or "pool" in node.op:
@@ -152,15 +161,29 @@ def replayed(flow: Flow, start: Node, end: Node) -> Callable[[Tensor], Tensor]:
     def function(x: Tensor) -> Tensor:
         known = {start.index: x}
         for node in steps:
-            if node.op in LINEAR and node.op not in ("neg", "masked_fill", "where"):
+            if node.op in LINEAR and node.op not in _RUN and flow.signals(node):
                 known[node.index] = known[flow.signals(node)[0].index]
                 continue
+            for i in node.inputs:
+                if i not in known and (constant := _constant(flow, flow.nodes[i], x)) is not None:
+                    known[i] = constant
             args, kwargs = mapped_refs((node.args, node.kwargs), known)
+            kwargs.pop("device", None)  # that of the recorded run
             out = node.func(*args, **kwargs)
             known[node.index] = out if isinstance(out, Tensor) else out[node.slot]
         return known[end.index]
 
     return function
+
+
+def _constant(flow: Flow, node: Node, x: Tensor) -> Tensor | None:
+    """Return a constant that an activation was written with, in the type of its argument, if it is known."""
+    while node.op in LINEAR and len(node.inputs) == 1:
+        node = flow.nodes[node.inputs[0]]
+    if node.op in _FILLED:
+        made: Tensor = node.func(x, *node.args[1:])
+        return made
+    return None if node.value is None else torch.tensor(node.value, dtype=x.dtype)
 
 
 def mapped_refs(tree: Any, known: dict[int, Tensor]) -> Any:

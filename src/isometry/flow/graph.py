@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from isometry.hooks import tensors_in as returned
 from isometry.moments.aliasing import Key, disjoint, key_of
 from isometry.moments.calls import functional, mapped, tensors_in
 
@@ -133,6 +134,7 @@ CONTRACTION = frozenset(
         "_grouped_mm",
         "mkldnn_convolution",
         "cudnn_convolution",
+        "_trilinear",
     ]
 )
 NORM = frozenset(
@@ -171,6 +173,8 @@ BLANK = frozenset(
 )
 # Pointwise functions without PyTorch's tag.
 UNTAGGED = frozenset(["hardswish", "log_sigmoid_forward"])
+# What these read beside a signal tells which of its entries they take, or where they put them.
+CHOOSING = frozenset(["index", "gather", "index_select", "index_put", "index_add", "scatter_add", "scatter"])
 SOFTMAX = frozenset(["_softmax", "_safe_softmax", "softmax"])
 REDUCTION = frozenset(["mean", "sum", "var", "std", "var_mean", "linalg_vector_norm", "norm", "amax"])
 
@@ -197,10 +201,14 @@ class Node:
         args: Its arguments, tensors as `Ref`.
         kwargs: Likewise, by name.
         inputs: The nodes it read, in order.
-        signal: Whether it depends on the inputs' values, or on rows looked up in a table.
+        signal: Whether it holds floats that depend on the inputs' values, or on rows looked up in a table.
+        follows: Whether it is computed from signals by way of integers or truth values alone: a comparison,
+            a choice of entries.
+        ids: Whether it is computed from integers that the model is given.
         parameters: Indices of the parameter leaves that it is computed from, where it is no signal.
         name: A parameter's canonical name.
         floating: Whether it holds floats.
+        value: The number that a constant holds, where it is known and one.
     """
 
     index: int
@@ -214,9 +222,12 @@ class Node:
     kwargs: dict[str, Any] = field(default_factory=dict)
     inputs: tuple[int, ...] = ()
     signal: bool = False
+    follows: bool = False
+    ids: bool = False
     parameters: frozenset[int] = frozenset()
     name: str = ""
     floating: bool = True
+    value: float | None = None
 
     @property
     def pointwise(self) -> bool:
@@ -233,16 +244,23 @@ class Flow:
         parameters: The leaf of each parameter by canonical first name.
         outputs: The nodes of the floating-point tensors that the model returned.
         consumers: Of each node, the nodes that read it.
+        norms: Whether a node is a norm, as far as it was asked.
     """
 
     nodes: list[Node]
     parameters: dict[str, int]
     outputs: tuple[int, ...] = ()
     consumers: list[list[int]] = field(default_factory=list)
+    norms: dict[int, bool] = field(default_factory=dict, repr=False)
 
     def signals(self, node: Node) -> list[Node]:
         """Return the inputs of a node that are signals, each once."""
         return [self.nodes[i] for i in dict.fromkeys(node.inputs) if self.nodes[i].signal]
+
+    def sources(self, node: Node) -> list[Node]:
+        """Return the inputs of a node that are signals or follow from signals, each once."""
+        read = (self.nodes[i] for i in dict.fromkeys(node.inputs))
+        return [n for n in read if n.signal or n.follows]
 
     def weight(self, node: Node) -> Node | None:
         """Return the input of a contraction that is computed from parameters alone; None for a product."""
@@ -262,11 +280,17 @@ class Flow:
         """Return whether a node hands its one signal on but for views, sums over entries, scales, offsets."""
         if not node.signal or len(self.signals(node)) != 1:
             return False
+        if node.op not in CHOOSING and any(self.nodes[i].follows for i in node.inputs):
+            return False
         if node.op in LINEAR or node.op in ADD or node.op == "cat":
             return True
         if node.op == "mul":
-            return True
-        return node.op == "div" and self.nodes[node.inputs[0]].signal
+            return sum(self.nodes[i].signal for i in node.inputs) == 1
+        return (
+            node.op == "div"
+            and self.nodes[node.inputs[0]].signal
+            and len(set(node.inputs)) == len(node.inputs)
+        )
 
     def upstream(self, node: Node) -> Iterator[Node]:
         """Yield a node and what lies before it through transparent nodes, nearest first."""
@@ -284,21 +308,28 @@ class Tracer:
         parameters: The twin's parameters by canonical first name.
         inputs: What the twin is called with.
         running: Tells the path of the module now running.
+        known: Tells the number that a tensor of one entry holds, if anybody knows.
     """
 
-    def __init__(self, parameters: Mapping[str, Tensor], inputs: Any, running: Any) -> None:
+    def __init__(
+        self,
+        parameters: Mapping[str, Tensor],
+        inputs: Any,
+        running: Callable[[], str],
+        known: Callable[[Tensor], float | None] = lambda _: None,
+    ) -> None:
         self.flow = Flow([], {})
-        self._running = running
+        self._running, self._value = running, known
         self._calls = 0
         self._known: dict[int, dict[Key, int]] = {}
         self._last: dict[int, int] = {}
         self._kept: list[Any] = []  # storages, so that no address is used again
         for name, parameter in parameters.items():
             node = self._leaf("parameter", parameter)
-            node.name, node.parameters = name, frozenset([node.index])
+            node.name = name
             self.flow.parameters[name] = node.index
         for tensor in tensors_in(inputs):
-            self._leaf("input", tensor).signal = tensor.is_floating_point() or tensor.is_complex()
+            self._leaf("input", tensor)
 
     def __call__(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         """Record one operation."""
@@ -309,13 +340,11 @@ class Tracer:
         refs = mapped((tuple(args), dict(kwargs)), lambda t: Ref(self._find(t)))
         inputs = tuple(r.node for r in _refs(refs))
         call, self._calls = self._calls, self._calls + 1
-        signal, parameters = self._kind(name, inputs)
         for slot, tensor in enumerate([args[0]] if written else list(tensors_in(out))):
             read = inputs
-            if written and (last := self._last.get(key_of(tensor)[0])) is not None:
-                read = (*inputs, *([last] if last not in inputs and self._covers(tensor) else []))
-                signal = signal or any(self.flow.nodes[i].signal for i in read)
-            floating = tensor.is_floating_point() or tensor.is_complex()
+            if written and (name == "copy" or name in BLANK):
+                read = inputs[1:]  # what was there before is gone
+            last = self._last.get(key_of(tensor)[0])
             node = Node(
                 index=len(self.flow.nodes),
                 op=name,
@@ -327,12 +356,12 @@ class Tracer:
                 args=refs[0],
                 kwargs=refs[1],
                 inputs=read,
-                signal=signal and floating,
-                parameters=frozenset() if signal else parameters,
-                floating=floating,
+                floating=_floats(tensor),
             )
             self.flow.nodes.append(node)
-            self._remember(tensor, node.index, written)
+            self._remember(tensor, node.index, written or "out" in kwargs)
+            if written and last is not None and self._partial(tensor):
+                self._merge(tensor, last, node)
 
     def finish(self, output: Any) -> Flow:
         """Return the graph once the model has run.
@@ -341,31 +370,33 @@ class Tracer:
             output: What the model returned.
 
         Returns:
-            The graph with its outputs and consumers.
+            The graph with its outputs and consumers; `origin.tell` says what its nodes are computed from.
         """
         flow = self.flow
-        found = [self._find(t) for t in tensors_in(output) if t.is_floating_point()]
-        flow.outputs = tuple(dict.fromkeys(i for i in found if flow.nodes[i].signal))
+        flow.outputs = tuple(dict.fromkeys(self._find(t) for t in returned(output) if _floats(t)))
         flow.consumers = [[] for _ in flow.nodes]
         for node in flow.nodes:
             for i in dict.fromkeys(node.inputs):
                 flow.consumers[i].append(node.index)
         return flow
 
-    def _kind(self, name: str, inputs: tuple[int, ...]) -> tuple[bool, frozenset[int]]:
-        nodes = [self.flow.nodes[i] for i in inputs]
-        parameters = frozenset[int]().union(*(n.parameters for n in nodes)) if nodes else frozenset()
-        if name in BLANK:
-            return False, frozenset()
-        signal = any(n.signal for n in nodes)
-        if parameters and (name == "embedding" or name.startswith("_embedding_bag")):
-            signal = True
-        if parameters and name in CONTRACTION:
-            signal = True
-        return signal, parameters
+    def _merge(self, tensor: Tensor, last: int, written: Node) -> None:
+        """Add the whole tensor of which a part was written."""
+        whole = Node(
+            index=len(self.flow.nodes),
+            op="slice_scatter",
+            shape=self.flow.nodes[last].shape,
+            module=written.module,
+            call=written.call,
+            slot=written.slot,
+            inputs=(last, written.index),
+            floating=written.floating,
+        )
+        self.flow.nodes.append(whole)
+        self._last[key_of(tensor)[0]] = whole.index
 
-    def _covers(self, tensor: Tensor) -> bool:
-        """Return whether a written tensor may be a part of its storage, the rest of which lives on."""
+    def _partial(self, tensor: Tensor) -> bool:
+        """Return whether a written tensor is a part of its storage, the rest of which lives on."""
         size = tensor.untyped_storage().nbytes() // max(tensor.element_size(), 1)
         return tensor.numel() != size
 
@@ -373,7 +404,8 @@ class Tracer:
         node = Node(
             len(self.flow.nodes), op, tuple(tensor.shape), self._running() if op == "constant" else ""
         )
-        node.floating = tensor.is_floating_point() or tensor.is_complex()
+        node.floating = _floats(tensor)
+        node.value = self._value(tensor) if op == "constant" and tensor.numel() == 1 else None
         self.flow.nodes.append(node)
         self._remember(tensor, node.index, False)
         return node
@@ -398,6 +430,10 @@ class Tracer:
         known[key] = index
         if written or key[0] not in self._last:
             self._last[key[0]] = index
+
+
+def _floats(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def _refs(tree: Any) -> Iterator[Ref]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import prod
 from typing import Literal
 
 import torch
@@ -15,13 +16,17 @@ from isometry.fans import Fans, known_fans
 from isometry.flow.attention import Attention, attentions_of
 from isometry.flow.cones import Cone, cone_of, mapped_refs
 from isometry.flow.fans_of_use import fans_of_use
-from isometry.flow.graph import ADD, CONTRACTION, LINEAR, MULTIPLY, NORM, SOFTMAX, Flow, Node
+from isometry.flow.graph import ADD, CONTRACTION, IDENTITY, LINEAR, MULTIPLY, NORM, SOFTMAX, Flow, Node
 from isometry.flow.streams import Residual, Streams, ends_of, is_norm, streams_of
 from isometry.parametrised import shape_of
 from isometry.sampling.places import Places
 
 Kind = Literal["weight", "bias", "scale", "embedding", "position", "token", "slope", "other", "unused"]
 Part = Literal["query", "key", "value", "attention output", "gate", "gated", "head", "input", "router"]
+
+_CHANCES = SOFTMAX | {"_log_softmax", "log_softmax"}
+_VIEWS = IDENTITY - {"native_dropout", "dropout", "roll"}
+_TOKENS = _VIEWS | {"cat", "stack", "where", "index_put", "slice_scatter", "copy", "select_scatter", "lerp"}
 
 # Where biases and scales stand among the arguments of torch's norms.
 _NORM_PLACES = {
@@ -152,17 +157,21 @@ def roles_of(model: nn.Module, flow: Flow) -> Roles:
     Returns:
         The roles.
     """
-    roles = Roles(flow, streams_of(flow), attentions_of(flow))
+    streams = streams_of(flow)
+    roles = Roles(flow, streams, attentions_of(flow, streams.residuals))
     ends: dict[int, Residual] = {}
-    for residual in roles.streams.residuals.values():
-        ends.update({n.index: residual for n in ends_of(flow, residual)})
+    for residual in streams.residuals.values():
+        for n in ends_of(flow, residual, streams.residuals):
+            ends.setdefault(n.index, residual)
+    branches, skips = _places_in_branches(streams)
+    leading = _leading_to_weights(flow)
     uses = _uses(flow)
     for role in _named(model, flow):
         role.uses = tuple(use for leaf in role.nodes for use in uses.get(leaf, []))
         role.kind = _kind(role)
         roles.by_name[role.name] = role
         if role.kind == "weight":
-            _describe_weight(roles, role)
+            _describe_weight(roles, role, leading)
         elif role.kind == "scale":
             role.neutral = _neutral(flow, role)
             read = role.uses[0].node
@@ -171,7 +180,11 @@ def roles_of(model: nn.Module, flow: Flow) -> Roles:
         for use in role.uses:
             if role.kind in ("weight", "scale") and use.node.index in ends and role.ends is None:
                 role.ends = ends[use.node.index]
-        _place_in_branch(roles, role)
+        for use in role.uses:
+            role.skips = skips.get(use.node.index, role.skips)
+            within = branches.get(use.node.index)
+            if within and (role.residual is None or len(within.depths) < len(role.residual.depths)):
+                role.residual, role.layer = within, within.depths[use.node.index]
     _attention_outputs(roles)
     return roles
 
@@ -230,15 +243,25 @@ def _uses(flow: Flow) -> dict[int, list[Use]]:
             kind = _use_kind(flow, node, operand)
             cone = cone_of(flow, node) if kind == "weight" else None
             for leaf in operand.parameters:
-                found.setdefault(leaf, []).append(Use(node, operand, kind, cone))
+                use = Use(node, operand, kind, cone)
+                if kind == "weight" and not _makes(flow, leaf, operand):
+                    use = Use(node, operand, "other")
+                found.setdefault(leaf, []).append(use)
     return found
+
+
+def _makes(flow: Flow, leaf: int, operand: Node) -> bool:
+    """Return whether a parameter is the weight, not what turns or updates a weight that is another one's."""
+    size = prod(operand.shape)
+    whole = [i for i in operand.parameters if prod(flow.nodes[i].shape) == size]
+    return not whole or leaf in whole
 
 
 def _use_kind(flow: Flow, node: Node, operand: Node) -> Kind:
     """Tell what an operation reads a parameter for."""
     if node.op in CONTRACTION:
         if operand in flow.operands(node):
-            return "weight"
+            return "weight" if flow.weight(node) is operand else "token"
         return "bias"
     if node.op.startswith(("embedding", "_embedding_bag")):
         return "embedding"
@@ -247,16 +270,18 @@ def _use_kind(flow: Flow, node: Node, operand: Node) -> Kind:
         position = next(
             (k for k, a in enumerate(node.args) if getattr(a, "node", None) == operand.index), places[0]
         )
+        if position == 0:
+            return "token"
         return "bias" if position == places[1] else "scale"
     if node.op in MULTIPLY:
         return "scale" if _plain(flow, operand) else "other"
     if node.op in ADD:
         return "bias" if _channels_only(operand) else "position"
-    if node.op in ("cat", "stack"):
+    if node.op in _TOKENS:
         return "token"
     if node.op in ("_prelu_kernel", "prelu"):
         return "slope"
-    return "embedding" if node.op in ("index", "index_select", "gather") else "other"
+    return "embedding" if node.op in ("index", "index_select", "gather", "take") else "other"
 
 
 def _plain(flow: Flow, operand: Node) -> bool:
@@ -314,7 +339,7 @@ def _along(flow: Flow, role: Role, use: Use, value: float) -> Tensor:
 # --- weights ------------------------------------------------------------------------------------------------
 
 
-def _describe_weight(roles: Roles, role: Role) -> None:
+def _describe_weight(roles: Roles, role: Role, leading: set[int]) -> None:
     flow = roles.flow
     use = next(u for u in role.uses if u.kind == "weight")
     known = known_fans(role.owner, role.leaf) if role.owner is not None and role.leaf else None
@@ -328,7 +353,7 @@ def _describe_weight(roles: Roles, role: Role) -> None:
         if u.cone is None:
             continue
         feeds.update(dict.fromkeys(_feeds(flow, u.cone)))
-        parts |= _parts(roles, u)
+        parts |= _parts(roles, u, leading)
     role.feeds, role.parts = tuple(feeds), frozenset(parts)
 
 
@@ -363,7 +388,7 @@ def _function(names: tuple[str, ...]) -> str:
     return next((n for n in names if n not in plain), names[0])
 
 
-def _parts(roles: Roles, use: Use) -> set[Part]:
+def _parts(roles: Roles, use: Use, leading: set[int]) -> set[Part]:
     flow, cone = roles.flow, use.cone
     assert cone is not None
     parts: set[Part] = set()
@@ -378,17 +403,39 @@ def _parts(roles: Roles, use: Use) -> set[Part]:
             )
             if at in nodes
         }
-    products = [e for e in cone.exits if flow.nodes[e.consumer].op in MULTIPLY and not parts]
-    if products or (cone.divided and cone.nonlinear and not cone.normalised):
-        parts.add("gate" if cone.nonlinear else "gated")
-    if any(flow.nodes[e.consumer].op in SOFTMAX for e in cone.exits) and not parts:
-        parts.add("router")
-    if cone.output and not parts:
+    exits = [flow.nodes[e.consumer] for e in cone.exits]
+    last = use.node.index not in leading
+    if not parts and not cone.normalised:
+        if cone.divided and cone.nonlinear:
+            parts |= {"gate", "gated"}
+        elif any(n.op in MULTIPLY and not is_norm(flow, n) for n in exits):
+            parts.add("gate" if cone.nonlinear and not _gates_itself(flow, use) else "gated")
+    softmaxed = any(n.op in _CHANCES for n in exits)
+    if last and (cone.output or softmaxed):
         parts.add("head")
+    elif softmaxed and not parts:
+        parts.add("router")
     factors = [f for f in flow.operands(use.node) if f is not use.operand]
     if factors and any(n.op == "input" for n in flow.upstream(factors[0])):
         parts.add("input")
     return parts
+
+
+def _gates_itself(flow: Flow, use: Use) -> bool:
+    """Return whether the other factor of a product is computed from the weight's output, as in squeezing."""
+    assert use.cone is not None
+    for exit_ in use.cone.exits:
+        consumer = flow.nodes[exit_.consumer]
+        others = [s for s in flow.signals(consumer) if s.index not in use.cone.nodes]
+        waiting, seen = others if consumer.op in MULTIPLY else [], set[int]()
+        while waiting:
+            node = waiting.pop()
+            if node.index in use.cone.nodes:
+                return True
+            if node.index > use.node.index and node.index not in seen:
+                seen.add(node.index)
+                waiting += flow.signals(node)
+    return False
 
 
 def _attention_outputs(roles: Roles) -> None:
@@ -425,17 +472,28 @@ def _readers(flow: Flow, attention: Attention) -> list[int]:
     return found
 
 
-def _place_in_branch(roles: Roles, role: Role) -> None:
-    """Find the innermost residual branch, and skip path, that a parameter's operations lie in."""
-    best: tuple[int, Residual] | None = None
-    for use in role.uses:
-        for residual in roles.streams.residuals.values():
-            if use.node.index in residual.depths and (best is None or len(residual.depths) < best[0]):
-                best = (len(residual.depths), residual)
-                role.layer = residual.depths[use.node.index]
-            if use.node.index in residual.skips:
-                role.skips = residual
-    role.residual = best[1] if best else None
+def _places_in_branches(streams: Streams) -> tuple[dict[int, Residual], dict[int, Residual]]:
+    """Return, by contraction, the innermost residual branch, and the skip path, that it lies in."""
+    branches: dict[int, Residual] = {}
+    skips: dict[int, Residual] = {}
+    for residual in streams.residuals.values():
+        skips.update(dict.fromkeys(residual.skips, residual))
+        for i in residual.depths:
+            if i not in branches or len(residual.depths) < len(branches[i].depths):
+                branches[i] = residual
+    return branches, skips
+
+
+def _leading_to_weights(flow: Flow) -> set[int]:
+    """Return the nodes from which a signal reaches another weight."""
+    found: set[int] = set()
+    for node in reversed(flow.nodes):
+        for i in flow.consumers[node.index]:
+            reader = flow.nodes[i]
+            if reader.signal and (i in found or flow.weight(reader) is not None):
+                found.add(node.index)
+                break
+    return found
 
 
 def laws_needed(roles: Mapping[str, Role]) -> list[str]:

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from isometry.flow.graph import Tracer
+from isometry.flow.origin import tell
 from isometry.flow.roles import Roles, roles_of
 from isometry.moments import algebra as alg
 from isometry.moments.concrete import Concrete
@@ -52,13 +54,24 @@ def study(source: nn.Module | Callable[[], nn.Module], inputs: object) -> Study:
 
     def begin(stage: Stage) -> Tracer:
         parameters = {canonical_name(name): p for name, p in stage.twin.named_parameters()}
-        tracer = Tracer(parameters, (stage.args, stage.kwargs), lambda: stage.interpreter.module)
-        stage.interpreter.observer = tracer
+        interpreter = stage.interpreter
+
+        def known(tensor: Tensor) -> float | None:
+            value = interpreter.value(tensor) if tensor.is_meta else Concrete(tensor)
+            if not isinstance(value, Concrete) or value.tensor.is_complex():
+                return None
+            with _disable_current_modes():
+                return float(value.tensor)
+
+        tracer = Tracer(parameters, (stage.args, stage.kwargs), lambda: interpreter.module, known)
+        interpreter.observer = tracer
         return tracer
 
     rehearsal = Rehearsal[Tracer](source, inputs, backward=False, assumed=assumption(assumed))
     stage, tracer = rehearsal.run(begin)
-    return Study(stage, roles_of(stage.model, tracer.finish(stage.output)), assumed)
+    flow = tracer.finish(stage.output)
+    tell(flow)
+    return Study(stage, roles_of(stage.model, flow), assumed)
 
 
 def assumption(told: dict[str, str]) -> Callable[[str, Tensor], Value]:

@@ -1,9 +1,9 @@
 """What each node of a graph is computed from: the inputs' values, parameters alone, or neither.
 
-A contraction of parameters with parameters or constants is one of two things. A weight may be computed by one:
-a low-rank update, an orthogonal matrix, a norm by power iteration. Or a parameter is the signal itself: learned
-queries, a table of frequencies. What becomes of it tells: whatever is only ever read where a contraction has its
-weight is a weight, anything else a signal.
+A contraction of parameters with parameters or constants is one of two things. A weight may be computed by
+one: a low-rank update, an orthogonal matrix, a norm by power iteration. Or a parameter is the signal itself:
+learned queries, a table of frequencies. What becomes of it tells: whatever is only ever read where a
+contraction has its weight is a weight, anything else a signal.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
     python benchmarks/sampling.py --max-elements 1e9 --max-side 4096 --gpt 1.3b --json sampling.json
 
 Rivals are timed in turn, A B A B, and their medians are compared, so that a busy machine slows both. Where it
-slows them unevenly (torch's `normal_` runs on one thread, ours on all) the columns of processor time tell
-more.
+slows them unevenly (torch's `normal_` runs on one thread, ours on all, which then get a larger share of the
+machine, but hand Python's lock over more slowly) the columns of processor time tell more.
 """
 
 from __future__ import annotations

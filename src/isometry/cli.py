@@ -1,5 +1,6 @@
-"""The command line: parses, calls, prints. `isometry gain | measure | compare | predict | audit | scaling`.
+"""The command line: parses, calls, prints.
 
+`isometry gain | measure | compare | predict | audit | scaling | init | recipes`.
 Nothing is computed here. Every command prints for people and writes `--json` for programs; an
 `IsometryError` becomes one line and the exit code 2.
 """
@@ -19,7 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from isometry import demo, prediction_commands
+from isometry import demo, planning_commands, prediction_commands
 from isometry.compare import DEFAULT_INITS, compare, contenders
 from isometry.compare import Progress as Report
 from isometry.compare.comparison import Comparison
@@ -59,6 +60,7 @@ app = typer.Typer(
 )
 
 app.add_typer(prediction_commands.app)
+app.add_typer(planning_commands.app)
 
 # The one place for defaults is `compare` itself.
 _DEFAULT: dict[str, Any] = {name: p.default for name, p in signature(compare).parameters.items()}

@@ -23,6 +23,7 @@ from isometry.console import (
     write_json,
 )
 from isometry.errors import InvalidValueError
+from isometry.faults import before_and_after, faults
 from isometry.predict import predict
 from isometry.scaling import scaling
 from isometry.targets import builder, find, parse_arguments
@@ -65,7 +66,11 @@ def _predict(
 
 @app.command(
     name="audit",
-    epilog=examples("audit model.py:build -i 64x1024", "audit model.py:build -i 64x1024 --draws 10"),
+    epilog=examples(
+        "audit model.py:build -i 64x1024",
+        "audit model.py:build -i 64x1024 --draws 10",
+        "audit model.py:build -i 64x1024 --fix",
+    ),
 )
 def _audit(
     target: Target,
@@ -74,11 +79,19 @@ def _audit(
     draws: Annotated[int, typer.Option(help="How many models are drawn and measured.")] = 1,
     seed: Annotated[int, typer.Option(help="Of the first draw.")] = 0,
     parameters: Parameters = False,
+    fix: Annotated[bool, typer.Option("--fix", help="Show what recipe auto would make of it.")] = False,
     json: JsonFile = None,
 ) -> None:
-    """Set prediction and measurement side by side; mark what lies outside the expected scatter."""
-    found = audit(_source(target, parse_arguments(arg or [])), inputs, draws=draws, seed=seed)
-    show_table(screen(json), found.table(parameters=parameters))
+    """Set prediction and measurement side by side; name faults, and what causes them."""
+    source = _source(target, parse_arguments(arg or []))
+    found = audit(source, inputs, draws=draws, seed=seed)
+    console = screen(json)
+    show_table(console, found.table(parameters=parameters))
+    told = faults(source, inputs, found.predicted)
+    for fault in told:
+        console.print(Text(str(fault)), soft_wrap=True)
+    if fix:
+        show_table(console, before_and_after(source, inputs, seed=seed))
     write_json(found.to_json(), json)
 
 

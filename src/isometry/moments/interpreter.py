@@ -154,8 +154,11 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.assign(tensor, value)
             return
         chain: list[tuple[Tensor, Value]] = [(tensor, value)]
-        current, known = tensor, value
+        current, known, seen = tensor, value, {key_of(tensor)}
         while (view := entry.views.get(key_of(current))) is not None:
+            if key_of(view.base) in seen:
+                break  # views that lead back to where they began, as einsum's permutations do
+            seen.add(key_of(view.base))
             known = self._into_base(view, current, known)
             current = view.base
             chain.append((current, known))
@@ -215,7 +218,7 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 out = running.decomposed(func, args, kwargs)
             if out is not NotImplemented:
                 return out
-        out = self._ran.run(func, args, kwargs, self._values_of)
+        args, kwargs, out = self._run(func, args, kwargs)
         if self.observer is not None:
             self.observer(func, args, kwargs, out)
         outputs = list(tensors_in(out))
@@ -233,6 +236,32 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if args and isinstance(args[0], Tensor):
             self._remember_view(func, args, outputs)
         return out
+
+    def _run(self, func: Any, args: Any, kwargs: Any) -> tuple[Any, Any, Any]:
+        """Run an operation on its carrier; return its arguments, all on one device, and its outputs."""
+        try:
+            return args, kwargs, self._ran.run(func, args, kwargs, self._values_of)
+        except RuntimeError:
+            if not self._mixed(func, args, kwargs):
+                raise
+        args, kwargs = (mapped(x, self._on_meta) for x in (args, kwargs))
+        return args, kwargs, self._ran.run(func, args, kwargs, self._values_of)
+
+    def _mixed(self, func: Any, args: Any, kwargs: Any) -> bool:
+        """Tell whether meta tensors meet real ones, which a model's code made without naming a device."""
+        tensors = list(tensors_in((args, kwargs)))
+        written = func._schema.is_mutable and not tensors[0].is_meta
+        return not written and any(t.is_meta for t in tensors) and not all(t.is_meta for t in tensors)
+
+    def _on_meta(self, tensor: Tensor) -> Tensor:
+        """Return a twin of a real tensor on meta, which has its values as its record."""
+        if tensor.is_meta:
+            return tensor
+        with _disable_current_modes():
+            twin, known = torch.empty_like(tensor, device="meta"), tensor.detach().clone()
+        value = self.value(tensor)
+        self.assign(twin, Concrete(known) if value is None else value)
+        return twin
 
     def _assign_all(self, outputs: list[Tensor], values: list[Value | None]) -> None:
         """Give the outputs of an operation their records."""

@@ -10,8 +10,8 @@ What is aimed at, in RMS:
 - √(0.02·ln C) for C logits: cross-entropy then begins 1 % above ln C, its value for equal chances.
 
 Where a small signal arrives that will grow in training no weight is enlarged to make up for it: behind an
-attention, which begins as an average of many tokens, by 2 at most; in a loop, whose state begins at zero, and
-where shares of a softmax are mixed, not at all.
+attention or a pooling, which begin as averages of unrelated entries, by 2 at most; in a loop, whose state
+begins at zero, and where shares of a softmax are mixed, not at all.
 
 Weights in plain parts (no norm, no skip) follow the recipe "isometric".
 """
@@ -32,7 +32,7 @@ from isometry.solving.passes import Balance, Problem, Settled, settled
 from isometry.solving.solver import Aim, Solver
 
 EXCESS = 0.02  # twice the relative excess of the initial loss over ln C
-BOOST = 2.0  # how far the weight behind an attention makes up for what averaging took
+BOOST = 2.0  # how far the weight behind an average makes up for what that took
 
 
 @recipe("auto", source="isometry's own: moments carried along the model's code, see docs/predict.md")
@@ -131,7 +131,8 @@ class Draft:
             return None
         looped = len([u for u in role.uses if u.kind == "weight"]) > 1
         shares = any(n.op in SOFTMAX for n in self.flow.upstream(arriving[0]))
-        boost = 1.0 if looped or shares else BOOST if "attention output" in role.parts else None
+        averaged = role.parts & {"attention output", "head"}
+        boost = 1.0 if looped or shares else BOOST if averaged else None
         return None if boost is None else (boost, arriving[0].index)
 
     def _end(self, role: Role) -> None:

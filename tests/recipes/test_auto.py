@@ -207,3 +207,15 @@ def test_experts_end_the_branch_they_are_in() -> None:
     plan = isometry.plan(nn.Sequential(*[Mixture() for _ in range(4)]), "16x32")
     assert "ends branch 2 of 4" in plan["1.down"].role
     assert plan["1.router.weight"].role.startswith("router")
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.Tanh, nn.Mish])
+def test_a_deep_plain_chain_keeps_signal_and_gradient(activation: type[nn.Module]) -> None:
+    layers: list[nn.Module] = []
+    for _ in range(60):
+        layers += [nn.Linear(64, 64), activation()]
+    model = nn.Sequential(*layers, nn.Linear(64, 10))
+    isometry.init_(model, "128x64", seed=0)
+    rows = [row for row in isometry.measure(model, "128x64") if row.kind == "Linear"][:-1]
+    assert within([row.forward.rms for row in rows], 2.0)
+    assert within([row.backward.rms for row in rows], 2.0)

@@ -13,7 +13,7 @@ Where a small signal arrives that will grow in training no weight is enlarged to
 attention or a pooling, which begin as averages of unrelated entries, by 2 at most; in a loop, whose state
 begins at zero, and where shares of a softmax are mixed, not at all.
 
-Weights in plain parts (no norm, no skip) follow the recipe "isometric".
+Weights in plain chains (no norm, no skip) of six activations or more follow the recipe "isometric".
 """
 
 from __future__ import annotations
@@ -26,12 +26,15 @@ from isometry.flow.roles import Role, Use
 from isometry.flow.streams import Residual, deciders
 from isometry.flow.sums import parallel_terms, score_sums, sums_behind
 from isometry.init.structured import of_kind
+from isometry.plans import std_of
 from isometry.recipes.base import Choice, Subject, neutral, recipe
+from isometry.recipes.isometric import plain_choices
 from isometry.sampling import Constant, Distribution, Normal
 from isometry.solving.passes import Balance, Problem, Settled, settled
 from isometry.solving.solver import Aim, Solver
 
 EXCESS = 0.02  # twice the relative excess of the initial loss over ln C
+PLAIN = 6  # activations one behind another from which on a plain chain needs an isometry
 BOOST = 2.0  # how far the weight behind an average makes up for what that took
 
 
@@ -76,11 +79,15 @@ class Draft:
             for residual in subject.roles.streams.residuals.values()
             if residual.order == 1
         }
+        plain = subject.objective == "forward" and subject.family is None
+        self._woven = plain_choices(subject, activations=PLAIN) if plain else {}
         for role in subject.roles.by_name.values():
             self._add(role)
 
     def _add(self, role: Role) -> None:
-        if role.kind == "weight":
+        if role.name in self._woven:
+            self._fix(role, self._woven[role.name])
+        elif role.kind == "weight":
             self._weight(role)
         elif role.kind == "scale" and (role.ends is not None or self._enters(role)):
             self.laws[role.name] = Constant(role.neutral), 1.0
@@ -101,9 +108,10 @@ class Draft:
     def _fix(self, role: Role, choice: Choice) -> None:
         self.fixed[role.name] = choice
         self.reasons[role.name] = choice.reason
-        if choice.law is not None:
-            value = choice.law.value if isinstance(choice.law, Constant) else 1.0
-            self.laws[role.name] = choice.law, value
+        if isinstance(choice.law, Constant):
+            self.laws[role.name] = choice.law, choice.law.value
+        elif choice.law is not None:
+            self.laws[role.name] = choice.law, std_of(choice.law, role.shape) or 0.0
 
     def _weight(self, role: Role) -> None:
         """Aim at the output of the last operation that reads a weight: the settled state of a loop."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from isometry.errors import ModelError
 from isometry.fans import Fans, known_fans
-from isometry.flow.attention import Attention, attentions_of
+from isometry.flow.attention import Attention, attentions_of, averages
 from isometry.flow.cones import Cone, cone_of, mapped_refs
 from isometry.flow.fans_of_use import fans_of_use
 from isometry.flow.graph import ADD, CONTRACTION, IDENTITY, LINEAR, MULTIPLY, NORM, SOFTMAX, Flow, Node
@@ -452,23 +452,19 @@ def _attention_outputs(roles: Roles) -> None:
 
 def _readers(flow: Flow, attention: Attention) -> list[int]:
     """Return the weighted contractions that an attention's average reaches through views."""
-    found, waiting, seen, averaged = [], [(attention.softmax, False)], {attention.softmax}, False
+    products = averages(flow, flow.nodes[attention.softmax])
+    found: list[int] = []
+    waiting, seen = [n.index for n in products], {n.index for n in products}
     while waiting:
-        i, averaged = waiting.pop()
-        for c in flow.consumers[i]:
-            node = flow.nodes[c]
-            if c in seen or not node.signal:
+        for i in flow.consumers[waiting.pop()]:
+            node = flow.nodes[i]
+            if i in seen or not node.signal:
                 continue
-            if node.op in CONTRACTION:
-                if flow.weight(node) is not None:
-                    if averaged:
-                        found.append(c)
-                elif not averaged:
-                    seen.add(c)
-                    waiting.append((c, True))
+            seen.add(i)
+            if flow.weight(node) is not None:
+                found.append(i)
             elif flow.transparent(node):
-                seen.add(c)
-                waiting.append((c, averaged))
+                waiting.append(i)
     return found
 
 

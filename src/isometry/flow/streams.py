@@ -162,7 +162,12 @@ def _skip(flow: Flow, end: int, other: int, shared: set[int], found: Streams) ->
     current: int | None = end
     while current is not None:
         while heap and -heap[0] > current:
-            _expand(flow, -heapq.heappop(heap), heap, seen)
+            i = -heapq.heappop(heap)
+            if i not in found.residuals:
+                _expand(flow, i, heap, seen)
+            elif (before := found.residuals[i].skip) not in seen:  # not all that went into the stream
+                seen.add(before)
+                heapq.heappush(heap, -before)
         if heap and -heap[0] == current:
             return _Skip(end, current, tuple(weights)) if current != other else None
         node = flow.nodes[current]
@@ -233,7 +238,8 @@ def _join(flow: Flow, found: Streams) -> None:
     """Number the streams, and the sums within each."""
     before: dict[int, tuple[int | None, bool]] = {}
     for residual in found.residuals.values():
-        previous, normalised = _previous(flow, found, residual.fork, before)
+        start = residual.skip if residual.skip in found.residuals else residual.fork
+        previous, normalised = _previous(flow, found, start, before)
         outer = found.outer.get(residual.node)
         if previous is None or found.outer.get(previous) != outer:
             residual.stream = len(found.number)

@@ -5,13 +5,14 @@
 
 Every row is measured in a process of its own, from constructor to printed profile, forward and backward,
 beside the bare forward and backward of the same model on meta tensors. Times are of the
-processor (and of the clock), peak memory is that of the process.
+processor, on one thread (and of the clock), peak memory is that of the process.
 Needs transformers.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -53,7 +54,7 @@ def one(layers: int, width: int, heads: int, length: int) -> dict[str, float]:
         max_position_embeddings=131072,
         use_cache=False,
     )
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     isometry.predict(torch.nn.Linear(3, 4), "2x3")  # imports and quadrature are paid once per process
     with torch.device("meta"):
         model = transformers.LlamaForCausalLM(config)
@@ -82,7 +83,11 @@ def main() -> None:
     print("layers  width  length   bare meta (CPU)  predict (CPU)  (wall)   ratio   peak GiB   unknown")
     for size in (*GROWTH, *(() if "--small" in sys.argv else (FULL,))):
         run = subprocess.run(
-            [sys.executable, __file__, json.dumps(size)], check=True, capture_output=True, text=True
+            [sys.executable, __file__, json.dumps(size)],
+            check=True,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
         )
         row = json.loads(run.stdout.splitlines()[-1])
         sizes = f"{size['layers']:6d} {size['width']:6d} {size['length']:7d}"

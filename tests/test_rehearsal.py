@@ -1,0 +1,97 @@
+"""One run of a model's own code on records."""
+
+import pytest
+import torch
+from torch import nn
+
+from isometry.errors import ModelError
+from isometry.flow.tracing import study
+from isometry.rehearsal import Rehearsal, Stage
+
+
+def net() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 3))
+
+
+class Asking(nn.Module):
+    """Its code needs a value that no record has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x):
+        y = self.layer(x)
+        return y if float(y.sum()) < 1e9 else -y
+
+
+def stage_of(source, inputs, **more) -> Stage:
+    return Rehearsal[None](source, inputs, backward=False, **more).run(lambda stage: None)[0]
+
+
+@pytest.mark.parametrize("make", [net, Asking])
+def test_the_model_and_the_random_state_are_as_before(make):
+    model = make()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    hooks = [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()]
+    state, training = torch.get_rng_state(), [m.training for m in model.modules()]
+    inputs = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    kept = inputs.clone()
+    study(model, inputs)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(p.grad is None and p.device.type == "cpu" for p in model.parameters())
+    assert [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()] == hooks
+    assert [m.training for m in model.modules()] == training
+    assert torch.equal(inputs, kept)
+
+
+def test_real_tensors_where_the_code_asks_for_values():
+    stage = stage_of(Asking(), torch.randn(6, 4))
+    assert stage.kind == "real"
+    assert "does not run on meta" in str(stage.note)
+    assert not next(stage.twin.parameters()).is_meta
+    assert stage_of(net(), torch.randn(6, 4)).kind == "meta"
+
+
+def test_real_tensors_where_they_are_preferred():
+    assert stage_of(net(), torch.randn(6, 4), prefer="real").kind == "real"
+
+
+def test_a_builder_runs_without_drawing_and_may_be_run_on_real_tensors():
+    state = torch.get_rng_state()
+    assert stage_of(net, torch.ones(6, 4)).kind == "meta"
+    assert stage_of(Asking, torch.ones(6, 4)).kind == "real"
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_model_without_values_needs_to_be_told_what_they_are():
+    with torch.device("meta"):
+        model = net()
+    with pytest.raises(ModelError, match=r"0\.weight"):
+        stage_of(model, torch.randn(6, 4))
+    studied = study(model, torch.randn(6, 4))
+    assert studied.roles["0.weight"].kind == "weight"
+    assert studied.assumed == {
+        "1.running_mean": "zero",
+        "1.running_var": "one",
+        "1.num_batches_tracked": "zero",
+    }
+    assert all(p.is_meta for p in model.parameters())
+
+
+def test_a_model_that_fails_is_named_by_its_module_and_left_alone():
+    class Broken(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(5, 5)
+
+        def forward(self, x):
+            return self.inner(x)
+
+    model = Broken()
+    state = torch.get_rng_state()
+    with pytest.raises(ModelError, match=r"'inner' \(Linear\)"):
+        study(model, torch.ones(6, 4))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not model.inner._forward_hooks

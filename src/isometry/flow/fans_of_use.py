@@ -81,8 +81,18 @@ def _axes(flow: Flow, leaf: Node, operand: Node) -> list[tuple[int, ...] | None]
     return found
 
 
-def viewed(flow: Flow, leaf: Node, operand: Node) -> Tensor | None:
-    """Return the view of an empty parameter that an operation reads; None where it is more than a view."""
+def viewed(flow: Flow, leaf: Node, operand: Node, values: Tensor | None = None) -> Tensor | None:
+    """Return the view of a parameter that an operation reads; None where it is more than a view.
+
+    Args:
+        flow: The graph.
+        leaf: The parameter.
+        operand: What the operation reads.
+        values: What the parameter holds; None: nothing, on meta.
+
+    Returns:
+        The view.
+    """
     path = []
     node = operand
     while node is not leaf:
@@ -91,7 +101,7 @@ def viewed(flow: Flow, leaf: Node, operand: Node) -> Tensor | None:
             return None
         path.append(node)
         node = before[0]
-    view = torch.empty(leaf.shape, device="meta")
+    view = torch.empty(leaf.shape, device="meta") if values is None else values
     for node in reversed(path):
         if node.op in ("clone", "_to_copy", "contiguous", "detach", "alias", "lift_fresh"):
             continue

@@ -1,5 +1,14 @@
 """Recipes: what each parameter is drawn from, decided from its role. Each file is a family of one idea."""
 
-from isometry.recipes import auto, defaults, isometric, standard
+from isometry.recipes import (
+    auto,
+    defaults,
+    isometric,
+    mimetic,
+    residual,
+    special,
+    standard,
+    transformer,
+)
 
-__all__ = ["auto", "defaults", "isometric", "standard"]
+__all__ = ["auto", "defaults", "isometric", "mimetic", "residual", "special", "standard", "transformer"]

@@ -1,0 +1,71 @@
+"""Recurrent cells: gates that keep a state and let news in, and weights that read their own output."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from isometry.flow.graph import ADD, MULTIPLY, Flow, Node
+from isometry.flow.roles import Role
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A state that is kept in part and added to in part: state = f·before + i·news.
+
+    Attributes:
+        state: The sum.
+        forget: The sigmoid f that keeps what was before.
+        insert: The sigmoid i that lets news in.
+    """
+
+    state: Node
+    forget: Node
+    insert: Node
+
+
+def cells_of(flow: Flow) -> list[Cell]:
+    """Find the cells of long short-term memories, one for every step.
+
+    Args:
+        flow: The graph.
+
+    Returns:
+        The cells in order of execution.
+    """
+    found = []
+    for node in flow.nodes:
+        products = flow.signals(node) if node.op in ADD else []
+        if len(products) != 2 or any(p.op not in MULTIPLY for p in products):
+            continue
+        factors = [[flow.nodes[i] for i in p.inputs] for p in products]
+        news = [any(f.op == "tanh" for f in fs) for fs in factors]
+        gates = [[f for f in fs if f.op in ("sigmoid", "hardsigmoid")] for fs in factors]
+        if sum(news) == 1 and all(len(g) == 1 for g in gates):
+            at = news.index(True)
+            found.append(Cell(node, gates[1 - at][0], gates[at][0]))
+    return found
+
+
+def loops(flow: Flow, role: Role) -> bool:
+    """Return whether a weight reads what came of its own output, as those between hidden states do.
+
+    Args:
+        flow: The graph.
+        role: A weight.
+
+    Returns:
+        Whether its last use depends on its first through the operand that is no weight.
+    """
+    uses = [u for u in role.uses if u.kind == "weight"]
+    if len(uses) < 2:
+        return False
+    first = uses[0].node.index
+    waiting, seen = [uses[-1].node.index], set[int]()
+    while waiting:
+        for signal in flow.signals(flow.nodes[waiting.pop()]):
+            if signal.index == first:
+                return True
+            if signal.index > first and signal.index not in seen:
+                seen.add(signal.index)
+                waiting.append(signal.index)
+    return False

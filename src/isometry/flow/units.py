@@ -63,7 +63,7 @@ def units_of(roles: Roles, role: Role) -> Units | None:
 
 
 def _ends(flow: Flow, attention: Attention, use: Use) -> list[tuple[Part, Node, int]]:
-    """Return the factors of an attention's products that a use's output goes into, and their features' axis."""
+    """Return the factors of an attention's products that a use's output goes into, and where features lie."""
     at, found = use.node.index, list[tuple[Part, Node, int]]()
     waiting, seen = [at], {at}
     while waiting:
@@ -82,7 +82,9 @@ def _ends(flow: Flow, attention: Attention, use: Use) -> list[tuple[Part, Node, 
                 if i == attention.scores:
                     part: Part = "query" if factor is left and at in attention.queries else "key"
                     found.append((part, factor, -1 if factor is left else -2))
-                elif at in attention.values and any(n.index == attention.softmax for n in flow.upstream(other)):
+                elif at in attention.values and any(
+                    n.index == attention.softmax for n in flow.upstream(other)
+                ):
                     found.append(("value", factor, -1 if factor is right else -2))
     return found
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from isometry.init.bounded import BoundedNormal
 from isometry.init.mirrored import Mirrored
+from isometry.init.shared import Blocks, Times
 from isometry.init.structured import (
     ICNR,
     Chrono,
@@ -149,12 +150,45 @@ def _(law: Gates, shape: tuple[int, ...]) -> Size:
 def _(law: Chrono, shape: tuple[int, ...]) -> Size:
     gate_size(shape, 4)
     # E[logᵏ U] for U uniform on [1, b] is ∫uᵏeᵘdu/(b − 1) over [0, log b]; half the entries are ±log U.
-    reach = math.log(law.t_max - 1)
-    x, weight = np.polynomial.legendre.leggauss(64)
-    u = reach / 2 * (x + 1)
-    density = reach / 2 * weight * np.exp(u) / (law.t_max - 2)
+    u, density = _log_uniform(law.t_max - 1)
     second, fourth = (float((density * u**k).sum()) for k in (2, 4))
     return Size(0.0, math.sqrt(second / 2), kurtosis=2 * fourth / second**2, copies=2.0)
+
+
+def _log_uniform(high: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return values of log U for U uniform on [1, high] and their weights, for means of smooth functions."""
+    reach = math.log(high)
+    x, weight = np.polynomial.legendre.leggauss(64)
+    u = reach / 2 * (x + 1)
+    return u, reach / 2 * weight * np.exp(u) / (high - 1)
+
+
+@size_of.register
+def _(law: Times, shape: tuple[int, ...]) -> Size:
+    u, density = _log_uniform(law.t_max - 1)
+    mean = float((density * u).sum())
+    second, fourth = (float((density * (u - mean) ** k).sum()) for k in (2, 4))
+    return Size(law.sign * mean, abs(law.sign) * math.sqrt(second), kurtosis=fourth / second**2)
+
+
+@size_of.register
+def _(law: Blocks, shape: tuple[int, ...]) -> Size | None:
+    law.check(shape)
+    parts = [(math.prod(size), size_of(p.law, size)) for p in law.pieces for size in (law.part(p, shape),)]
+    if any(size is None for _, size in parts) or not math.prod(shape):
+        return None
+    known = [(count / math.prod(shape), size) for count, size in parts if size is not None]
+    mean = sum(share * size.mean for share, size in known)
+    second = sum(share * (size.std**2 + (size.mean - mean) ** 2) for share, size in known)
+    # E[(a + b)⁴] is at most 8·(E[a⁴] + b⁴), and exact without the shift b.
+    fourth = sum(
+        share * size.kurtosis * size.std**4
+        if size.mean == mean
+        else share * 8 * (size.kurtosis * size.std**4 + (size.mean - mean) ** 4)
+        for share, size in known
+    )
+    kurtosis = fourth / second**2 if second else 1.0
+    return Size(mean, math.sqrt(second), kurtosis, max(size.copies for _, size in known) + (len(known) > 1))
 
 
 @size_of.register

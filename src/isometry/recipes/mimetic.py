@@ -24,8 +24,8 @@ _SCORES, _VALUES = 0, 1  # groups of pieces that share their random numbers
 def mimetic(subject: Subject) -> Mapping[str, Choice]:
     """Per head W_Q·W_Kᵀ ≈ α·Z + β·1 and W_V·W_O ≈ α·Z − β·1, Z of entries N(0, 1/d); other weights Glorot.
 
-    (α, β) = (0.7, 0.7) for `query_key` and (0.4, 0.4) for `value_out`, the paper's for vision transformers;
-    a negative β turns a sign, as in language models. The paper adds sinusoidal positions: the model's to have.
+    (α, β) = (0.7, 0.7) for `query_key` and (0.4, 0.4) for `value_out`, the paper's for vision transformers; a
+    negative β turns a sign, as in language models. The paper's sinusoidal positions are the model's to have.
     """
     pairs = {
         name: _pair(subject, name, default) for name, default in (("query_key", 0.7), ("value_out", 0.4))
@@ -74,7 +74,7 @@ def _attend(
         if role is not None and units is not None and units.of(part):  # type: ignore[arg-type]
             by_part[part] = role, units  # type: ignore[index]
     stream = f"attention {next((role.name for role, _ in by_part.values()), '')}"
-    query, key, value = (by_part.get(p) for p in ("query", "key", "value"))  # type: ignore[arg-type]
+    query, key, value = by_part.get("query"), by_part.get("key"), by_part.get("value")
     if query and key:
         heads = len(query[1].heads["query"])
         if heads == len(key[1].heads["key"]) and _width(query) == _width(key):

@@ -29,12 +29,17 @@ def fixup(subject: Subject) -> Mapping[str, Choice]:
     for role in subject.weights():
         if role.ends is not None or (role.residual is not None and role.layer == role.residual.layers):
             found[role.name] = Choice(Constant(0.0), "the last layer of its branch starts at zero")
+        elif "head" in role.parts and any(use.kind == "embedding" for use in role.uses):
+            subject.notes.append(
+                f"fixup: {role.name} is table and head in one and did not get the head's zeros"
+            )
         elif "head" in role.parts:
             found[role.name] = Choice(Constant(0.0), "the head starts at zero: equal chances")
     _tell_if_none(subject, "fixup")
     if any("norm" in role.feeds for role in subject.roles.by_name.values()):
         subject.notes.append("fixup is meant for a network without norms, and this one has some")
-    if not any(multipliers(subject.roles.flow, r) for r in subject.roles.streams.residuals.values()):
+    residuals = subject.roles.streams.residuals.values()
+    if residuals and not any(multipliers(subject.roles.flow, r) for r in residuals):
         subject.notes.append("fixup adds scales and biases to every branch, which this model has not")
     return found
 

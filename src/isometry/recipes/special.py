@@ -44,11 +44,12 @@ def siren(subject: Subject) -> Mapping[str, Choice]:
             found[role.name] = kept(role)
             continue
         fan, arrival = role.fans.forward, arrival_of(flow, use.node)
-        fan_at[use.node.index] = fan
         omega = sines[role.name]
         if omega is None and arrival.name != "sin":
             found[role.name] = scaled(role, 1.0, "no sine near: 1/fan_in", family=subject.family or "normal")
-        elif arrival.kind == "input":
+            continue
+        fan_at[use.node.index] = fan
+        if arrival.kind == "input":
             found[role.name] = Choice(Uniform(-1 / fan, 1 / fan), "the first layer of sines: U(±1/fan)")
         else:
             factor = last if omega is None else number(subject, "omega", omega)

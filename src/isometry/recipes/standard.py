@@ -11,6 +11,7 @@ from isometry.init.structured import Kind, of_kind
 from isometry.initialisers import DeltaOrthogonal
 from isometry.recipes.base import Choice, Subject, recipe
 from isometry.recipes.laws import MODES, Gains, number, scaled, weight_of
+from isometry.recipes.parts import by_part, glorot
 
 
 @recipe("standard-normal", source="none: the baseline that goes wrong with depth", options=("std",))
@@ -120,12 +121,19 @@ def delta_orthogonal(subject: Subject) -> Mapping[str, Choice]:
     return found
 
 
+_MAPS = frozenset(["query", "key", "value"])
+
+
 def _over_fan(subject: Subject, mode: Mode, words: str, *, family: Kind | None = None) -> dict[str, Choice]:
     gain = _gain(subject)
     found = {}
     for role in subject.weights():
         value, name = gain(role)
         reason = words if value == 1.0 else f"{words}, gain {value:.4g}{name}"
+        if mode != "fan_in" and family is None and len(role.parts & _MAPS) > 1:
+            std = glorot(lambda _, factor=value: factor)  # type: ignore[misc]
+            found[role.name] = by_part(subject.roles, role, std, reason, subject.family or "normal")
+            continue
         found[role.name] = scaled(role, value, reason, mode=mode, family=family or subject.family or "normal")
     return found
 

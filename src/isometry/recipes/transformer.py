@@ -74,8 +74,8 @@ def deepnorm(subject: Subject) -> Mapping[str, Choice]:
     """Glorot normal; times β(depth) for values, attention outputs and feed-forward weights, α·x the model's.
 
     Encoder or decoder alone of N layers: α = (2N)^(1/4), β = (8N)^(-1/4). With an encoder of N and a decoder
-    of M layers: 0.81·(N⁴M)^(1/16) and 0.87·(N⁴M)^(-1/16) in the encoder, (3M)^(1/4) and (12M)^(-1/4) in the decoder. α
-    multiplies the skip path, which no initial weight can do: the notes tell whether the model does.
+    of M layers: 0.81·(N⁴M)^(1/16) and 0.87·(N⁴M)^(-1/16) in the encoder, (3M)^(1/4) and (12M)^(-1/4) in the
+    decoder. α multiplies the skip path, which no initial weight does: the notes tell whether the model does.
     """
     stacks = _Stacks(subject)
     found = {}

@@ -583,3 +583,20 @@ def test_a_norm_behind_each_branch_ends_it():
 
     read = roles(Of(forward, blocks=blocks(block), head=nn.Linear(D, 2)), tokens())
     assert ends(read) == {"blocks.0.2.w": (1, 2), "blocks.1.2.w": (2, 2)}
+
+
+def test_a_norm_by_hand_that_takes_the_mean_off_twice_and_an_affine_map_in_one_operation():
+    def forward(m, x):
+        mean = x.mean(-1, keepdim=True)
+        h = m.w * ((x - mean) * torch.rsqrt((x - mean).pow(2).mean(-1, keepdim=True) + 1e-5))
+        h = torch.addcmul(m.beta, m.alpha, h)
+        return m.head(x + m.b(F.gelu(m.a(h))))
+
+    model = Of(
+        forward, w=weight(D), beta=weight(D), alpha=weight(D), a=nn.Linear(D, 16), b=nn.Linear(16, D),
+        head=nn.Linear(D, 2),
+    )  # fmt: skip
+    read = roles(model, tokens())
+    assert (read["w"].kind, read["w"].feeds) == ("scale", ("norm",))
+    assert (read["alpha"].kind, read["beta"].kind) == ("scale", "bias")
+    assert ends(read) == {"b.weight": (1, 1)}

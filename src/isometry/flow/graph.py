@@ -284,7 +284,7 @@ class Flow:
             return False
         if node.op in LINEAR or node.op in ADD or node.op == "cat":
             return True
-        if node.op == "mul":
+        if node.op in ("mul", "addcmul"):
             return sum(self.nodes[i].signal for i in node.inputs) == 1
         return (
             node.op == "div"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from math import prod
 from typing import Literal
 
 import torch
@@ -14,43 +13,19 @@ from torch import Tensor, nn
 from isometry.errors import ModelError
 from isometry.fans import Fans, known_fans
 from isometry.flow.attention import Attention, attentions_of, averages
-from isometry.flow.cones import Cone, cone_of, mapped_refs
+from isometry.flow.cones import Cone, mapped_refs
 from isometry.flow.fans_of_use import fans_of_use
-from isometry.flow.graph import ADD, CONTRACTION, IDENTITY, LINEAR, MULTIPLY, NORM, SOFTMAX, Flow, Node
+from isometry.flow.graph import ADD, CONTRACTION, LINEAR, MULTIPLY, NORM, SOFTMAX, Flow, Node
 from isometry.flow.streams import Residual, Streams, ends_of, is_norm, streams_of
+from isometry.flow.uses import Kind as Kind
+from isometry.flow.uses import Use as Use
+from isometry.flow.uses import uses_of
 from isometry.parametrised import shape_of
 from isometry.sampling.places import Places
 
-Kind = Literal["weight", "bias", "scale", "embedding", "position", "token", "slope", "other", "unused"]
 Part = Literal["query", "key", "value", "attention output", "gate", "gated", "head", "input", "router"]
 
 _CHANCES = SOFTMAX | {"_log_softmax", "log_softmax"}
-_VIEWS = IDENTITY - {"native_dropout", "dropout", "roll"}
-_TOKENS = _VIEWS | {"cat", "stack", "where", "index_put", "slice_scatter", "copy", "select_scatter", "lerp"}
-
-# Where biases and scales stand among the arguments of torch's norms.
-_NORM_PLACES = {
-    "native_layer_norm": (2, 3),
-    "native_group_norm": (1, 2),
-    "_fused_rms_norm": (2, None),
-}
-
-
-@dataclass(frozen=True, eq=False)
-class Use:
-    """One operation that reads a parameter beside a signal.
-
-    Attributes:
-        node: The operation.
-        operand: What it reads: the parameter, or what was computed from parameters alone.
-        kind: What for.
-        cone: Of a weight, what becomes of its output.
-    """
-
-    node: Node
-    operand: Node
-    kind: Kind
-    cone: Cone | None = None
 
 
 @dataclass(eq=False)
@@ -165,7 +140,7 @@ def roles_of(model: nn.Module, flow: Flow) -> Roles:
             ends.setdefault(n.index, residual)
     branches, skips = _places_in_branches(streams)
     leading = _leading_to_weights(flow)
-    uses = _uses(flow)
+    uses = uses_of(flow)
     for role in _named(model, flow):
         role.uses = tuple(use for leaf in role.nodes for use in uses.get(leaf, []))
         role.kind = _kind(role)
@@ -225,79 +200,6 @@ def _owner(model: nn.Module, path: str) -> nn.Module:
     from isometry.hooks import named_modules
 
     return named_modules(model)[path]
-
-
-# --- uses ---------------------------------------------------------------------------------------------------
-
-
-def _uses(flow: Flow) -> dict[int, list[Use]]:
-    """Return, by parameter leaf, the operations that read it beside a signal."""
-    found: dict[int, list[Use]] = {}
-    for node in flow.nodes:
-        if not node.signal or node.slot:
-            continue
-        for i in dict.fromkeys(node.inputs):
-            operand = flow.nodes[i]
-            if operand.signal or not operand.parameters:
-                continue
-            kind = _use_kind(flow, node, operand)
-            cone = cone_of(flow, node) if kind == "weight" else None
-            for leaf in operand.parameters:
-                use = Use(node, operand, kind, cone)
-                if kind == "weight" and not _makes(flow, leaf, operand):
-                    use = Use(node, operand, "other")
-                found.setdefault(leaf, []).append(use)
-    return found
-
-
-def _makes(flow: Flow, leaf: int, operand: Node) -> bool:
-    """Return whether a parameter is the weight, not what turns or updates a weight that is another one's."""
-    size = prod(operand.shape)
-    whole = [i for i in operand.parameters if prod(flow.nodes[i].shape) == size]
-    return not whole or leaf in whole
-
-
-def _use_kind(flow: Flow, node: Node, operand: Node) -> Kind:
-    """Tell what an operation reads a parameter for."""
-    if node.op in CONTRACTION:
-        if operand in flow.operands(node):
-            return "weight" if flow.weight(node) is operand else "token"
-        return "bias"
-    if node.op.startswith(("embedding", "_embedding_bag")):
-        return "embedding"
-    if node.op in NORM:
-        places = _NORM_PLACES.get(node.op, (1, 2))
-        position = next(
-            (k for k, a in enumerate(node.args) if getattr(a, "node", None) == operand.index), places[0]
-        )
-        if position == 0:
-            return "token"
-        return "bias" if position == places[1] else "scale"
-    if node.op in MULTIPLY:
-        return "scale" if _plain(flow, operand) else "other"
-    if node.op in ADD:
-        return "bias" if _channels_only(operand) else "position"
-    if node.op in _TOKENS:
-        return "token"
-    if node.op in ("_prelu_kernel", "prelu"):
-        return "slope"
-    return "embedding" if node.op in ("index", "index_select", "gather", "take") else "other"
-
-
-def _plain(flow: Flow, operand: Node) -> bool:
-    """Return whether an operand is one parameter, viewed, or shifted by a number."""
-    node = operand
-    while node.op != "parameter":
-        before = [flow.nodes[i] for i in node.inputs if flow.nodes[i].parameters]
-        if len(before) != 1 or not (node.op in LINEAR or node.op in ADD or node.op == "mul"):
-            return False
-        node = before[0]
-    return True
-
-
-def _channels_only(operand: Node) -> bool:
-    """Return whether a tensor varies along one axis alone, as a bias does."""
-    return sum(n > 1 for n in operand.shape) <= 1
 
 
 def _kind(role: Role) -> Kind:

@@ -417,9 +417,9 @@ def _divides_by_own_size(flow: Flow, node: Node) -> bool:
         reduced |= narrow.op in REDUCTION
         undone |= narrow.op in ("rsqrt", "reciprocal", "pow")
         before = flow.signals(narrow)
-        if len(before) != 1:
+        if not before or (len(before) > 1 and narrow.op != "sub"):
             return False
-        narrow = before[0]
+        narrow = max(before, key=lambda n: prod(n.shape))  # x, of x minus its mean
     return False
 
 

@@ -1,0 +1,193 @@
+"""How much of a grid of networks trains from each initialisation, at an equal budget.
+
+python benchmarks/trainability.py                            the whole grid; what is in out/ is not run again
+python benchmarks/trainability.py --part mlp --quick         the cheap cells of one part
+python benchmarks/trainability.py --only "relu 1000" --starts auto kaiming
+python benchmarks/trainability.py --report                   the tables of what is in out/, without running
+python benchmarks/trainability.py --json out/t.json --write  for programs, and into docs/trainability.md
+
+Every start has the same optimiser (Adam), batches, steps and seeds, and its own learning rate: all rates of
+the grid run for a quarter of the steps on the first seed, and the one with the lowest training loss at the end
+runs in full on all seeds. A start that by then is not half way from guessing to the level on the first seed
+is not repeated on the others. Results are kept per cell and start in out/trainability, with their settings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import time
+import warnings
+from collections.abc import Iterable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from isometry.compare.training import Budget, Run, train
+from isometry.compare.verdicts import evidence
+from isometry.measure import measure
+from trainability_cells import PARTS, SEEDS, TUNING, Cell, cells
+from trainability_report import Result, report, write
+from trainability_starts import UnavailableError, initialise, starts
+
+KEPT = Path("out") / "trainability"
+
+
+def adam(parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.Optimizer:
+    """Adam in one kernel: with a thousand layers the optimiser would otherwise cost as much as the model."""
+    return torch.optim.Adam(parameters, lr=lr, fused=True)
+
+
+def run(cell: Cell, start: str) -> Result:
+    """Tune, train and judge one start in one cell.
+
+    Raises:
+        UnavailableError: nothing here provides the start.
+    """
+    began = time.perf_counter()
+    result = Result(part=cell.part, cell=cell.name, start=start, settings=cell.settings, level=cell.level)
+    try:
+        first = _model(cell, start, SEEDS[0])
+        result.signal = _signal(cell, first)
+        result.lr, result.tuning = _tune(cell, first)
+        for seed in SEEDS:
+            model = first if seed == SEEDS[0] else _model(cell, start, seed)
+            result.add(_train(cell, model, result.lr, seed, cell.steps))
+            if not result.promising:
+                break
+    except UnavailableError:
+        raise
+    except Exception as error:  # a start that fails is a result
+        result.error = f"{type(error).__name__}: {error}"
+    result.seconds = time.perf_counter() - began
+    return result
+
+
+def _batch(cell: Cell) -> int:
+    return cell.batch or len(cell.data().train_inputs)
+
+
+def _model(cell: Cell, start: str, seed: int) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = cell.build()
+    inputs, _ = next(cell.data().batches(_batch(cell), seed=seed))
+    initialise(start, model, cell, inputs, seed)
+    return model
+
+
+def _train(cell: Cell, model: nn.Module, lr: float, seed: int, steps: int) -> Run:
+    budget = Budget(steps=steps, batch_size=_batch(cell), optimizer=adam, evaluate_every=cell.every)
+    return train(model, cell.data(), lr=lr, budget=budget, seed=seed)
+
+
+def _tune(cell: Cell, model: nn.Module) -> tuple[float, dict[str, float]]:
+    """The rate with the lowest mean loss over the last quarter of a short run, and that of every rate."""
+    steps = math.ceil(cell.steps / TUNING)
+    short = replace(cell, every=steps)
+    found: dict[float, float] = {}
+    for lr in cell.rates:
+        done = _train(short, copy.deepcopy(model), lr, SEEDS[0], steps)
+        tail = done.losses[-math.ceil(steps / 4) :]
+        found[lr] = math.inf if done.diverged is not None else sum(tail) / len(tail)
+    return min(found, key=lambda lr: found[lr]), {f"{lr:g}": loss for lr, loss in found.items()}
+
+
+def _signal(cell: Cell, model: nn.Module) -> dict[str, Any]:
+    """The numbers at the start that explain what follows; none for real architectures, where they are many."""
+    if cell.part == "corpus":
+        return {}
+    inputs, _ = next(cell.data().batches(_batch(cell), seed=SEEDS[0]))
+    return asdict(evidence(measure(model, inputs)))
+
+
+# --- keeping results ----------------------------------------------------------------------------------------
+
+
+def path_of(cell: Cell, start: str) -> Path:
+    """Where the result of one start in one cell is kept."""
+    return KEPT / cell.part / f"{cell.name.replace(' ', '_')}.{start}.json"
+
+
+def kept(cell: Cell, start: str) -> Result | None:
+    """A kept result, if there is one of the same settings."""
+    path = path_of(cell, start)
+    if not path.exists():
+        return None
+    result = Result(**json.loads(path.read_text(encoding="utf-8")))
+    return result if result.settings == cell.settings else None
+
+
+def keep(cell: Cell, result: Result) -> None:
+    """Write a result so that a broken session leaves either the old file or the new one."""
+    path = path_of(cell, result.start)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_suffix(".part")
+    fresh.write_text(json.dumps(asdict(result), indent=1), encoding="utf-8")
+    fresh.replace(path)
+
+
+# --- command line -------------------------------------------------------------------------------------------
+
+
+def main() -> None:
+    """Run what is missing, then print, save and write the tables."""
+    options = _options()
+    torch.set_num_threads(1)  # the matrices are small: more threads gain nothing
+    warnings.filterwarnings("ignore", category=UserWarning)
+    results: list[Result] = []
+    for part in options.part or PARTS:
+        for cell in cells(part, quick=options.quick):
+            if options.only and not any(word in (cell.name, *cell.name.split()) for word in options.only):
+                continue
+            for start in starts(part):
+                if options.starts and start not in options.starts:
+                    continue
+                result = _result(cell, start, options)
+                if result is not None:
+                    results.append(result)
+    print(report(results))
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps([asdict(r) for r in results], indent=1), encoding="utf-8")
+    if options.write:
+        write(results)
+
+
+def _result(cell: Cell, start: str, options: argparse.Namespace) -> Result | None:
+    """A kept result or a fresh one; None where there is neither."""
+    result = None if options.again else kept(cell, start)
+    if result is not None or options.report:
+        return result
+    try:
+        result = run(cell, start)
+    except UnavailableError as reason:
+        print(f"{cell.part} {cell.name} {start}: {reason}", flush=True)
+        return None
+    keep(cell, result)
+    print(f"{cell.part:12} {cell.name:22} {result.line()}", flush=True)
+    return result
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--part", nargs="+", choices=PARTS, help="these parts of the grid alone")
+    parser.add_argument("--quick", action="store_true", help="the cheap cells alone")
+    parser.add_argument("--only", nargs="+", help="cells of these names, or with one of these words in it")
+    parser.add_argument("--starts", nargs="+", help="these starts alone")
+    parser.add_argument("--again", action="store_true", help="run again what is kept")
+    parser.add_argument("--report", action="store_true", help="run nothing, show what is kept")
+    parser.add_argument("--json", type=Path, help="save every result there")
+    parser.add_argument("--write", action="store_true", help="put the tables into docs/trainability.md")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -6,10 +6,12 @@ python benchmarks/trainability.py --only "relu 1000" --starts auto kaiming
 python benchmarks/trainability.py --report                   the tables of what is in out/, without running
 python benchmarks/trainability.py --json out/t.json --write  for programs, and into docs/trainability.md
 
-Every start has the same optimiser (Adam), batches, steps and seeds, and its own learning rate: all rates of
-the grid run for a quarter of the steps on the first seed, and the one with the lowest training loss at the end
-runs in full on all seeds. A start that by then is not half way from guessing to the level on the first seed
-is not repeated on the others. Results are kept per cell and start in out/trainability, with their settings.
+Every start has the same optimiser (Adam), batches, steps and seeds, and its own learning rate, found by halving
+on the first seed: all rates of the grid run for a quarter of the steps, the two with the lowest training loss
+at their end run in full, and the better of these on the other seeds, too (in cheap cells both run on all
+seeds, and the lower mean counts). Where no rate has moved the loss
+by 2 % in a quarter of the steps, only the best one runs in full. A start that by then is not half way from guessing to
+the level is not repeated on the other seeds. Results are kept per cell and start in out/trainability, with their settings.
 """
 
 from __future__ import annotations
@@ -54,12 +56,12 @@ def run(cell: Cell, start: str) -> Result:
     try:
         first = _model(cell, start, SEEDS[0])
         result.signal = _signal(cell, first)
-        result.lr, result.tuning = _tune(cell, first)
-        for seed in SEEDS:
-            model = first if seed == SEEDS[0] else _model(cell, start, seed)
-            result.add(_train(cell, model, result.lr, seed, cell.steps))
-            if not result.promising:
-                break
+        result.tuning = _tune(cell, first)
+        for done in _full(cell, start, first, _finalists(result.tuning)):
+            result.lr = done.lr
+            result.add(done)
+        for seed in SEEDS[len(result.quality) :] if result.promising else ():
+            result.add(_train(cell, _model(cell, start, seed), result.lr, seed, cell.steps))
     except UnavailableError:
         raise
     except Exception as error:  # a start that fails is a result
@@ -86,16 +88,37 @@ def _train(cell: Cell, model: nn.Module, lr: float, seed: int, steps: int) -> Ru
     return train(model, cell.data(), lr=lr, budget=budget, seed=seed)
 
 
-def _tune(cell: Cell, model: nn.Module) -> tuple[float, dict[str, float]]:
-    """The rate with the lowest mean loss over the last quarter of a short run, and that of every rate."""
+def _tune(cell: Cell, model: nn.Module) -> dict[str, float]:
+    """The mean loss over the last quarter of a short run, for every rate; the first loss under "0"."""
     steps = math.ceil(cell.steps / TUNING)
     short = replace(cell, every=steps)
-    found: dict[float, float] = {}
+    found: dict[str, float] = {}
     for lr in cell.rates:
         done = _train(short, copy.deepcopy(model), lr, SEEDS[0], steps)
         tail = done.losses[-math.ceil(steps / 4) :]
-        found[lr] = math.inf if done.diverged is not None else sum(tail) / len(tail)
-    return min(found, key=lambda lr: found[lr]), {f"{lr:g}": loss for lr, loss in found.items()}
+        found.setdefault("0", done.losses[0])
+        found[f"{lr:g}"] = math.inf if done.diverged is not None else sum(tail) / len(tail)
+    return found
+
+
+def _finalists(tuning: dict[str, float]) -> list[float]:
+    """The two best rates, or the best alone where it learnt nothing."""
+    start = tuning["0"]
+    ranked = sorted((lr for lr in tuning if lr != "0"), key=lambda lr: tuning[lr])
+    learnt = tuning[ranked[0]] < 0.98 * start or not math.isfinite(start)
+    return [float(lr) for lr in ranked[: 2 if learnt else 1]]
+
+
+def _full(cell: Cell, start: str, first: nn.Module, rates: list[float]) -> list[Run]:
+    """The full runs at the better of the rates: on the first seed, or on all seeds in a thorough cell."""
+    found: dict[float, list[Run]] = {}
+    for lr in rates:
+        found[lr] = [_train(cell, copy.deepcopy(first), lr, SEEDS[0], cell.steps)]
+        if cell.thorough and len(rates) > 1:
+            found[lr] += [
+                _train(cell, _model(cell, start, seed), lr, seed, cell.steps) for seed in SEEDS[1:]
+            ]
+    return min(found.values(), key=lambda runs: sum(run.final_loss for run in runs))
 
 
 def _signal(cell: Cell, model: nn.Module) -> dict[str, Any]:

@@ -28,7 +28,7 @@ class Result:
         level: ("accuracy", least test accuracy), ("loss", greatest test loss) or ("fit", greatest training
             loss): what counts as trained.
         signal: RMS, gradient and cosine at the first and the last hidden layer, before training.
-        tuning: learning rate → loss at the end of its short run.
+        tuning: learning rate → loss at the end of its short run; "0" → the first loss.
         lr: the rate of the full runs.
         quality: per seed the final accuracy or loss; the worst there is after a divergence.
         reached: per seed the steps until an evaluation first reached the level.

@@ -6,12 +6,12 @@ python benchmarks/trainability.py --only "relu 1000" --starts auto kaiming
 python benchmarks/trainability.py --report                   the tables of what is in out/, without running
 python benchmarks/trainability.py --json out/t.json --write  for programs, and into docs/trainability.md
 
-Every start has the same optimiser (Adam), batches, steps and seeds, and its own learning rate, found by halving
-on the first seed: all rates of the grid run for a quarter of the steps, the two with the lowest training loss
+Every start has the same optimiser (Adam), batches, steps and seeds, and its own learning rate, found by
+halving on the first seed: all rates of the grid run for a quarter of the steps, the two with the lowest training loss
 at their end run in full, and the better of these on the other seeds, too (in cheap cells both run on all
-seeds, and the lower mean counts). Where no rate has moved the loss
-by 2 % in a quarter of the steps, only the best one runs in full. A start that by then is not half way from guessing to
-the level is not repeated on the other seeds. Results are kept per cell and start in out/trainability, with their settings.
+seeds, and the lower mean counts). Where no rate has moved the loss by 2 % in a quarter of the steps, only
+the best one runs in full. A start that by then is not half way from guessing to the level is not repeated on
+the other seeds. Results are kept per cell and start in out/trainability, with their settings.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from torch import nn
 from isometry.compare.training import Budget, Run, train
 from isometry.compare.verdicts import evidence
 from isometry.measure import measure
+from isometry.strictjson import number_to_data
 from trainability_cells import PARTS, SEEDS, TUNING, Cell, cells
 from trainability_report import Result, report, write
 from trainability_starts import UnavailableError, initialise, starts
@@ -52,7 +53,9 @@ def run(cell: Cell, start: str) -> Result:
         UnavailableError: nothing here provides the start.
     """
     began = time.perf_counter()
-    result = Result(part=cell.part, cell=cell.name, start=start, settings=cell.settings, level=cell.level)
+    result = Result(
+        part=cell.part, cell=cell.name, start=start, settings=cell.settings, level=list(cell.level)
+    )
     try:
         first = _model(cell, start, SEEDS[0])
         result.signal = _signal(cell, first)
@@ -115,14 +118,12 @@ def _full(cell: Cell, start: str, first: nn.Module, rates: list[float]) -> list[
     for lr in rates:
         found[lr] = [_train(cell, copy.deepcopy(first), lr, SEEDS[0], cell.steps)]
         if cell.thorough and len(rates) > 1:
-            found[lr] += [
-                _train(cell, _model(cell, start, seed), lr, seed, cell.steps) for seed in SEEDS[1:]
-            ]
+            found[lr] += [_train(cell, _model(cell, start, seed), lr, seed, cell.steps) for seed in SEEDS[1:]]
     return min(found.values(), key=lambda runs: sum(run.final_loss for run in runs))
 
 
 def _signal(cell: Cell, model: nn.Module) -> dict[str, Any]:
-    """The numbers at the start that explain what follows; none for real architectures, where they are many."""
+    """The numbers that explain what follows; none for real architectures, where they are many."""
     if cell.part == "corpus":
         return {}
     inputs, _ = next(cell.data().batches(_batch(cell), seed=SEEDS[0]))
@@ -155,6 +156,15 @@ def keep(cell: Cell, result: Result) -> None:
     fresh.replace(path)
 
 
+def strict(value: Any) -> Any:
+    """Numbers as strict JSON knows them, all through a structure."""
+    if isinstance(value, dict):
+        return {key: strict(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [strict(entry) for entry in value]
+    return number_to_data(value) if isinstance(value, float) else value
+
+
 # --- command line -------------------------------------------------------------------------------------------
 
 
@@ -177,7 +187,8 @@ def main() -> None:
     print(report(results))
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps([asdict(r) for r in results], indent=1), encoding="utf-8")
+        text = json.dumps([strict(asdict(r)) for r in results], indent=1, allow_nan=False)
+        options.json.write_text(text, encoding="utf-8")
     if options.write:
         write(results)
 

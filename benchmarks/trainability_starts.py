@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 from torch import nn
 
 import isometry
-from trainability_cells import Cell
+from trainability_cells import Cell, OneBatch
 
 RIVALS = ("torch", "xavier", "kaiming", "orthogonal", "lsuv")
 OURS = ("auto", "isometric")
@@ -23,7 +22,10 @@ class UnavailableError(Exception):
 
 def starts(part: str) -> tuple[str, ...]:
     """The names of the starts a part of the grid is run from."""
-    return ("torch", "auto") if part == "corpus" else (*RIVALS, *OURS)
+    if part == "corpus":
+        return ("torch", "auto")
+    # The recipe "isometric" is for networks without norm and skip connections.
+    return (*RIVALS, "auto") if part == "transformer" else (*RIVALS, *OURS)
 
 
 def initialise(start: str, model: nn.Module, cell: Cell, inputs: Any, seed: int) -> None:
@@ -72,7 +74,9 @@ def _ours(recipe: str) -> Callable[[nn.Module, Cell, Any, int], None]:
         init_: Any = getattr(isometry, "init_", None)
         if init_ is None:
             raise UnavailableError("isometry.init_ is not there yet")
-        with contextlib.nullcontext():
+        if isinstance(model, OneBatch):
+            init_(model.model, model.fixed, recipe=recipe, seed=seed)
+        else:
             init_(model, inputs, recipe=recipe, seed=seed)
 
     return run

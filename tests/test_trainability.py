@@ -1,0 +1,123 @@
+"""The benchmark's own functions: cells build, starts write, halving and verdicts decide as the page says."""
+
+import math
+from dataclasses import asdict, replace
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return import_module("trainability")
+
+
+@pytest.fixture
+def report(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return import_module("trainability_report")
+
+
+def cell_named(benchmark, part, name):
+    return next(cell for cell in benchmark.cells(part) if cell.name == name)
+
+
+@pytest.mark.parametrize("part", ["mlp", "cnn", "transformer"])
+def test_every_cell_is_named_once_and_its_model_fits_its_data(benchmark, part):
+    cells = list(benchmark.cells(part))
+    assert len({cell.name for cell in cells}) == len(cells)
+    for cell in cells:
+        if cell.name.split()[-1] in ("6", "10", "30"):
+            inputs, targets = next(cell.data().batches(4))
+            with torch.random.fork_rng():
+                scores = cell.build()(inputs)
+            assert scores.shape[:-1] == targets.shape
+            assert scores.shape[-1] >= cell.data().classes
+
+
+def test_exact_gains_keep_the_second_moment_where_the_plain_rules_lose_it(benchmark):
+    cell = cell_named(benchmark, "mlp", "relu 10")
+    rms = {}
+    for start in ("torch", "xavier", "kaiming", "orthogonal"):
+        first, last = benchmark._signal(cell, benchmark._model(cell, start, 0))["forward"]
+        rms[start] = last / first
+    assert 0.4 < rms["kaiming"] < 2
+    assert 0.4 < rms["orthogonal"] < 2
+    assert rms["xavier"] < 0.15  # 2^(-8/2) in a wide network
+    assert rms["torch"] < 0.3
+
+
+def test_behind_sums_and_norms_the_gain_is_one_and_behind_an_activation_its_own(benchmark):
+    model = benchmark._model(cell_named(benchmark, "transformer", "pre-norm plain 6"), "kaiming", 0)
+    stds = {
+        name: p.std().item() * math.sqrt(p.shape[1]) for name, p in model.named_parameters() if p.dim() == 2
+    }
+    assert stds["blocks.0.attention.q.weight"] == pytest.approx(1.0, abs=0.06)
+    assert stds["blocks.0.feed.up.weight"] == pytest.approx(1.0, abs=0.06)
+    assert stds["blocks.0.feed.down.weight"] == pytest.approx(1.5335, abs=0.06)
+
+
+def test_a_run_is_kept_and_found_again_for_the_same_settings_alone(benchmark, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    full = cell_named(benchmark, "mlp", "tanh 10")
+    cell = replace(full, steps=30, every=15, rates=(1e-4, 3e-3), thorough=False)
+    result = benchmark.run(cell, "xavier")
+    assert result.error is None
+    assert result.lr == 3e-3
+    assert result.mean > 0.6
+    benchmark.keep(cell, result)
+    again = benchmark.kept(cell, "xavier")
+    assert benchmark.strict(asdict(again)) == benchmark.strict(asdict(result))
+    assert benchmark.kept(replace(cell, steps=31), "xavier") is None
+    assert benchmark.kept(cell, "torch") is None
+
+
+def test_the_better_two_rates_run_in_full_and_one_where_nothing_was_learnt(benchmark):
+    assert benchmark._finalists({"0": 2.3, "0.01": math.inf, "0.001": 1.0, "0.0001": 2.0}) == [0.001, 0.0001]
+    assert benchmark._finalists({"0": 2.3, "0.01": math.inf, "0.001": 2.29, "0.0001": 2.3}) == [0.001]
+
+
+def made(report, start, quality, level=("accuracy", 0.9)):
+    return report.Result(
+        part="mlp",
+        cell="relu 10",
+        start=start,
+        settings={},
+        level=list(level),
+        quality=quality,
+        reached=[20] * len(quality),
+        signal={"forward": [1.0, 0.5]},
+    )
+
+
+def test_best_means_trained_and_not_behind_by_more_than_the_noise(report):
+    best, close = made(report, "a", [0.97, 0.98, 0.96]), made(report, "b", [0.965, 0.96, 0.97])
+    behind, untrained = made(report, "c", [0.92, 0.93, 0.92]), made(report, "d", [0.95, 0.2, 0.3])
+    cell = [best, close, behind, untrained]
+    assert [report.best_or_level(one, cell) for one in cell] == [True, True, False, False]
+    assert not untrained.trains
+    loss = [made(report, "a", [2.3, 2.4], ("loss", 2.9)), made(report, "b", [2.6, 2.7], ("loss", 2.9))]
+    assert [report.best_or_level(one, loss) for one in loss] == [True, False]
+
+
+def test_a_diverged_or_failed_start_counts_as_untrained(report):
+    failed = made(report, "a", [])
+    failed.error = "ModelError: no"
+    assert not failed.trains
+    assert "failed" in failed.line()
+    lost = made(report, "b", [math.inf, 2.4], ("loss", 2.9))
+    assert not lost.trains
+    text = report.report([failed, made(report, "b", [0.95])])
+    assert "1 of 1" in text
+    assert "0 of 1" in text
+
+
+def test_the_page_has_one_pair_of_markers_with_the_tables_between(report):
+    page = report.PAGE.read_text(encoding="utf-8")
+    assert page.count(report.BEGIN) == page.count(report.END) == 1
+    assert page.split(report.BEGIN)[1].split(report.END)[0].count("|---|") >= 1

@@ -78,8 +78,9 @@ def cells(part: str, *, quick: bool = False) -> Iterator[Cell]:
 
 # --- plain networks -----------------------------------------------------------------------------------------
 
-# Five rates half a decade apart; deep networks live on small ones, shallow ones on large ones.
+# Rates half a decade apart, the same for all starts of a cell; deep networks live on small ones.
 SMALL, LARGE = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3), (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+MIDDLE, DEEPEST = (1e-4, 3e-4, 1e-3), (1e-5, 3e-5, 1e-4)
 ACCURATE = ("accuracy", 0.9)
 
 
@@ -101,8 +102,8 @@ MODULES: dict[str, type[nn.Module]] = {
 }  # fmt: skip
 MLP_WIDTH, CNN_WIDTH = 64, 16
 # depth → (steps, steps between two evaluations): fewer steps where each costs more.
-MLP_STEPS = {10: (150, 10), 30: (150, 10), 100: (120, 10), 300: (80, 5), 1000: (60, 5)}
-CNN_STEPS = {30: (100, 10), 100: (60, 5), 300: (40, 5), 1000: (24, 4)}
+MLP_STEPS = {10: (150, 10), 30: (150, 10), 100: (120, 10), 300: (80, 5), 1000: (40, 5)}
+CNN_STEPS = {30: (60, 5), 100: (40, 5), 300: (30, 5), 1000: (20, 4)}
 
 
 def mlp(depth: int, activation: str, width: int = MLP_WIDTH) -> nn.Sequential:
@@ -135,7 +136,7 @@ def _mlps(quick: bool) -> Iterator[Cell]:
                     steps=steps,
                     every=every,
                     batch=64,
-                    rates=LARGE if depth <= 30 else SMALL,
+                    rates=LARGE if depth <= 30 else SMALL if depth <= 300 else DEEPEST,
                     level=ACCURATE,
                     width=MLP_WIDTH,
                     thorough=depth <= 30,
@@ -155,7 +156,7 @@ def _cnns(quick: bool) -> Iterator[Cell]:
                     steps=steps,
                     every=every,
                     batch=64,
-                    rates=LARGE if depth <= 30 else SMALL,
+                    rates=MIDDLE if depth <= 300 else DEEPEST,
                     level=ACCURATE,
                     width=CNN_WIDTH,
                 )

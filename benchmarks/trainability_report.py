@@ -116,6 +116,8 @@ class Result:
         """Mean and scatter of the quality, as a table writes them."""
         if self.error is not None:
             return "failed"
+        if self.diverged and None not in self.diverged:
+            return "diverged"
         if self.level[0] == "accuracy":
             text = f"{100 * self.mean:.1f}"
             return f"{text} ± {100 * self.scatter:.1f}" if len(self.quality) > 1 else text

@@ -322,9 +322,9 @@ def _corpus(quick: bool) -> Iterator[Cell]:
                 build=lambda entry=entry, made=made: OneBatch(entry.build(), made()[0].fixed),
                 data=lambda made=made: made()[1],
                 activation=None,
-                steps=20,
-                every=20,
+                steps=30,
+                every=30,
                 batch=0,
-                rates=(1e-4, 1e-3),
+                rates=(3e-4, 1e-3, 3e-3),
                 level=("fit", 0.5 * math.log(10)),
             )

@@ -13,7 +13,6 @@ import isometry
 from trainability_cells import Cell, OneBatch
 
 RIVALS = ("torch", "xavier", "kaiming", "orthogonal", "lsuv")
-OURS = ("auto", "isometric")
 
 
 class UnavailableError(Exception):
@@ -22,10 +21,7 @@ class UnavailableError(Exception):
 
 def starts(part: str) -> tuple[str, ...]:
     """The names of the starts a part of the grid is run from."""
-    if part == "corpus":
-        return ("torch", "auto")
-    # The recipe "isometric" is for networks without norm and skip connections.
-    return (*RIVALS, "auto") if part == "transformer" else (*RIVALS, *OURS)
+    return ("torch", "auto") if part == "corpus" else (*RIVALS, "auto")
 
 
 def initialise(start: str, model: nn.Module, cell: Cell, inputs: Any, seed: int) -> None:
@@ -69,17 +65,12 @@ def _lsuv(model: nn.Module, cell: Cell, inputs: Any, seed: int) -> None:
     lsuv_with_singlebatch(model, inputs, verbose=False)
 
 
-def _ours(recipe: str) -> Callable[[nn.Module, Cell, Any, int], None]:
-    def run(model: nn.Module, cell: Cell, inputs: Any, seed: int) -> None:
-        init_: Any = getattr(isometry, "init_", None)
-        if init_ is None:
-            raise UnavailableError("isometry.init_ is not there yet")
-        if isinstance(model, OneBatch):
-            init_(model.model, model.fixed, recipe=recipe, seed=seed)
-        else:
-            init_(model, inputs, recipe=recipe, seed=seed)
-
-    return run
+def _auto(model: nn.Module, cell: Cell, inputs: Any, seed: int) -> None:
+    """Ours, in one line; plain chains get the recipe "isometric" from it."""
+    if isinstance(model, OneBatch):
+        isometry.init_(model.model, model.fixed, seed=seed)
+    else:
+        isometry.init_(model, inputs, seed=seed)
 
 
 _START: dict[str, Callable[[nn.Module, Cell, Any, int], None]] = {
@@ -88,6 +79,5 @@ _START: dict[str, Callable[[nn.Module, Cell, Any, int], None]] = {
     "kaiming": _with_gain(isometry.Kaiming),
     "orthogonal": _with_gain(isometry.Orthogonal),
     "lsuv": _lsuv,
-    "auto": _ours("auto"),
-    "isometric": _ours("isometric"),
+    "auto": _auto,
 }

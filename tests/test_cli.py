@@ -10,7 +10,9 @@ import typer
 from isometry import cli, console
 from isometry.__main__ import main
 from isometry.compare.comparison import Comparison
+from isometry.plans import Plan
 from isometry.profile import Profile
+from isometry.targets import find
 
 SOURCE = """
 from torch import nn
@@ -341,3 +343,50 @@ def test_scaling_names_the_steps_that_depend_on_width(capsys, file):
 
 def test_scaling_says_how_over_is_written(capsys, file):
     assert "key=N,N" in error_line(capsys, "scaling", f"{file}:build", "-i", "8x64", "--over", "width")
+
+
+def test_init_writes_weights_that_its_plan_draws(capsys, file, tmp_path):
+    weights, record = tmp_path / "model.safetensors", tmp_path / "plan.json"
+    ok(capsys, "init", f"{file}:build", "-i", "16x64", "--seed", "3", "-o", weights, "--json", record)
+    from safetensors.torch import load_file
+
+    plan = Plan.load(record)
+    assert plan.recipe == "auto"
+    model = find(f"{file}:build")()
+    plan.apply_(model, seed=3)
+    loaded = load_file(weights)
+    assert all(torch.equal(value, loaded[name]) for name, value in model.state_dict().items())
+
+
+def test_init_as_a_dry_run_writes_nothing(capsys, file, tmp_path):
+    out = ok(capsys, "init", f"{file}:build", "-i", "16x64", "--dry-run", "--recipe", "lecun")
+    assert "recipe lecun" in out
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ([], "--output FILE"),
+        (["-o", "weights.npz"], ".safetensors, .pt or .pth"),
+        (["--dry-run", "--recipe", "kaimng"], "did you mean 'kaiming'?"),
+        (["--dry-run", "--option", "gain=2"], "has no option 'gain'"),
+        (["--dry-run", "--objective", "sideways"], "objective must be one of"),
+        (["--dry-run", "--distribution", "cauchy"], "distribution must be one of"),
+    ],
+)
+def test_init_says_what_is_wrong(capsys, file, more, words):
+    assert main(["init", f"{file}:build", "-i", "16x64", *more]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_recipes_are_listed(capsys, tmp_path):
+    out = ok(capsys, "recipes", "--json", tmp_path / "recipes.json")
+    names = [row["name"] for row in json.loads((tmp_path / "recipes.json").read_text())["recipes"]]
+    assert "auto" in names
+    assert all(name in out for name in names)
+
+
+def test_audit_shows_before_and_after(capsys, file):
+    out = ok(capsys, "audit", f"{file}:build", "-i", "16x64", "--fix")
+    assert "After init_" in out

@@ -52,14 +52,15 @@ class Scores(TorchDispatchMode):
 
 
 def blocks(model: nn.Module) -> list[str]:
-    """Return the names of repeated parts, outermost only."""
+    """Return the names of repeated parts: what a list or sequence holds several of, with parts of its own."""
     names: list[str] = []
     for path, module in model.named_modules():
-        if any(path.startswith(f"{name}.") for name in names):
+        if not isinstance(module, nn.ModuleList | nn.Sequential):
             continue
         kinds = Counter(type(child) for child in module.children())
         for name, child in module.named_children():
-            if kinds[type(child)] > 1 and any(True for _ in child.children()):
+            plain = isinstance(child, nn.Sequential | nn.MultiheadAttention)
+            if kinds[type(child)] > 1 and not plain and any(True for _ in child.children()):
                 names.append(f"{path}.{name}" if path else name)
     return names
 

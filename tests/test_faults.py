@@ -87,15 +87,12 @@ def test_weights_of_the_wrong_size_are_named(std: float, words: str) -> None:
 
 
 def test_a_healthy_model_has_no_fault() -> None:
-    def build() -> nn.Module:
-        model = nn.TransformerEncoder(
-            nn.TransformerEncoderLayer(32, 4, 64, batch_first=True, norm_first=True, dropout=0.0),
-            3,
-            enable_nested_tensor=False,
-        )
-        return model.apply(isometry.Kaiming(nonlinearity="relu"))
-
-    assert found(build, "4x8x32") == ()
+    model = nn.TransformerEncoder(
+        nn.TransformerEncoderLayer(32, 4, 64, batch_first=True, norm_first=True, dropout=0.0),
+        3,
+        enable_nested_tensor=False,
+    )
+    assert found(model.apply(isometry.Kaiming(nonlinearity="relu")), "4x8x32") == ()
 
 
 def test_before_and_after_leaves_the_model_alone() -> None:

@@ -134,7 +134,10 @@ def _summary(profile: Profile) -> list[str]:
 def _signal(profile: Profile) -> str | None:
     """Return where the forward signal dies or explodes."""
     low = high = None
+    holders = {row.name.rpartition(".")[0] for row in profile.signals}
     for row in profile.signals:
+        if not row.name or row.name in holders:
+            continue  # a module that holds others is told before them
         size = None if row.forward is None else row.forward.rms
         if size is None:
             continue

@@ -10,8 +10,8 @@ What is aimed at, in RMS:
 - √(0.02·ln C) for C logits: cross-entropy then begins 1 % above ln C, its value for equal chances.
 
 Where a small signal arrives that will grow in training no weight is enlarged to make up for it: behind an
-attention or a pooling, which begin as averages of unrelated entries, by 2 at most; in a loop, whose state
-begins at zero, and where shares of a softmax are mixed, not at all.
+attention, which begins as an average of unrelated tokens, by 2 at most; in a loop, whose state begins at
+zero, and where shares of a softmax are mixed, not at all; a head, behind a pooling, has gain 1 at most.
 
 Weights in plain chains (no norm, no skip) of six activations or more follow the recipe "isometric".
 """
@@ -123,14 +123,24 @@ class Draft:
         if role.ends is not None:
             self._end(role)
         elif "head" in role.parts:
-            outputs = role.fans.layout.blocks * role.fans.layout.outputs if role.fans else role.shape[0]
-            size = math.sqrt(EXCESS * math.log(max(outputs, 2)))
-            self._aim(role, lambda _: size, f"logits of RMS {size:.2g}: the loss begins at chance")
+            self._head(role)
         else:
             terms = parallel_terms(self.subject.roles, _use(role).node)
             size = terms**-0.5
             what = f"one of {terms} paths that are summed" if terms > 1 else _destination(role)
             self._aim(role, lambda _: size, f"unit second moment for {what}" if terms == 1 else what)
+
+    def _head(self, role: Role) -> None:
+        """Aim at logits that begin at chance, with a gain of 1 at most."""
+        outputs = role.fans.layout.blocks * role.fans.layout.outputs if role.fans else role.shape[0]
+        size = math.sqrt(EXCESS * math.log(max(outputs, 2)))
+        arriving = next(n.index for n in self.flow.operands(_use(role).node) if n.signal)
+
+        def logits(solver: Solver) -> float:
+            there = solver.rms(arriving)
+            return size if there is None else min(size, there)
+
+        self._aim(role, logits, f"logits of RMS {size:.2g} at most: the loss begins at chance", (arriving,))
 
     def _limit(self, role: Role, use: Use) -> tuple[float, int] | None:
         """Return how far a weight may make up for a small signal, and the node where that arrives."""
@@ -139,8 +149,7 @@ class Draft:
             return None
         looped = len([u for u in role.uses if u.kind == "weight"]) > 1
         shares = any(n.op in SOFTMAX for n in self.flow.upstream(arriving[0]))
-        averaged = role.parts & {"attention output", "head"}
-        boost = 1.0 if looped or shares else BOOST if averaged else None
+        boost = 1.0 if looped or shares else BOOST if "attention output" in role.parts else None
         return None if boost is None else (boost, arriving[0].index)
 
     def _end(self, role: Role) -> None:

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field, replace
 from torch import nn
 
 from isometry.errors import IsometryError
-from isometry.flow.roles import Roles
+from isometry.flow.roles import Role, Roles
 from isometry.flow.tracing import assumption
+from isometry.plans import scaled
 from isometry.rehearsal import REAL_LIMIT, Rehearsal, Stage
-from isometry.sampling import Distribution
-from isometry.solving.solver import Aim, Measuring, Solved, Solver
+from isometry.sampling import Constant, Distribution
+from isometry.solving.solver import Aim, Measuring, Solved, Solver, shift_of
 
 _CLOSE = 0.01  # relative: what is nearer than this to its aim has settled
 PASSES = 4
@@ -105,11 +106,17 @@ def settled(
         moved = _rebalance(solver, balances, factors)
         changed = several and _changed(current, solver.solved)
         for name, solved in solver.solved.items():
-            law, _ = current[name]
-            current[name] = (law, solved.scale)
+            current[name] = (_at(problem.roles[name], *current[name], solved.scale), solved.scale)
         if not moved and not changed:
             break
     return found
+
+
+def _at(role: Role, law: Distribution, now: float, scale: float) -> Distribution:
+    """Return a parameter's law at another scale."""
+    if isinstance(law, Constant):
+        return Constant(scale - shift_of(role))
+    return scaled(law, scale / now)
 
 
 def _pass(

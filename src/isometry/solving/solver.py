@@ -180,7 +180,7 @@ class Solver:
                 return
             factor = wanted / size
             out.detach().mul_(factor)
-            shift = _shift(aim.role)
+            shift = shift_of(aim.role)
             for name in (self._leaves[i] for i in aim.role.nodes):
                 if len(aim.role.nodes) == 1 or name.endswith(("_g", "original0")):
                     self._parameters[name].data.add_(shift).mul_(factor).sub_(shift)
@@ -200,7 +200,7 @@ class Solver:
             constant = role.kind == "scale"
             interpreter.write(
                 parameter,
-                alg.constant(parameter.shape, scale - _shift(role))
+                alg.constant(parameter.shape, scale - shift_of(role))
                 if constant
                 else alg.normal(parameter.shape, 0.0, scale),
             )
@@ -234,7 +234,7 @@ class Solver:
         return wanted and self.stage.kind == "real"
 
 
-def _shift(role: Role) -> float:
+def shift_of(role: Role) -> float:
     """Return what the model adds to a scale before it multiplies: 1 for a factor 1 + w."""
     return 1.0 - role.neutral if role.kind == "scale" else 0.0
 

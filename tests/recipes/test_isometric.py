@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import isometry
+from isometry.flow.chains import chains_of
 from isometry.flow.tracing import study
 from isometry.plans import Plan
 from isometry.recipes.base import Choice, Subject
@@ -271,3 +272,72 @@ def test_auto_leaves_out_branches_norms_and_shallow_chains() -> None:
     tied = nn.Linear(8, 8)
     twice = nn.Sequential(tied, nn.ReLU(), tied, nn.ReLU(), nn.Linear(8, 2))
     assert plain(twice, unit(4, 8)) == {}
+
+
+class Squeezed(nn.Module):
+    """Fire modules: two parallel convolutions, side by side, behind a narrow one; and a dense block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 32, 3, padding=1)
+        self.narrow = nn.ModuleList([nn.Conv2d(32, 16, 1) for _ in range(6)])
+        self.small = nn.ModuleList([nn.Conv2d(16, 20, 1) for _ in range(6)])
+        self.large = nn.ModuleList([nn.Conv2d(16, 12, 3, padding=1) for _ in range(6)])
+        self.head = nn.Linear(32 * 16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        for narrow, small, large in zip(self.narrow, self.small, self.large, strict=True):
+            x = F.relu(narrow(x))
+            x = torch.cat([F.relu(small(x)), F.relu(large(x))], dim=1)
+        return self.head(x.flatten(1))
+
+
+def test_concatenations_keep_sizes() -> None:
+    model = Squeezed()
+    x = unit(16, 3, 4, 4)
+    found = initialise(model, x)
+    seen: list[Tensor] = []
+    for narrow in model.narrow:
+        narrow.register_forward_hook(lambda _, __, out: seen.append(out))
+    out = model(x.double())
+    weights = torch.randn(out.shape, dtype=out.dtype, generator=torch.Generator().manual_seed(1))
+    for values in (seen, torch.autograd.grad(out, seen, weights)):
+        sizes = torch.stack([t.detach().square().mean().sqrt() for t in values])
+        assert 0.5 < float(sizes.min() / sizes[0]) <= float(sizes.max() / sizes[0]) < 2
+    assert "behind a concatenation of 2" in found["narrow.3.weight"].reason
+    assert torch.allclose(model(-x.double()), -out, atol=1e-9)
+
+
+class Grown(nn.Module):
+    """Every layer reads all before it, nested concatenations and the input among them."""
+
+    def __init__(self, *, with_input: bool) -> None:
+        super().__init__()
+        self.with_input = with_input
+        self.first = nn.Linear(8, 12)
+        self.layers = nn.ModuleList([nn.Linear(12 + 8 * i + 8 * with_input, 8) for i in range(4)])
+        self.head = nn.Linear(44 + 8 * with_input, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.gelu(self.first(x))
+        if self.with_input:
+            y = torch.cat([y, x], dim=-1)
+        for layer in self.layers:
+            y = torch.cat([y, F.gelu(layer(y))], dim=-1)
+        return self.head(y)
+
+
+def test_concatenations_that_grow() -> None:
+    model = Grown(with_input=False)
+    x = unit(64, 8)
+    initialise(model, x)
+    out = model(x.double()).detach()
+    assert torch.allclose(model(-x.double()), -out, atol=1e-9)
+    assert 0.4 < float(out.square().mean().sqrt()) / logits_size(5) < 2.5
+    (chain,) = chains_of(study(model, x.double()).roles)
+    assert [layer.role.name for layer in chain.layers[:2]] == ["first.weight", "layers.0.weight"]
+    assert len(chain.layers) == 6
+    plan = isometry.plan(Grown(with_input=True), x, recipe="isometric")
+    assert "concatenation with input" in plan["first.weight"].reason
+    assert plan["layers.3.weight"].marks == ("refused",)

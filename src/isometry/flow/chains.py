@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 from typing import Any
@@ -12,19 +12,17 @@ import torch
 from torch import Tensor
 
 from isometry.errors import ModelError
+from isometry.flow.arrangement import SPATIAL, Refused, arranged, axis_out, moved
 from isometry.flow.cones import mapped_refs
-from isometry.flow.graph import CONTRACTION, IDENTITY, LINEAR, NORM, SOFTMAX, Flow, Node
+from isometry.flow.graph import CONTRACTION, LINEAR, NORM, SOFTMAX, Flow, Node
 from isometry.flow.roles import Role, Roles
 from isometry.flow.streams import is_norm
 
-_SPATIAL = ("pool", "pad", "upsample", "max_pool")
-_AVERAGES = frozenset(["mean", "sum"])
 _OUTSIDE = frozenset(["query", "key", "value", "attention output", "gate", "gated"])
 _SOFT = SOFTMAX | {"_log_softmax", "log_softmax"}
 
 
-class Refused(Exception):  # noqa: N818  (no error of the user's)
-    """Why a chain cannot be woven."""
+Function = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +30,7 @@ class Reading:
     """What a layer reads of one layer before it.
 
     Attributes:
-        layer: That layer; None: the chain begins here.
+        layer: That layer.
         function: The pointwise function between the two.
         key: The same for equal functions.
         bends: Whether anything but sums and products with numbers is in it.
@@ -42,8 +40,8 @@ class Reading:
         maxima: Whether a largest entry is chosen.
     """
 
-    layer: Layer | None
-    function: Callable[[Tensor], Tensor]
+    layer: Layer
+    function: Function
     key: Any
     bends: bool
     positions: int = 1
@@ -71,7 +69,7 @@ class Layer:
     role: Role
     node: Node
     start: Node | None = None
-    entry: Callable[[Tensor], Tensor] | None = None
+    entry: Function | None = None
     reads: list[Reading] = field(default_factory=list)
     refused: str = ""
     readers: list[Layer] = field(default_factory=list)
@@ -81,7 +79,7 @@ class Layer:
     @property
     def sources(self) -> list[Layer]:
         """The layers that it reads."""
-        return [r.layer for r in self.reads if r.layer is not None]
+        return [reading.layer for reading in self.reads]
 
 
 @dataclass(eq=False)
@@ -95,9 +93,7 @@ class Chain:
         """How many activations the longest way through it has."""
         depth: dict[int, int] = {}
         for layer in self.layers:
-            depth[id(layer)] = max(
-                (depth[id(r.layer)] + r.bends for r in layer.reads if r.layer is not None), default=0
-            )
+            depth[id(layer)] = max((depth[id(r.layer)] + r.bends for r in layer.reads), default=0)
         return max(depth.values())
 
     @property
@@ -181,7 +177,7 @@ class _Search:
             or is_norm(self.flow, node)
         ):
             return False
-        return node.pointwise or node.op in LINEAR or any(word in node.op for word in _SPATIAL)
+        return node.pointwise or node.op in LINEAR or any(word in node.op for word in SPATIAL)
 
     def _way(self, origin: int, end: int) -> list[Node]:
         """Return the nodes between an origin and what is computed from it, in order."""
@@ -203,37 +199,63 @@ class _Search:
         left = operands[0] is data or "convolution" in node.op
         axis = 1 if "convolution" in node.op else len(data.shape) - (1 if left else 2)
         origin = flow.nodes[self.origin[data.index]]
-        way = self._way(origin.index, data.index)
-        source = self.layers.get(origin.index)
-        if source is None:
+        if not self._inside(origin):
             layer.start = origin
-            if origin.op in ("cat", "stack") and any(
-                self.origin[s.index] in self.layers for s in flow.signals(origin)
-            ):
-                raise Refused("it reads a concatenation")
             try:
-                layer.entry = self._function(origin, way, data)[0]
+                layer.entry = self._function(origin, self._way(origin.index, data.index), data)[0]
             except Refused:  # then the input's own size is not known, and taken as one
                 layer.entry = None
             return
-        function, key = self._function(origin, way, data)
-        outputs = _axis_out(flow, origin)
-        units = self._units(origin, outputs, way, data).movedim(axis, 0).flatten(1)
-        positions, interleaved = _arranged(units, origin.shape[outputs])
-        layer.reads = [
-            Reading(
-                source,
-                function,
-                key,
-                any(_bends(flow, n) for n in way),
-                positions,
-                interleaved,
-                prod(_averaged(n, flow.signals(n)[0]) for n in way if flow.signals(n)),
-                any("max_pool" in n.op for n in way),
+        layer.reads = parts = self._parts(data)
+        outside = self._outside(origin)
+        if outside is not None:
+            raise Refused(f"it reads a concatenation with {outside.op}, which is no weight of the chain")
+        units = self._units(data)
+        count = sum(part.layer.node.shape[axis_out(flow, part.layer.node)] for part in parts)
+        positions, interleaved = arranged(units.movedim(axis, 0).flatten(1), count)
+        layer.reads = [replace(part, positions=positions, interleaved=interleaved) for part in parts]
+
+    def _inside(self, origin: Node) -> bool:
+        """Return whether an origin is a layer, or a concatenation with one among its parts."""
+        if origin.op != "cat":
+            return origin.index in self.layers
+        return any(self._inside(self.flow.nodes[self.origin[s.index]]) for s in self.flow.signals(origin))
+
+    def _outside(self, origin: Node) -> Node | None:
+        """Return a part of a concatenation that no layer wrote."""
+        if origin.op != "cat":
+            return None if origin.index in self.layers else origin
+        parts = (self.flow.nodes[self.origin[s.index]] for s in self.flow.signals(origin))
+        return next((found for part in parts if (found := self._outside(part)) is not None), None)
+
+    def _parts(self, end: Node) -> list[Reading]:
+        """Return the layers whose outputs stand side by side in a node, and what was done to each."""
+        flow = self.flow
+        origin = flow.nodes[self.origin[end.index]]
+        way = self._way(origin.index, end.index)
+        function, key = self._function(origin, way, end)
+        averaged = prod(_averaged(n, flow.signals(n)[0]) for n in way)
+        bends = any(_bends(flow, n) for n in way)
+        maxima = any("max_pool" in n.op for n in way)
+        if origin.op != "cat":
+            layer = self.layers.get(origin.index)
+            if layer is None:
+                return []
+            return [Reading(layer, function, key, bends, averaged=averaged, maxima=maxima)]
+        return [
+            replace(
+                part,
+                function=_composed(part.function, function),
+                key=(part.key, key) if key else part.key,
+                bends=part.bends or bends,
+                averaged=part.averaged * averaged,
+                maxima=part.maxima or maxima,
             )
+            for ref in origin.args[0]
+            for part in self._parts(flow.nodes[ref.node])
         ]
 
-    def _function(self, origin: Node, way: list[Node], end: Node) -> tuple[Callable[[Tensor], Tensor], Any]:
+    def _function(self, origin: Node, way: list[Node], end: Node) -> tuple[Function, Any]:
         """Return the pointwise function along a way, and a key that equal functions share."""
         steps = [n for n in way if not _hands_on(n)]
         same = {n.index: self.flow.signals(n)[0].index for n in way if _hands_on(n)}
@@ -273,45 +295,28 @@ class _Search:
 
     # --- which unit of the layer before an input is ---
 
-    def _units(self, origin: Node, axis: int, way: list[Node], end: Node) -> Tensor:
-        """Return, at every entry of a node, the unit of the origin that it comes from."""
-        shape = [1] * len(origin.shape)
-        shape[axis] = origin.shape[axis]
-        known = {origin.index: torch.arange(origin.shape[axis]).view(shape).expand(origin.shape)}
-        for node in way:
+    def _units(self, end: Node) -> Tensor:
+        """Return, at every entry of a node, the unit it comes from, counted over all layers it reads."""
+        origin = self.flow.nodes[self.origin[end.index]]
+        if origin.op == "cat":
+            parts, first = [], 0
+            for ref in origin.args[0]:
+                part = self._units(self.flow.nodes[ref.node])
+                parts.append(part + first)
+                first += int(part.max()) + 1
+            known = {origin.index: torch.cat(parts, *origin.args[1:])}
+        else:
+            axis = axis_out(self.flow, origin)
+            shape = [1] * len(origin.shape)
+            shape[axis] = origin.shape[axis]
+            known = {origin.index: torch.arange(origin.shape[axis]).view(shape).expand(origin.shape)}
+        for node in self._way(origin.index, end.index):
             signals = self.flow.signals(node)
             before = known[signals[0].index]
             if any(not torch.equal(before, known[s.index]) for s in signals[1:]):
                 raise Refused("parts of it are computed with one another")
-            known[node.index] = self._moved(node, before, known)
+            known[node.index] = moved(node, before, known)
         return known[end.index]
-
-    def _moved(self, node: Node, units: Tensor, known: dict[int, Tensor]) -> Tensor:
-        if tuple(units.shape) == node.shape and _keeps_order(node):
-            return units
-        if node.op in _AVERAGES:
-            if len(node.args) < 2:
-                raise Refused("all its units are averaged")
-            low, high = (f(units, node.args[1], *node.args[2:3]) for f in (torch.amin, torch.amax))
-            if not torch.equal(low, high):
-                raise Refused("its units are averaged")
-            return low
-        if any(word in node.op for word in _SPATIAL):
-            for dim, (old, new) in enumerate(zip(units.shape, node.shape, strict=True)):
-                if old != new:
-                    first = units.narrow(dim, 0, 1)
-                    if not bool((units == first).all()):
-                        raise Refused(f"{node.op} pools over its units")
-                    units = first.expand(*units.shape[:dim], new, *units.shape[dim + 1 :])
-            return units
-        if node.op in ("view", "_unsafe_view", "reshape", "_reshape_alias"):
-            return units.reshape(node.shape)  # also where a copy was left out
-        if node.op == "as_strided":
-            raise Refused("what lies between addresses memory by strides")
-        args, kwargs = mapped_refs((node.args, node.kwargs), known)
-        out = node.func(*args, **kwargs)
-        moved: Tensor = out if isinstance(out, Tensor) else out[node.slot]
-        return moved
 
     # --- chains ---
 
@@ -319,6 +324,7 @@ class _Search:
         """Note what reads a layer beside the layers of its chain."""
         flow = self.flow
         reading = {layer.node.index for layer in self.layers.values() if layer.sources}
+        reading |= self._joining(reading)
         for node in flow.nodes:
             for s in flow.signals(node):
                 layer = self.layers.get(self.origin[s.index])
@@ -335,14 +341,29 @@ class _Search:
                     behind.output = True
                     behind.leaves = [n for n in behind.leaves if n.index != i]
 
+    def _joining(self, reading: set[int]) -> set[int]:
+        """Return the concatenations that nothing but layers of chains reads."""
+        found: set[int] = set()
+        for node in reversed(self.flow.nodes):
+            if node.op == "cat" and node.signal:
+                behind = {
+                    n.index
+                    for n in self.flow.nodes[node.index + 1 :]
+                    if any(self.origin[s.index] == node.index for s in self.flow.signals(n))
+                    and self.origin[n.index] == n.index
+                }
+                if behind and behind <= reading | found and node.index not in self.flow.outputs:
+                    found.add(node.index)
+        return found
+
     def _joined(self) -> list[Chain]:
         found: dict[int, list[Layer]] = {}
         for index in sorted(self.layers):
             layer = self.layers[index]
-            group = [layer]
+            members = {layer.node.index: layer}
             for source in layer.sources:
-                if found[id(source)] is not group:
-                    group = sorted([*found[id(source)], *group], key=lambda a: a.node.index)
+                members |= {member.node.index: member for member in found[id(source)]}
+            group = [members[i] for i in sorted(members)]
             for member in group:
                 found[id(member)] = group
         unique = {id(group): group for group in found.values()}
@@ -352,6 +373,10 @@ class _Search:
                 if layer.readers and layer.leaves and not layer.refused:
                     layer.refused = f"{layer.leaves[0].op} reads it beside the next layer"
         return chains
+
+
+def _composed(first: Function, second: Function) -> Function:
+    return lambda x: second(first(x))
 
 
 def _is_plain(role: Role) -> bool:
@@ -369,13 +394,7 @@ def _hands_on(node: Node) -> bool:
     """Return whether a node's entries are entries, or averages or maxima of entries, of its signal."""
     if node.op in ("neg", "masked_fill", "where"):
         return False
-    return node.op in LINEAR or any(word in node.op for word in _SPATIAL)
-
-
-def _keeps_order(node: Node) -> bool:
-    views = IDENTITY - {"clone", "contiguous", "_to_copy", "detach", "alias", "native_dropout", "dropout"}
-    moving = {"flip", "gather", "index", "index_select", "roll", "channel_shuffle"}
-    return node.op not in views | moving
+    return node.op in LINEAR or any(word in node.op for word in SPATIAL)
 
 
 def _averaged(node: Node, before: Node) -> float:
@@ -386,29 +405,6 @@ def _averaged(node: Node, before: Node) -> float:
             return float(prod(sides))
         return max(prod(before.shape) / max(prod(node.shape), 1), 1.0)
     return 1.0
-
-
-def _axis_out(flow: Flow, node: Node) -> int:
-    """Return the axis along which a contraction's output numbers the weight's outputs."""
-    if "convolution" in node.op:
-        return 1
-    left = flow.operands(node)[0] is flow.weight(node)
-    return len(node.shape) - (2 if left else 1)
-
-
-def _arranged(units: Tensor, count: int) -> tuple[int, bool]:
-    """Return the positions of each unit among the inputs (inputs, entries), and whether they come first."""
-    order = units[:, :1] if units.shape[1] else units
-    if not torch.equal(units, order.expand_as(units)):
-        raise Refused("an input holds another unit at another position")
-    positions, rest = divmod(len(order), count)
-    order = order.flatten()
-    if rest == 0 and positions:
-        if torch.equal(order, torch.arange(count).repeat_interleave(positions)):
-            return positions, False
-        if torch.equal(order, torch.arange(count).repeat(positions)):
-            return positions, True
-    raise Refused("it reads the units of the layer before in an order of its own, or not all of them")
 
 
 def _told(tree: Any, place: Callable[[int], int | float]) -> Any:

@@ -71,11 +71,21 @@ class Interface:
         inputs: Linear coordinates that it reads.
         outputs: Linear coordinates that it writes.
         live: How many of those carry signal: the narrowest passage so far.
+        level: Their mean square, where one coordinate at the beginning has 1.
+        boost: The factor by which a layer that reads a concatenation has to enlarge what it keeps of it: its
+            parts carry the same signal, and of so many coordinates a matrix of its own keeps a random part.
     """
 
     inputs: int
     outputs: int
     live: int
+    level: float = 1.0
+    boost: float = 1.0
+
+    @property
+    def size(self) -> float:
+        """Mean square of all coordinates written."""
+        return self.level * self.live / self.outputs
 
 
 def interfaces(layers: Sequence[Layer]) -> list[Interface]:
@@ -89,16 +99,24 @@ def interfaces(layers: Sequence[Layer]) -> list[Interface]:
 
     Example:
         >>> from isometry.layout import grouped
-        >>> interfaces([Layer("a", grouped((9, 5)), 1.0), Layer("b", grouped((3, 9)), 1.0, (0,), False)])
-        [Interface(inputs=5, outputs=4, live=4), Interface(inputs=4, outputs=3, live=3)]
+        >>> chain = [Layer("a", grouped((9, 5)), 1.0), Layer("b", grouped((3, 9)), 1.0, (0,), False)]
+        >>> [(side.inputs, side.outputs, side.live) for side in interfaces(chain)]
+        [(5, 4, 4), (4, 3, 3)]
     """
     found: list[Interface] = []
     for layer in layers:
-        read = [layers[i].writes.coordinates * layer.positions for i in layer.sources]
-        inputs = sum(read) if read else layer.layout.inputs * layer.positions
-        live = sum(found[i].live * layer.positions for i in layer.sources) if read else inputs
+        read = [found[i] for i in layer.sources]
+        inputs = layer.positions * (sum(side.outputs for side in read) if read else layer.layout.inputs)
+        live = layer.positions * sum(side.live for side in read) if read else inputs
         outputs = layer.writes.coordinates
-        found.append(Interface(inputs, outputs, min(live, outputs)))
+        if len(read) < 2:
+            level = read[0].level if read else 1.0
+            found.append(Interface(inputs, outputs, min(live, outputs), level))
+            continue
+        norm = layer.positions * sum(side.live * side.level for side in read)
+        kept, all_kept = norm * min(1.0, outputs / inputs), norm * min(1.0, outputs / live)
+        spread = min(inputs, outputs)
+        found.append(Interface(inputs, outputs, spread, all_kept / spread, (all_kept / kept) ** 0.5))
     return found
 
 

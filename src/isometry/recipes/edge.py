@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from isometry.activations import Activation
 from isometry.criticality import CriticalPoint, critical_line, critical_point
 from isometry.errors import InvalidValueError
@@ -16,7 +18,7 @@ from isometry.recipes.base import Choice, Subject
 from isometry.recipes.operating import Bend, logits_size
 from isometry.sampling import Distribution, Normal
 
-_DEEPEST = 10_000
+_DEEPEST = 1000  # layers over which correlations are followed
 _TOLD_APART = 0.01
 
 
@@ -78,14 +80,20 @@ def _keeping(activation: Activation, length: float) -> CriticalPoint:
 
 
 def _survival(activation: Activation, point: CriticalPoint) -> int:
-    """Return the number of layers after which two inputs can hardly be told apart."""
+    """Return the number of layers after which two inputs can hardly be told apart.
+
+    The map of ln(1 − c) is followed on a line through a few of its points, within a few layers of exact.
+    """
     response = response_at(activation, point.length)
-    c, depth = 0.5, 0
-    while 1 - c > _TOLD_APART and depth < _DEEPEST:
-        c, before = next_correlation(response, c, point.weight_std, point.bias_std), c
+    starts = [math.log(0.5) + k / 15 * math.log(_TOLD_APART / 0.5) for k in range(16)]
+    ends = []
+    for start in starts:
+        after = next_correlation(response, 1 - math.exp(start), point.weight_std, point.bias_std)
+        ends.append(math.log(max(1 - after, 1e-300)))
+    here, depth = starts[0], 0
+    while here > starts[-1] and depth < _DEEPEST:
+        here = float(np.interp(-here, [-x for x in starts], ends))
         depth += 1
-        if abs(c - before) < 1e-9:
-            return _DEEPEST
     return depth
 
 

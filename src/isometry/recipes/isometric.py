@@ -106,14 +106,14 @@ class _Weaver:
         factors = []
         for layer, side in zip(self.chain.layers, sides, strict=True):
             if layer.readers:
-                factors.append((self.bends[id(layer)], side.live / side.outputs))
+                factors.append((self.bends[id(layer)], side.size))
         mean = math.exp(sum(math.log(f) for _, f in factors) / len(factors)) if factors else 1.0
         point = operating_point(factors, 1.0 / mean)
         layers, gains = [], []
         for layer, side in zip(self.chain.layers, sides, strict=True):
             gain = self._gain(layer, point, sides)
             if not layer.readers and layer.output:
-                size = math.sqrt(point.length * side.live / side.outputs)
+                size = math.sqrt(point.length * side.size)
                 gain *= logits_size(side.outputs) / size
             gains.append(gain)
             layers.append(self._layer(layer, gain))
@@ -163,12 +163,13 @@ class _Weaver:
     def _gain(self, layer: Layer, point: Operating, sides: list[weaving.Interface]) -> float:
         if not layer.reads:
             return math.sqrt(point.length / self.second_moment(layer))
-        reading = layer.reads[0]
-        assert reading.layer is not None  # readings are of layers
-        side = sides[self.index[id(reading.layer)]]
-        gain = self.bends[id(reading.layer)].at(point.length * side.live / side.outputs).gain
-        # An average of n keeps what its entries share and 1/n of what they do not: half of that is made good.
-        return float(gain * reading.averaged**0.25)
+        logs = []
+        for reading in layer.reads:
+            side = sides[self.index[id(reading.layer)]]
+            gain = self.bends[id(reading.layer)].at(point.length * side.size).gain
+            # An average of n keeps what its entries share and 1/n of what they do not: half is made good.
+            logs.append(math.log(gain * reading.averaged**0.25))
+        return math.exp(sum(logs) / len(logs)) * sides[self.index[id(layer)]].boost
 
     def _reason(self, layer: Layer, gain: float, point: Operating, sides: list[weaving.Interface]) -> str:
         words = []
@@ -191,6 +192,8 @@ class _Weaver:
             words.append(f"keeps signals of variance {point.length:.3g} through {read.name}")
         if point.spread > 1.001:
             words.append(f"singular values within a factor {point.spread:.3g} of one")
+        if len(layer.reads) > 1:
+            words.append(f"sizes kept on average behind a concatenation of {len(layer.reads)}")
         if any(r.maxima for r in layer.reads):
             words.append("up to max pooling, which is odd but not linear")
         return ", ".join(words)

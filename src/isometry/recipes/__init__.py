@@ -5,10 +5,21 @@ from isometry.recipes import (
     defaults,
     isometric,
     mimetic,
+    mup,
     residual,
     special,
     standard,
     transformer,
 )
 
-__all__ = ["auto", "defaults", "isometric", "mimetic", "residual", "special", "standard", "transformer"]
+__all__ = [
+    "auto",
+    "defaults",
+    "isometric",
+    "mimetic",
+    "mup",
+    "residual",
+    "special",
+    "standard",
+    "transformer",
+]

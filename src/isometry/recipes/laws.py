@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -35,6 +35,18 @@ def number(subject: Subject, name: str, default: float, *, low: float = 0.0) -> 
     if not value > low:
         raise InvalidValueError(f"{name} must be greater than {low:g}, got {value}")
     return float(value)
+
+
+def one_of(subject: Subject, name: str, known: Sequence[str]) -> str:
+    """Return one of a recipe's options that is one of a few words, the first by default.
+
+    Raises:
+        InvalidValueError: It is another one.
+    """
+    value = subject.option(name, known[0])
+    if value not in known:
+        raise InvalidValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
+    return str(value)
 
 
 def scaled(

@@ -8,6 +8,7 @@ from isometry.recipes import (
     mup,
     residual,
     special,
+    spectral,
     standard,
     transformer,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "mup",
     "residual",
     "special",
+    "spectral",
     "standard",
     "transformer",
 ]

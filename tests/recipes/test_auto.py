@@ -201,7 +201,7 @@ def test_experts_end_the_branch_they_are_in() -> None:
         def forward(self, x: Tensor) -> Tensor:
             h = F.layer_norm(x, (32,))
             shares = self.router(h).softmax(-1)
-            each = torch.einsum("neh,ehd->ned", torch.einsum("nd,edh->neh", h, self.up).relu(), self.down)
+            each = torch.einsum("bkh,khd->bkd", torch.einsum("bd,kdh->bkh", h, self.up).relu(), self.down)
             return x + (shares[..., None] * each).sum(1)
 
     plan = isometry.plan(nn.Sequential(*[Mixture() for _ in range(4)]), "16x32")

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from isometry.moments import masked, running, symbolic
+from isometry.moments import factories, masked, running, symbolic
 from isometry.moments import regrouping as reg
 from isometry.moments.aliasing import Key, disjoint, key_of
 from isometry.moments.calls import functional, identity, mapped, name_of, part_of_split, tensors_in
@@ -179,7 +179,7 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 else Unknown(name, self.module, "a write to a part of an unknown tensor")
             )
         if name in _VIEWS and part.numel() == view.base.numel():
-            return self._unview(view, part, value)
+            return reg.unviewed(name, view.args, as_moments(value), tuple(view.base.shape))
         maker = RULES.get(f"{name}_scatter")
         if maker is None:
             return self._no_rule(f"{name} (written in place)", "a write through this kind of view")
@@ -189,19 +189,6 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         except NoRule as reason:
             return self._no_rule(f"{name}_scatter", str(reason))
         return made if isinstance(made, Moments) else Unknown(name, self.module, "no record")
-
-    def _unview(self, view: _View, part: Tensor, value: Value) -> Value:
-        name = name_of(view.func)
-        m = as_moments(value)
-        if name in ("t", "transpose"):
-            order = list(range(len(m.dims)))
-            i, j = (0, -1) if name == "t" else view.args[1:3]
-            order[i], order[j] = order[j], order[i]
-            return reg.transposed(m, tuple(order))
-        if name == "permute":
-            rank = len(m.dims)
-            return reg.transposed(m, tuple(sorted(range(rank), key=lambda k: view.args[1][k] % rank)))
-        return reg.regrouped(m, tuple(view.base.shape))
 
     # --- dispatch -------------------------------------------------------------------------------------------
 
@@ -329,7 +316,7 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if name in _LIKE or not inputs:
             key = (identity((func, args, kwargs), lambda _: 0), tuple(outputs[0].shape))
             if key not in self._known:
-                self._known[key] = ([], self._factory(func, args, kwargs, outputs))
+                self._known[key] = ([], factories.made(func, args, kwargs, outputs))
             made = self._known[key][1]
             if made is not None:
                 return made
@@ -345,30 +332,6 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if isinstance(out, tuple | list) and len(made) == len(out):  # masked gradients are None
             return [v for v, o in zip(made, out, strict=True) if isinstance(o, Tensor)]
         return made[: len(outputs)]
-
-    def _factory(
-        self, func: Any, args: Any, kwargs: dict[str, Any], outputs: list[Tensor]
-    ) -> list[Value | None] | None:
-        """Make tensors that depend on no values: run on the CPU; constant ones as one number, expanded."""
-        (out,) = outputs
-        name = name_of(func)
-        fill = {
-            "zeros": 0.0,
-            "ones": 1.0,
-            "zeros_like": 0.0,
-            "ones_like": 1.0,
-            "new_zeros": 0.0,
-            "new_ones": 1.0,
-        }.get(name)
-        if name in ("full", "new_full", "full_like"):
-            fill = args[2] if name == "new_full" else args[1]
-        if name.startswith(("empty", "new_empty")):
-            fill = 0.0  # nobody reads it before it is written
-        if fill is not None:
-            return [Concrete(torch.full((), fill).to(out.dtype).expand(out.shape))]
-        if name in RULES or out.numel() > LIMIT or name in ("rand", "randn", "randint", "randperm"):
-            return None
-        return [Concrete(func(*args, **{**kwargs, "device": "cpu"}))]
 
     def _remembered(
         self, func: Any, args: Any, kwargs: dict[str, Any], outputs: list[Tensor]

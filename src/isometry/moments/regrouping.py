@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -375,3 +376,23 @@ def with_sizes(m: Moments, dim: int, target: tuple[int, ...]) -> Moments:
         m = _moved(m, replace(move, position=move.position + start))
     count = sum(len(g) for g in groups)
     return replace(m, dims=(*before, m.axes[start : start + count], *after))
+
+
+def unviewed(name: str, args: tuple[Any, ...], m: Moments, shape: tuple[int, ...]) -> Moments:
+    """Return the record of the tensor that a view of all of it was taken from.
+
+    Args:
+        name: The view's operation.
+        args: Its arguments.
+        m: The record of the view.
+        shape: The tensor's shape.
+    """
+    rank = len(m.dims)
+    if name in ("t", "transpose"):
+        order = list(range(rank))
+        i, j = (0, -1) if name == "t" else args[1:3]
+        order[i], order[j] = order[j], order[i]
+        return transposed(m, tuple(order))
+    if name == "permute":
+        return transposed(m, tuple(sorted(range(rank), key=lambda k: args[1][k] % rank)))
+    return regrouped(m, shape)

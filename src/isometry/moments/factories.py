@@ -1,0 +1,35 @@
+"""Tensors that depend on no values: zeros, ranges, triangles are known from their arguments alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from isometry.moments.calls import name_of
+from isometry.moments.concrete import LIMIT, Concrete
+from isometry.moments.rules.base import RULES, Value
+
+
+def made(func: Any, args: Any, kwargs: dict[str, Any], outputs: list[Tensor]) -> list[Value | None] | None:
+    """Make tensors that depend on no values: run on the CPU; constant ones as one number, expanded."""
+    (out,) = outputs
+    name = name_of(func)
+    fill = {
+        "zeros": 0.0,
+        "ones": 1.0,
+        "zeros_like": 0.0,
+        "ones_like": 1.0,
+        "new_zeros": 0.0,
+        "new_ones": 1.0,
+    }.get(name)
+    if name in ("full", "new_full", "full_like"):
+        fill = args[2] if name == "new_full" else args[1]
+    if name.startswith(("empty", "new_empty")):
+        fill = 0.0  # nobody reads it before it is written
+    if fill is not None:
+        return [Concrete(torch.full((), fill).to(out.dtype).expand(out.shape))]
+    if name in RULES or out.numel() > LIMIT or name in ("rand", "randn", "randint", "randperm"):
+        return None
+    return [Concrete(func(*args, **{**kwargs, "device": "cpu"}))]

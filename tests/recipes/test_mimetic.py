@@ -100,3 +100,4 @@ def test_keys_of_fewer_heads_keep_glorots_with_a_note():
     made = plan(Shared(), torch.randn(2, 5, 8), recipe="mimetic")
     assert made["q.weight"].reason == made["k.weight"].reason == made["v.weight"].reason == "Glorot"
     assert any("differ in heads" in note for note in made.notes)
+    assert any("v.weight: values are not as wide" in note for note in made.notes)

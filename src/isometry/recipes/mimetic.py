@@ -96,6 +96,9 @@ def _attend(
         law = Factor("right", alpha, -beta, turned=axis == 1)
         whole = Piece(law, ((0, role.shape[axis]),), _VALUES)
         _add(made, role, Units(axis), whole, stream)
+    elif value and out is not None:
+        name = value[0].name
+        subject.notes.append(f"mimetic: {name}: values are not as wide as the stream: Glorot")
 
 
 def _add(

@@ -14,7 +14,9 @@ import isometry.init
 import isometry.sampling
 from isometry.errors import InvalidTypeError, InvalidValueError
 from isometry.init.bounded import BoundedNormal
+from isometry.init.channels import PerChannel
 from isometry.init.mirrored import Flattened, Mirrored, Rotation, Width
+from isometry.init.shared import Blocks, Factor, Piece, Times
 from isometry.init.structured import (
     ICNR,
     Chrono,
@@ -44,6 +46,10 @@ LAWS = [
     Gates((0.0, 1.0, 0.5)),
     Chrono(100),
     ICNR(Orthogonal(0.5), 4),
+    Blocks((Piece(Normal(0.5), ((0, 2), (4, 5))), Piece(Orthogonal(0.5), ((2, 4),), group=1)), axis=1),
+    Times(100, -1.0),
+    Factor("left", 0.7, -0.4, heads=2, turned=True),
+    PerChannel(Orthogonal(0.5), (0.5, 1 / 3, 0.0), Layout((3, 2, 4), taps=(2,))),
     Mirrored(0.5, "last", None, ((1, 2),), (Width(3, 1), Width(0, plain=2)), 2, FLATTENED, ROTATION),
     Mirrored(0.5, "first", source=ROTATION, target=ROTATION),
     Scaled(ICNR(Uniform(-1, 1), 9), 0.3),

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get
 
 from isometry.errors import InvalidTypeError, InvalidValueError
 from isometry.init.bounded import BoundedNormal
+from isometry.init.channels import PerChannel
 from isometry.init.mirrored import Flattened, Mirrored, Rotation, Width
 from isometry.init.shared import Blocks, Factor, Piece, Times
 from isometry.init.structured import (
@@ -73,7 +74,7 @@ def register_law(kind: _C) -> _C:
 for _kind in (
     *(Constant, Normal, TruncatedNormal, Uniform, BoundedNormal, Scaled),
     *(Orthogonal, DeltaOrthogonal, Identity, Sparse, Gates, Chrono, ICNR, Mirrored),
-    *(Blocks, Piece, Factor, Times),
+    *(Blocks, Piece, Factor, Times, PerChannel),
     *(Layout, Width, Rotation, Flattened),
 ):
     register_law(_kind)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from isometry.init.bounded import BoundedNormal
+from isometry.init.channels import PerChannel
 from isometry.init.mirrored import Mirrored
 from isometry.init.shared import Blocks, Times
 from isometry.init.structured import (
@@ -195,6 +196,21 @@ def _(law: Blocks, shape: tuple[int, ...]) -> Size | None:
 def _(law: ICNR, shape: tuple[int, ...]) -> Size | None:
     base = size_of(law.base, (shape[0] // law.copies, *shape[1:]))
     return None if base is None else base._replace(copies=base.copies * law.copies)
+
+
+@size_of.register
+def _(law: PerChannel, shape: tuple[int, ...]) -> Size | None:
+    """Where rows have equal squares, in expectation otherwise."""
+    law.check(shape)
+    base = size_of(law.law, shape)
+    if base is None or base.mean:
+        return None
+    squares = [factor**2 for factor in law.factors]
+    mean = sum(squares) / max(len(squares), 1)
+    fourth = sum(s * s for s in squares) / max(len(squares), 1)
+    return base._replace(
+        std=base.std * math.sqrt(mean), kurtosis=base.kurtosis * fourth / mean**2 if mean else 1.0
+    )
 
 
 @size_of.register

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 
 from isometry.flow.roles import Role, Use
@@ -57,24 +57,48 @@ def calibrated(problem: Problem, laws: Mapping[str, tuple[Distribution, float]])
     rehearsal = Rehearsal[Solver](problem.source, problem.inputs, backward=False, assumed=assumption({}))
     _, expected = rehearsal.run(predicting)
     sizes = {name: expected.rms(use.node.index) for name, use in uses.items()}
+    untouched = {
+        name: "its output is unknown" if size is None else "its output is zero"
+        for name, size in sizes.items()
+        if size is None or not size > 0.0
+    }
+    found = measured(problem, laws, {name: s for name, s in sizes.items() if s is not None and s > 0.0})
+    factors = {name: solved.scale / laws[name][1] for name, solved in found.solved.items()}
+    return Calibrated(factors, untouched | found.missed)
+
+
+def measured(
+    problem: Problem,
+    laws: Mapping[str, tuple[Distribution, float]],
+    sizes: Mapping[str, float],
+    channels: Container[str] = (),
+) -> Solver:
+    """Run the drawn model once, and rescale each weight where it is first read, in order of execution.
+
+    Args:
+        problem: The model, which needs values or a builder, its inputs and its roles.
+        laws: What each parameter is drawn from, with its standard deviation.
+        sizes: The RMS that the output of each of these weights is to have on the batch.
+        channels: Convolutions of which each channel is to have it by itself.
+
+    Returns:
+        The solver, with what it found.
+
+    Raises:
+        The errors of `isometry.predict`; ModelError also where the model has no values to run on.
+    """
     aims: dict[int, list[Aim]] = {}
-    untouched: dict[str, str] = {}
-    for name, use in uses.items():
-        size = sizes[name]
-        if size is None or not size > 0.0:
-            untouched[name] = "its output is unknown" if size is None else "its output is zero"
-        else:
-            aims.setdefault(use.node.call, []).append(
-                Aim(problem.roles[name], use.node, lambda _, wanted=size: wanted)  # type: ignore[misc]
-            )
+    for name, size in sizes.items():
+        role = problem.roles[name]
+        use = _first(role)
+        aim = Aim(role, use.node, lambda _, wanted=size: wanted, by_channel=name in channels)  # type: ignore[misc]
+        aims.setdefault(use.node.call, []).append(aim)
 
     def measuring(stage: Stage) -> Solver:
         return Solver(stage, problem.roles, laws, aims, frozenset(), "always", problem.seed)
 
     real = Rehearsal[Solver](problem.source, problem.inputs, backward=False, prefer="real")
-    _, found = real.run(measuring)
-    factors = {name: solved.scale / laws[name][1] for name, solved in found.solved.items()}
-    return Calibrated(factors, untouched | found.missed)
+    return real.run(measuring)[1]
 
 
 def _first(role: Role) -> Use:

@@ -28,6 +28,7 @@ from isometry.moments.record import Moments
 from isometry.moments.rules.base import Shifted
 from isometry.moments.rules.pointwise import as_moments
 from isometry.names import canonical_name
+from isometry.plans.writing import seeded
 from isometry.rehearsal import Stage
 from isometry.sampling import Constant, Distribution
 from isometry.sampling.fill import fill_keyed_
@@ -46,12 +47,14 @@ class Aim:
         node: The operation whose output is aimed at.
         size: Returns the RMS that the output should have, given the RMS of earlier nodes.
         watched: The nodes whose RMS it asks for.
+        by_channel: Whether each channel of a convolution is to have that RMS by itself; on real values alone.
     """
 
     role: Role
     node: Node
     size: Callable[[Solver], float]
     watched: tuple[int, ...] = ()
+    by_channel: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,11 +65,13 @@ class Solved:
         scale: The standard deviation of a weight's entries, or the factor that a scale multiplies by.
         how: From records, or from real values.
         arriving: The RMS of what the operation read.
+        channels: Where each channel has its own, the factors on what was drawn.
     """
 
     scale: float
     how: How
     arriving: float | None = None
+    channels: tuple[float, ...] = ()
 
 
 @dataclass
@@ -179,6 +184,9 @@ class Solver:
                 self.missed[aim.role.name] = "no signal there"
                 return
             factor = wanted / size
+            if aim.by_channel:
+                self._by_channel(aim.role, out.detach(), wanted)
+                return
             out.detach().mul_(factor)
             shift = shift_of(aim.role)
             for name in (self._leaves[i] for i in aim.role.nodes):
@@ -187,6 +195,22 @@ class Solver:
         record = self.stage.interpreter.value(operand)
         known = alg.normal(operand.shape) if record is None else as_moments(record)
         self._multiply(aim.role, operand, known, factor, "measured", size)
+
+    def _by_channel(self, role: Role, out: Tensor, wanted: float) -> None:
+        """Scale the kernels of each channel by what it lacks; one that is zero is left as it is."""
+        assert role.fans is not None
+        assert len(role.nodes) == 1
+        sizes = out.double().square().movedim(1, 0).flatten(1).mean(1).sqrt()
+        factors = torch.where(sizes > _TINY, wanted / sizes, 1.0)
+        out.mul_(factors.to(out.dtype).view(-1, *[1] * (out.dim() - 2)))
+        layout, parameter = role.fans.layout, self._parameters[self._leaves[role.nodes[0]]].data
+        kernels = layout.kernels(parameter)
+        by_row = factors.to(parameter.dtype).view(*kernels.shape[:2], *[1] * (kernels.dim() - 2))
+        parameter.copy_(layout.restore(kernels * by_row, tuple(parameter.shape)))
+        mean = float(factors.square().mean().sqrt())
+        self.solved[role.name] = Solved(
+            self.laws[role.name][1] * mean, "measured", channels=tuple(factors.tolist())
+        )
 
     def _multiply(
         self, role: Role, operand: Tensor, record: Moments, factor: float, how: How, size: float
@@ -228,7 +252,7 @@ class Solver:
             )
             self.stage.interpreter.write(parameter, record)
             if self.stage.kind == "real":
-                fill_keyed_(parameter.data, law, seed=self.seed, name=role.name)
+                fill_keyed_(parameter.data, seeded(law, self.seed), seed=self.seed, name=role.name)
 
     def _real(self, wanted: bool) -> bool:
         return wanted and self.stage.kind == "real"

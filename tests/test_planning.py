@@ -42,8 +42,8 @@ def test_calibration_makes_the_measured_size_the_planned_one() -> None:
     assert found["stem"] == pytest.approx(1.0, rel=1e-3)  # the stream begins at one
     assert found["ups.0"] == pytest.approx(1.0, rel=1e-3)
     assert found["ups.1"] == pytest.approx(1.0, rel=1e-3)
-    assert found["downs.0"] == pytest.approx(2**-0.5, rel=1e-3)  # one of two branches
-    assert found["head"] == pytest.approx(math.sqrt(0.02 * math.log(7)), rel=1e-3)
+    assert found["downs.0"] == pytest.approx(0.3 * 2**-0.5, rel=1e-3)  # one of two branches
+    assert found["head"] == pytest.approx(math.sqrt(0.06 * math.log(7)), rel=1e-3)
     assert plan["stem.weight"].marks == ("calibrated",)
 
 

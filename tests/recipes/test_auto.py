@@ -86,8 +86,8 @@ def test_roles_need_no_names_and_scales_are_neutral() -> None:
     assert plan["blocks.3.down.weight"].role.endswith("ends branch 8 of 16")
     assert plan["blocks.0.scale_a"].law == isometry.sampling.Constant(1.0)
     assert plan["blocks.0.scale_f"].law == isometry.sampling.Constant(0.0)  # 1 + 0
-    assert plan["embed.weight"].std == pytest.approx(0.5**0.5)  # one of two terms of the stream
-    assert plan["places"].std == pytest.approx(0.5**0.5)
+    assert plan["embed.weight"].std == pytest.approx(1.09**-0.5)  # 1² + 0.3²: rows and positions
+    assert plan["places"].std == pytest.approx(0.3 * 1.09**-0.5)
 
 
 def test_attention_scores_vary_by_one() -> None:

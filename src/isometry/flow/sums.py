@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from isometry.flow.graph import ADD, Flow, Node
 from isometry.flow.roles import Roles
 
 
-def parallel_terms(roles: Roles, node: Node) -> int:
-    """Return of how many terms the sum has that a node's output goes to first; 1 where there is none.
+class Terms(NamedTuple):
+    """What a sum of parallel paths is the sum of: signals, and tables of positions."""
 
-    Residual sums do not count; a table of positions that is added is a term.
+    signals: int
+    places: int
+
+
+def parallel_terms(roles: Roles, node: Node) -> Terms:
+    """Return what the sum has that a node's output goes to first; one signal where there is none.
+
+    Residual sums do not count.
 
     Args:
         roles: The roles.
         node: The node.
 
     Returns:
-        The number of terms.
+        The terms.
     """
-    flow, top = roles.flow, None
+    flow, top = roles.flow, node
     waiting = [node]
     while waiting:
         current = waiting.pop()
@@ -28,9 +37,7 @@ def parallel_terms(roles: Roles, node: Node) -> int:
                 top, waiting = reader, [reader]
             elif flow.transparent(reader) and len(readers) == 1:
                 waiting.append(reader)
-    if top is None:
-        return _terms(roles, node) if _adds(roles, node) else 1
-    return _terms(roles, top)
+    return _terms(roles, top) if _adds(roles, top) else Terms(1, 0)
 
 
 def _adds(roles: Roles, node: Node) -> bool:
@@ -40,12 +47,13 @@ def _adds(roles: Roles, node: Node) -> bool:
     return len(roles.flow.signals(node)) == 2 or node.index in roles.positions
 
 
-def _terms(roles: Roles, node: Node) -> int:
+def _terms(roles: Roles, node: Node) -> Terms:
     for current in roles.flow.upstream(node):
         if _adds(roles, current):
-            own = sum(_terms(roles, s) for s in roles.flow.signals(current))
-            return own + (current.index in roles.positions)
-    return 1
+            parts = [_terms(roles, s) for s in roles.flow.signals(current)]
+            places = sum(p.places for p in parts) + (current.index in roles.positions)
+            return Terms(sum(p.signals for p in parts), places)
+    return Terms(1, 0)
 
 
 def score_sums(roles: Roles) -> set[int]:

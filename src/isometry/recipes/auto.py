@@ -3,11 +3,16 @@
 What is aimed at, in RMS:
 
 - 1 behind every weight that feeds an activation, a norm, a gate, a router: pre-activations of unit size;
-- 1/√k behind each of k parallel paths that are summed, tables of embeddings and positions among them;
-- r/√(N + p − 1) at the end of the p-th of N residual branches, where r is the size of the stream there and p
-  counts from the last norm on the stream: the stream grows by √2 at most, however deep, and so do gradients;
+- 1/√k behind each of k parallel paths that are summed, tables of embeddings among them; a table of positions
+  has 0.3 of the size of what it is added to, so that tokens begin as tokens;
+- 0.3·r/√(N + p − 1) at the end of the p-th of N residual branches, where r is the size of the stream there
+  and p counts from the last norm on the stream: the stream grows by 5 % at most, however deep, gradients too
+  (where the scale of a norm ends the branch r/√(N + p − 1): at most √2);
 - attention scores that vary by 1 along the softmax: query and key share what is missing;
-- √(0.02·ln C) for C logits: cross-entropy then begins 1 % above ln C, its value for equal chances.
+- √(0.06·ln C) for C logits: cross-entropy then begins 3 % above ln C, its value for equal chances.
+
+The constants 0.3, 0.3 and 0.06 are empirical: larger branches and positions learn more slowly in the short
+runs of benchmarks/trainability.py, much smaller ones no faster; behind a norm smaller branches do.
 
 Where a small signal arrives that will grow in training no weight is enlarged to make up for it: behind an
 attention, which begins as an average of unrelated tokens, by 2 at most; in a loop, whose state begins at
@@ -21,7 +26,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
-from isometry.flow.graph import SOFTMAX, Flow
+from isometry.flow.graph import SOFTMAX, Flow, Node
 from isometry.flow.roles import Role, Use
 from isometry.flow.streams import Residual, deciders
 from isometry.flow.sums import parallel_terms, score_sums, sums_behind
@@ -33,7 +38,9 @@ from isometry.sampling import Constant, Distribution, Normal
 from isometry.solving.passes import Balance, Problem, Settled, settled
 from isometry.solving.solver import Aim, Solver
 
-EXCESS = 0.02  # twice the relative excess of the initial loss over ln C
+EXCESS = 0.06  # twice the relative excess of the initial loss over ln C
+SHARE = 0.3  # of the stream: what all branches together add to it, as RMS
+PLACE = 0.3  # of a token's row: a row of positions
 PLAIN = 6  # activations one behind another from which on a plain chain needs an isometry
 BOOST = 2.0  # how far the weight behind an average makes up for what that took
 
@@ -125,10 +132,8 @@ class Draft:
         elif "head" in role.parts:
             self._head(role)
         else:
-            terms = parallel_terms(self.subject.roles, _use(role).node)
-            size = terms**-0.5
-            what = f"one of {terms} paths that are summed" if terms > 1 else _destination(role)
-            self._aim(role, lambda _: size, f"unit second moment for {what}" if terms == 1 else what)
+            size, what = self._share(role, _use(role).node)
+            self._aim(role, lambda _: size, what or f"unit second moment for {_destination(role)}")
 
     def _head(self, role: Role) -> None:
         """Aim at logits that begin at chance, with a gain of 1 at most."""
@@ -159,7 +164,8 @@ class Draft:
             other.ends is residual and other.kind == role.kind
             for other in self.subject.roles.by_name.values()
         )
-        share = 1.0 / math.sqrt((residual.number + residual.since - 1) * max(sharing, 1))
+        whole = SHARE if role.kind == "weight" else 1.0
+        share = whole / math.sqrt((residual.number + residual.since - 1) * max(sharing, 1))
         reason = (
             f"ends residual branch {residual.order} of {residual.number}: {share:.2g} of the stream's size"
         )
@@ -171,13 +177,28 @@ class Draft:
         if self._biases & sums_behind(self.flow, use.node):
             self._fix(role, Choice(Constant(0.0), "added to attention scores: it starts at zero"))
             return
-        terms = parallel_terms(self.subject.roles, use.node)
-        std = terms**-0.5
+        std, what = self._share(role, use.node)
         self.laws[role.name] = Normal(std), std
         self.fixed[role.name] = Choice(Normal(std), "")
-        self.reasons[role.name] = (
-            "rows of unit size" if terms == 1 else f"one of {terms} terms that are summed to unit size"
+        self.reasons[role.name] = what or "rows of unit size"
+
+    def _share(self, role: Role, node: Node) -> tuple[float, str]:
+        """Return the size of one term of a sum of unit size, and its name; 1 where there is no sum."""
+        terms = parallel_terms(self.subject.roles, node)
+        whole = 1.0 / math.sqrt(terms.signals + terms.places * PLACE**2)
+        if role.kind == "position":
+            return PLACE * whole, f"positions, {PLACE:g} of what they are added to"
+        if terms.signals + terms.places == 1:
+            return 1.0, ""
+        with_ = " with positions" if terms.places else ""
+        what = (
+            f"one of {terms.signals} terms"
+            if terms.signals > 1
+            else "rows"
+            if role.kind != "weight"
+            else "a path"
         )
+        return whole, f"{what} of a sum{with_} of unit size"
 
     def _aim(
         self,

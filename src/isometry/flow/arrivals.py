@@ -30,12 +30,15 @@ class Arrival:
         name: The activation's name, a word for the rest.
         function: The activation, of tensors; of a product, the one that its one bent factor is behind.
         key: The same for equal functions.
+        source: Of an activation and of a product's, the node that it is a function of; of a linear map its
+            output.
     """
 
     kind: Kind
     name: str
     function: Callable[[Tensor], Tensor] | None = None
     key: Hashable = None
+    source: int | None = None
 
 
 def arrival_of(flow: Flow, contraction: Node) -> Arrival:
@@ -86,7 +89,7 @@ def _plain(flow: Flow, node: Node, signals: list[Node]) -> Arrival | None:
         return Arrival("norm", "a norm")
     if node.op in CONTRACTION:
         if flow.weight(node) is not None:
-            return Arrival("linear", "a linear map")
+            return Arrival("linear", "a linear map", source=node.index)
         return Arrival("average", "an average") if _averages(flow, node) else Arrival("product", "a product")
     if node.op in SOFTMAX:
         return Arrival("other", "softmax")
@@ -152,10 +155,10 @@ def _activation(flow: Flow, source: Node, node: Node, kind: Kind = "activation")
     try:
         function = replayed(flow, source, node)
     except ModelError:
-        return Arrival(kind, name)
+        return Arrival(kind, name, source=source.index)
     places = {n.index: k for k, n in enumerate(region)}
     key = tuple((n.op, _said(n.args, places), _said(n.kwargs, places)) for n in region)
-    return Arrival(kind, name, function, key)
+    return Arrival(kind, name, function, key, source.index)
 
 
 def _said(tree: Any, places: dict[int, int]) -> str:

@@ -18,7 +18,8 @@ Where a small signal arrives that will grow in training no weight is enlarged to
 attention, which begins as an average of unrelated tokens, by 2 at most; in a loop, whose state begins at
 zero, and where shares of a softmax are mixed, not at all; a head, behind a pooling, has gain 1 at most.
 
-Weights in plain chains (no norm, no skip) of six activations or more follow the recipe "isometric".
+Weights in plain chains (no norm, no skip) of six activations or more follow the recipe "isometric", unless
+another objective than "forward" is asked for, see `gradients`.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from isometry.flow.sums import parallel_terms, score_sums, sums_behind
 from isometry.init.structured import of_kind
 from isometry.plans import std_of
 from isometry.recipes.base import Choice, Subject, neutral, recipe
+from isometry.recipes.gradients import for_gradients
 from isometry.recipes.isometric import plain_choices
 from isometry.sampling import Constant, Distribution, Normal
 from isometry.solving.passes import Balance, Problem, Settled, settled
@@ -57,7 +59,9 @@ def auto(subject: Subject) -> Mapping[str, Choice]:
     """
     draft = Draft(subject)
     problem = Problem(subject.source, subject.inputs, subject.roles, subject.seed)
-    found = settled(problem, draft.laws, draft.aims, draft.balances())
+    balances = draft.balances()
+    aims = for_gradients(subject, draft.aims, balances, draft.reasons)
+    found = settled(problem, draft.laws, aims, balances)
     return {name: draft.choice(name, found) for name in subject.roles.by_name}
 
 

@@ -48,6 +48,7 @@ class Aim:
         size: Returns the RMS that the output should have, given the RMS of earlier nodes.
         watched: The nodes whose RMS it asks for.
         by_channel: Whether each channel of a convolution is to have that RMS by itself; on real values alone.
+        adjust: Returns the scale to be used, given the one with which the output would have that RMS.
     """
 
     role: Role
@@ -55,6 +56,7 @@ class Aim:
     size: Callable[[Solver], float]
     watched: tuple[int, ...] = ()
     by_channel: bool = False
+    adjust: Callable[[Solver, float], float] | None = None
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,9 @@ class Solver:
         (value, *_) = interpreter._evaluate(func, args, kwargs, out)
         size = _size(value) if isinstance(value, Moments) else None
         if size is not None and size > _TINY and math.isfinite(size) and record is not None:
-            self._multiply(aim.role, operand, as_moments(record), wanted / size, "predicted", size)
+            self._multiply(
+                aim.role, operand, as_moments(record), self._factor(aim, wanted / size), "predicted", size
+            )
         elif size is None and self._real(self.measuring == "unknown"):
             self._measure(aim, operand, first, wanted)
         elif aim.role.name not in self.solved:
@@ -183,10 +187,10 @@ class Solver:
             if not (size is not None and size > _TINY and math.isfinite(size)):
                 self.missed[aim.role.name] = "no signal there"
                 return
-            factor = wanted / size
             if aim.by_channel:
                 self._by_channel(aim.role, out.detach(), wanted)
                 return
+            factor = self._factor(aim, wanted / size)
             out.detach().mul_(factor)
             shift = shift_of(aim.role)
             for name in (self._leaves[i] for i in aim.role.nodes):
@@ -195,6 +199,16 @@ class Solver:
         record = self.stage.interpreter.value(operand)
         known = alg.normal(operand.shape) if record is None else as_moments(record)
         self._multiply(aim.role, operand, known, factor, "measured", size)
+
+    def _now(self, role: Role) -> float:
+        return self.solved[role.name].scale if role.name in self.solved else self.laws[role.name][1]
+
+    def _factor(self, aim: Aim, lacking: float) -> float:
+        """Return what a scale is multiplied by, given what its output lacks."""
+        if aim.adjust is None:
+            return lacking
+        now = self._now(aim.role)
+        return aim.adjust(self, now * lacking) / now
 
     def _by_channel(self, role: Role, out: Tensor, wanted: float) -> None:
         """Scale the kernels of each channel by what it lacks; one that is zero is left as it is."""
@@ -217,8 +231,7 @@ class Solver:
     ) -> None:
         """Multiply a parameter's scale, and the record of what an operation reads of it."""
         interpreter = self.stage.interpreter
-        now = self.solved[role.name].scale if role.name in self.solved else self.laws[role.name][1]
-        scale = now * factor
+        scale = self._now(role) * factor
         if len(role.nodes) == 1:
             parameter = self._parameters[self._leaves[role.nodes[0]]]
             constant = role.kind == "scale"

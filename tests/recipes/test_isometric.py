@@ -195,6 +195,33 @@ def test_pooling_keeps_mirrored_chains_linear() -> None:
         assert torch.allclose(model(-2 * x.double()), -2 * model(x.double()), atol=1e-9)
 
 
+def test_kernels_before_a_pooling_read_neighbours() -> None:
+    """An overlapping box with orthonormal columns is a tight frame: flat but for border pixels."""
+    model = nn.Sequential(
+        nn.Conv2d(2, 40, 3, padding=1),
+        nn.SiLU(),
+        nn.Conv2d(40, 40, 3, padding=1),
+        nn.SiLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(40 * 9, 4),
+    )
+    x = unit(8, 2, 6, 6)
+    found = initialise(model, x)
+    assert "on 9 taps that overlap" in found["0.weight"].reason
+    assert "on one tap" in found["2.weight"].reason
+    inside = F.pad(x[:1, :, 1:-1, 1:-1], (1, 1, 1, 1)).double()
+    front = torch.autograd.functional.jacobian(
+        lambda v: model[:3](F.pad(v, (1, 1, 1, 1))), inside[..., 1:-1, 1:-1]
+    )
+    values = torch.linalg.svdvals(front.reshape(-1, 2 * 16))
+    assert float(values.max() / values.min()) < 1 + 1e-4
+    with torch.no_grad():
+        sizes = [float(model[:n](x.double()).square().mean().sqrt()) for n in (1, 3)]
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.02)
+    assert sizes[0] == pytest.approx(1, rel=0.2), "border pixels are read by fewer"
+
+
 class Heads(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -46,6 +46,8 @@ class Layer:
         positions: How many positions of its source's channels it reads, the box's taps included.
         box: The taps it uses, see `Mirrored`.
         interleaved: See `Mirrored`.
+        overlaps: Whether the box's taps read entries that other outputs read, too: with orthonormal columns
+            that is a tight frame, which keeps sizes when it is divided by the root of their number.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Layer:
     positions: int = 1
     box: Box | None = None
     interleaved: int = 1
+    overlaps: bool = False
 
     @property
     def writes(self) -> Width:
@@ -72,8 +75,8 @@ class Interface:
         outputs: Linear coordinates that it writes.
         live: How many of those carry signal: the narrowest passage so far.
         level: Their mean square, where one coordinate at the beginning has 1.
-        boost: The factor by which a layer that reads a concatenation has to enlarge what it keeps of it: its
-            parts carry the same signal, and of so many coordinates a matrix of its own keeps a random part.
+        boost: A factor on the layer's matrix: above 1 where it reads a concatenation, whose parts carry the
+            same signal, and of which it keeps a random part; below 1 where its taps overlap.
     """
 
     inputs: int
@@ -110,8 +113,9 @@ def interfaces(layers: Sequence[Layer]) -> list[Interface]:
         live = layer.positions * sum(side.live for side in read) if read else inputs
         outputs = layer.writes.coordinates
         if len(read) < 2:
-            level = read[0].level if read else 1.0
-            found.append(Interface(inputs, outputs, min(live, outputs), level))
+            times = layer.positions if layer.overlaps else 1
+            level = (read[0].level if read else 1.0) / times
+            found.append(Interface(inputs, outputs, min(live, outputs), level, times**-0.5))
             continue
         norm = layer.positions * sum(side.live * side.level for side in read)
         kept, all_kept = norm * min(1.0, outputs / inputs), norm * min(1.0, outputs / live)

@@ -10,6 +10,7 @@ import torch
 
 from isometry.errors import InvalidValueError
 from isometry.flow.chains import Chain, Layer, Reading, chains_of
+from isometry.flow.graph import Node
 from isometry.init.mirrored import Box
 from isometry.initialisers import chain as weaving
 from isometry.initialisers.chain import interfaces, woven
@@ -70,6 +71,7 @@ class _Weaver:
         self.refused = chain.refused
         self.index = {id(layer): i for i, layer in enumerate(chain.layers)}
         self.bends: dict[int, Bend] = {}
+        self.frames: dict[int, Box] = {}  # taps that overlap
         for layer in chain.layers:
             if layer.readers:
                 self._bend(layer, bends)
@@ -101,8 +103,8 @@ class _Weaver:
         """
         if self.refused:
             raise InvalidValueError(self.refused)
-        plain = [self._layer(layer, 1.0) for layer in self.chain.layers]
-        sides = interfaces(plain)
+        self._spread_taps()
+        sides = interfaces([self._layer(layer, 1.0) for layer in self.chain.layers])
         factors = []
         for layer, side in zip(self.chain.layers, sides, strict=True):
             if layer.readers:
@@ -123,6 +125,25 @@ class _Weaver:
             for layer, law, gain in zip(self.chain.layers, laws, gains, strict=True)
         }
 
+    def _spread_taps(self) -> None:
+        """Let convolutions before a pooling read neighbours, as far as their channels carry more than now.
+
+        On one tap a kernel keeps pixels apart, and a pooling would leave as many numbers as channels carry.
+        """
+        pooled = [
+            i for i, a in enumerate(self.chain.layers) if any(r.maxima or r.averaged > 1 for r in a.reads)
+        ]
+        woven_so_far: list[weaving.Layer] = []
+        for layer in self.chain.layers[: max(pooled, default=0)]:
+            made = self._layer(layer, 1.0)
+            side = interfaces([*woven_so_far, made])[-1]
+            room = made.writes.coordinates // side.live
+            box = wider_box(layer, room) if len(layer.reads) < 2 and made.positions == 1 else None
+            if box is not None:
+                self.frames[id(layer)] = box
+                made = self._layer(layer, 1.0)
+            woven_so_far.append(made)
+
     def second_moment(self, layer: Layer) -> float:
         """Return the second moment of what a first layer reads; 1 where that is no input of the model."""
         flow, start = self.subject.roles.flow, layer.start
@@ -137,7 +158,7 @@ class _Weaver:
     def _layer(self, layer: Layer, scale: float) -> weaving.Layer:
         fans = layer.role.fans
         assert fans is not None  # a chain's layers have fans
-        box = box_of(layer)
+        box = self.frames.get(id(layer)) or box_of(layer)
         taps = math.prod(count for _, count in box) if box else 1
         reads = layer.reads[0] if layer.reads else None
         if fans.layout.blocks != 1:
@@ -158,11 +179,13 @@ class _Weaver:
             taps * (reads.positions if reads else 1),
             box,
             reads.positions if reads and reads.interleaved else 1,
+            id(layer) in self.frames,
         )
 
     def _gain(self, layer: Layer, point: Operating, sides: list[weaving.Interface]) -> float:
         if not layer.reads:
-            return math.sqrt(point.length / self.second_moment(layer))
+            boost = sides[self.index[id(layer)]].boost
+            return math.sqrt(point.length / self.second_moment(layer)) * boost
         logs = []
         for reading in layer.reads:
             side = sides[self.index[id(reading.layer)]]
@@ -181,10 +204,11 @@ class _Weaver:
             words.append(f"reads mirrored {read.name}")
         else:
             words.append("orthogonal")
-        box = box_of(layer)
+        box = self.frames.get(id(layer)) or box_of(layer)
         if box is not None:
             spread = math.prod(count for _, count in box)
-            words.append("on one tap" if spread == 1 else f"on {spread} taps that tile what it reads")
+            way = "overlap" if id(layer) in self.frames else "tile what it reads"
+            words.append("on one tap" if spread == 1 else f"on {spread} taps that {way}")
         words.append(f"gain {gain:.4g}")
         if not layer.readers and layer.output:
             words.append("for small logits")
@@ -219,6 +243,29 @@ def box_of(layer: Layer) -> Box | None:
         first = min(padding, side - count) if stride > 1 else (side - 1) // 2
         box.append((first, count))
     return tuple(box)
+
+
+def wider_box(layer: Layer, room: int) -> Box | None:
+    """Return the largest box of up to `room` taps of a convolution that keeps an image's size, if any."""
+    node = layer.node
+    if room < 2 or "convolution" not in node.op or layer.role.fans is None:
+        return None
+    sides = layer.role.fans.layout.taps_shape
+    counts = [1] * len(sides)
+    while True:
+        grown = [a for a, side in enumerate(sides) if counts[a] < side and _same_size(node, a, side)]
+        grown = [a for a in grown if math.prod(counts) // counts[a] * (counts[a] + 1) <= room]
+        if not grown:
+            break
+        counts[min(grown, key=counts.__getitem__)] += 1
+    if math.prod(counts) == 1:
+        return None
+    return tuple(((side - count) // 2, count) for side, count in zip(sides, counts, strict=True))
+
+
+def _same_size(node: Node, axis: int, side: int) -> bool:
+    stride, padding, dilation = (_along(node.args[i], axis) for i in (3, 4, 5))
+    return stride == 1 and dilation == 1 and 2 * padding == side - 1
 
 
 def _along(sides: list[int], axis: int) -> int:

@@ -124,3 +124,23 @@ def test_no_values_and_no_signal() -> None:
     assert row.marks == ("unsolved",)
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
     assert isometry.plan(lambda: nn.Linear(3, 2), x, recipe="lsuv")["weight"].marks == ("calibrated",)
+
+
+@pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM, nn.RNN])
+def test_recurrent_cells_and_computed_weights_are_seen(kind) -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cells = kind(8, 12, batch_first=True)
+            self.mixed = nn.utils.parametrizations.weight_norm(nn.Linear(12, 16))
+            self.head = nn.Linear(16, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.seen = self.mixed(self.cells(x)[0][:, -1])
+            return self.head(torch.relu(self.seen))
+
+    net, batch = Recurrent(), sample(4, 6, 8)
+    plan = isometry.init_(net, batch, recipe="lsuv")
+    assert plan["cells.weight_ih_l0"].marks == ("calibrated",)
+    assert float(rms(net(batch))) == pytest.approx(1.0, abs=1e-3)
+    assert float(rms(net.seen)) == pytest.approx(1.0, abs=1e-3)

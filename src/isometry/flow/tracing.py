@@ -13,6 +13,7 @@ from isometry.flow.graph import Tracer
 from isometry.flow.origin import tell
 from isometry.flow.roles import Roles, roles_of
 from isometry.moments import algebra as alg
+from isometry.moments.carrier import Kind
 from isometry.moments.concrete import Concrete
 from isometry.moments.rules.base import Value
 from isometry.names import canonical_name
@@ -34,7 +35,7 @@ class Study:
     assumed: dict[str, str]
 
 
-def study(source: nn.Module | Callable[[], nn.Module], inputs: object) -> Study:
+def study(source: nn.Module | Callable[[], nn.Module], inputs: object, *, prefer: Kind = "meta") -> Study:
     """Run a model's forward code on meta tensors and read the roles of its parameters.
 
     A model on meta need not have values: a parameter without them is taken as random, a buffer as zero (a
@@ -43,6 +44,7 @@ def study(source: nn.Module | Callable[[], nn.Module], inputs: object) -> Study:
     Args:
         source: The model, or the function that builds it.
         inputs: In any of the forms of `isometry.inputs.batches`.
+        prefer: The carrier; some kernels run as other operations on real tensors.
 
     Returns:
         The study. The model is as before.
@@ -67,7 +69,7 @@ def study(source: nn.Module | Callable[[], nn.Module], inputs: object) -> Study:
         interpreter.observer = tracer
         return tracer
 
-    rehearsal = Rehearsal[Tracer](source, inputs, backward=False, assumed=assumption(assumed))
+    rehearsal = Rehearsal[Tracer](source, inputs, backward=False, assumed=assumption(assumed), prefer=prefer)
     stage, tracer = rehearsal.run(begin)
     flow = tracer.finish(stage.output)
     tell(flow)

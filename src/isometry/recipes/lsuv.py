@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from torch import nn
@@ -11,7 +12,7 @@ from isometry.errors import InvalidTypeError, ModelError
 from isometry.flow.roles import Role
 from isometry.init.channels import PerChannel
 from isometry.init.structured import of_kind
-from isometry.plans import scaled, std_of
+from isometry.plans import Plan, Row, scaled, std_of
 from isometry.recipes.base import Choice, Subject, neutral, recipe
 from isometry.recipes.laws import kept
 from isometry.sampling import Distribution
@@ -32,8 +33,9 @@ def lsuv(subject: Subject) -> Mapping[str, Choice]:
     with the plan's seed after one run, where the paper repeats until within 0.1 (biases are zero, so outputs
     are proportional to weights). The size is about zero: the paper's variance where outputs have mean zero.
     It is taken at the operation that reads the weight, where it is read first, so functional code, bare
-    parameters, fused queries, keys and values, and recurrent cells are seen; no hooks are needed. The model
-    must have values or be a function that builds it: real numbers are run.
+    parameters, fused queries, keys and values, and computed weights are seen; no hooks are needed. A state
+    that begins at zero leaves its recurrent weight orthonormal, marked unsolved. The model must have values
+    or be a function that builds it: real numbers are run.
 
     Options: `per_channel=True` scales each output channel of a convolution by itself.
     """
@@ -55,7 +57,7 @@ def lsuv(subject: Subject) -> Mapping[str, Choice]:
         if choice.law is not None
     }
     weights = {role.name: 1.0 for role in subject.weights() if role.name in _scalable(found)}
-    problem = Problem(subject.source, subject.inputs, subject.roles, subject.seed)
+    problem = Problem(_source(subject, found), subject.inputs, subject.roles, subject.seed)
     solver = measured(problem, laws, weights, channels)
     subject.notes.append(f"lsuv: measured with the draws of seed {subject.seed}: apply_ with the same one")
     for name in weights:
@@ -65,6 +67,16 @@ def lsuv(subject: Subject) -> Mapping[str, Choice]:
             reason = f"{solver.missed.get(name, 'it was not reached')}, so only orthonormal"
             found[name] = replace(found[name], reason=reason, marks=("unsolved",))
     return found
+
+
+def _source(subject: Subject, found: Mapping[str, Choice]) -> nn.Module | Callable[[], nn.Module]:
+    """Return what is run: a copy that holds the first draws, where weights are computed from others."""
+    source, roles = subject.source, subject.roles.by_name
+    if all(len(role.nodes) == 1 for role in roles.values()):
+        return source
+    model = copy.deepcopy(source) if isinstance(source, nn.Module) else source()
+    rows = (Row(name, roles[name].shape, "", choice.law, choice.reason) for name, choice in found.items())
+    return Plan(tuple(rows), "lsuv", "forward").apply_(model, seed=subject.seed)
 
 
 def _drawn(subject: Subject, role: Role) -> Choice:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Container, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from isometry.flow.roles import Role, Use
-from isometry.flow.tracing import assumption
+from isometry.flow.tracing import assumption, study
 from isometry.rehearsal import Rehearsal, Stage
 from isometry.sampling import Constant, Distribution
 from isometry.solving.passes import Problem
-from isometry.solving.solver import Aim, Solver
+from isometry.solving.solver import ELSEWHERE, Aim, Solver
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,20 @@ def measured(
     Raises:
         The errors of `isometry.predict`; ModelError also where the model has no values to run on.
     """
+    found = _run(problem, laws, sizes, channels)
+    if any(found.missed.get(name, ELSEWHERE) == ELSEWHERE for name in sizes if name not in found.solved):
+        # Kernels such as recurrent ones are other operations on real tensors: read the roles from those.
+        roles = study(problem.source, problem.inputs, prefer="real").roles
+        found = _run(replace(problem, roles=roles), laws, sizes, channels)
+    return found
+
+
+def _run(
+    problem: Problem,
+    laws: Mapping[str, tuple[Distribution, float]],
+    sizes: Mapping[str, float],
+    channels: Container[str],
+) -> Solver:
     aims: dict[int, list[Aim]] = {}
     for name, size in sizes.items():
         role = problem.roles[name]

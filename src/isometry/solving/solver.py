@@ -35,6 +35,7 @@ from isometry.sampling.fill import fill_keyed_
 
 How = Literal["predicted", "measured"]
 Measuring = Literal["never", "unknown", "always"]
+ELSEWHERE = "the operation was not the same in a second run"
 _TINY = 1e-30
 
 
@@ -158,8 +159,8 @@ class Solver:
             a for a, r in zip(args, aim.node.args, strict=False)
             if isinstance(r, Ref) and r.node == use.operand.index
         ]  # fmt: skip
-        if not operands:
-            self.missed[aim.role.name] = "the operation was not the same in a second run"
+        if not operands or func is not aim.node.func:
+            self.missed[aim.role.name] = ELSEWHERE
             return
         operand: Tensor = operands[0]
         wanted = aim.size(self)

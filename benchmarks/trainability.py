@@ -8,8 +8,8 @@ python benchmarks/trainability.py --json out/t.json --write  for programs, and i
 
 Every start has the same optimiser (Adam), batches, steps and seeds, and its own learning rate, found by
 halving on the first seed: all rates of the grid run for a quarter of the steps, the two with the lowest
-training loss at their end run in full, and the better of these on the other seeds, too (in cheap cells both
-run on all seeds, and the lower mean counts). Where no rate has moved the loss by 2 % in a quarter of the
+training loss at their end run in full, and the better of these on the other seeds, too (in the cells marked
+as thorough both run on all seeds, and the lower mean counts). Where no rate has moved the loss by 2 % in a quarter of the
 steps, only the best one runs in full. A start that by then is not half way from guessing to the level is not
 repeated on the other seeds. Results are kept per cell and start in out/trainability, with their settings.
 """
@@ -60,7 +60,7 @@ def run(cell: Cell, start: str) -> Result:
         first = _model(cell, start, SEEDS[0])
         result.signal = _signal(cell, first)
         result.tuning = _tune(cell, first)
-        for done in _full(cell, start, first, _finalists(result.tuning)):
+        for done in _full(cell, start, first, result):
             result.lr = done.lr
             result.add(done)
         for seed in SEEDS[len(result.quality) :] if result.promising else ():
@@ -112,13 +112,18 @@ def _finalists(tuning: dict[str, float]) -> list[float]:
     return [float(lr) for lr in ranked[: 2 if learnt else 1]]
 
 
-def _full(cell: Cell, start: str, first: nn.Module, rates: list[float]) -> list[Run]:
-    """The full runs at the better of the rates: on the first seed, or on all seeds in a thorough cell."""
+def _full(cell: Cell, start: str, first: nn.Module, result: Result) -> list[Run]:
+    """The full runs at the better of the best rates: on the first seed; in a thorough cell on all seeds."""
     found: dict[float, list[Run]] = {}
-    for lr in rates:
+    hopeful = False
+    for lr in _finalists(result.tuning):
         found[lr] = [_train(cell, copy.deepcopy(first), lr, SEEDS[0], cell.steps)]
-        if cell.thorough and len(rates) > 1:
-            found[lr] += [_train(cell, _model(cell, start, seed), lr, seed, cell.steps) for seed in SEEDS[1:]]
+        trial = replace(result, quality=[], reached=[], diverged=[])
+        trial.add(found[lr][0])
+        hopeful = hopeful or trial.promising
+    if cell.thorough and hopeful:
+        for lr, runs in found.items():
+            runs += [_train(cell, _model(cell, start, seed), lr, seed, cell.steps) for seed in SEEDS[1:]]
     return min(found.values(), key=lambda runs: sum(run.final_loss for run in runs))
 
 

@@ -159,6 +159,7 @@ def _cnns(quick: bool) -> Iterator[Cell]:
                     rates=MIDDLE if depth <= 300 else DEEPEST,
                     level=ACCURATE,
                     width=CNN_WIDTH,
+                    thorough=True,
                 )
 
 

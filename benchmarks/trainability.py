@@ -9,9 +9,10 @@ python benchmarks/trainability.py --json out/t.json --write  for programs, and i
 Every start has the same optimiser (Adam), batches, steps and seeds, and its own learning rate, found by
 halving on the first seed: all rates of the grid run for a quarter of the steps, the two with the lowest
 training loss at their end run in full, and the better of these on the other seeds, too (in the cells marked
-as thorough both run on all seeds, and the lower mean counts). Where no rate has moved the loss by 2 % in a quarter of the
-steps, only the best one runs in full. A start that by then is not half way from guessing to the level is not
-repeated on the other seeds. Results are kept per cell and start in out/trainability, with their settings.
+as thorough both run on all seeds, and the lower mean counts). Where no rate has moved the loss by 2 % in a
+quarter of the steps, only the best one runs in full. A start that by then is not half way from guessing to
+the level is not repeated on the other seeds. Results are kept per cell and start in out/trainability, with
+their settings.
 """
 
 from __future__ import annotations

@@ -162,6 +162,7 @@ def test_measure_after_an_initialisation(capsys, file):
     assert rms("--init", "standard_normal") == pytest.approx(8, rel=0.1)
     assert rms("--init", "kaiming") == pytest.approx(2**0.5, rel=0.1)
     assert rms("--init", "kaiming", "--activation", "linear") == pytest.approx(1, rel=0.1)
+    assert rms("--init", "auto") == pytest.approx(1, rel=0.1)
     assert rms("--init", f"{file}:zero") == 0
     assert rms("--seed", "1") != rms("--seed", "2")
 
@@ -207,6 +208,13 @@ def test_compare_prints_a_table_a_sentence_each_and_writes_files(capsys, file, t
         "training.png",
         "comparison.json",
     }
+
+
+def test_compare_takes_several_starts_and_recipes_at_once(capsys, file):
+    inits = "torch, auto,recipe:lecun"
+    more = ["--init", "kaiming", "--inits", inits, "--steps", 1, "--json"]
+    found = Comparison.from_json(ok(capsys, "compare", f"{file}:build", *more))
+    assert [entry.name for entry in found] == ["kaiming", "torch", "auto", "recipe:lecun"]
 
 
 def test_compare_leaves_json_alone_on_the_standard_output(capsys, file):

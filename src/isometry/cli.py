@@ -173,7 +173,9 @@ def _measure(
     arg: Arguments = None,
     init: Annotated[
         str | None,
-        typer.Option(help=f"Initialise the model first: {', '.join(contenders.STARTS)}, or module:callable."),
+        typer.Option(
+            help=f"Initialise first: {', '.join(contenders.STARTS)}, recipe:NAME, or where:callable."
+        ),
     ] = None,
     activation: Activation = None,
     leaves: Leaves = False,
@@ -190,7 +192,7 @@ def _measure(
     model = builder(target, parse_arguments(arg or []))()
     if init is not None:
         contenders.contender(
-            _start(init), lambda: _activation(activation) or contenders.activation_of(model)
+            _start(init), lambda: _activation(activation) or contenders.activation_of(model), lambda _: inputs
         ).initialise(model, seed)
     profile = measure(model, inputs)
     console = screen(json)
@@ -223,9 +225,12 @@ def _compare(
         list[str] | None,
         typer.Option(
             metavar="START",
-            help=f"A start: {', '.join(contenders.STARTS)}, or where:callable of your own. May be repeated; "
-            f"left out: {', '.join(map(str, DEFAULT_INITS))} (the demo: all).",
+            help=f"A start: {', '.join(contenders.STARTS)}, recipe:NAME, or where:callable of your own. "
+            f"May be repeated; left out: {', '.join(map(str, DEFAULT_INITS))} (the demo: all).",
         ),
+    ] = None,
+    inits: Annotated[
+        str | None, typer.Option(metavar="START,START,…", help="Several starts at once.")
     ] = None,
     arg: Arguments = None,
     activation: Activation = None,
@@ -266,8 +271,8 @@ def _compare(
         "seeds": seed or _DEFAULT["seeds"],
         "threshold": threshold,
     }
-    if init:
-        options["inits"] = [_start(name) for name in init]
+    if starts := [*(init or []), *(inits.split(",") if inits else [])]:
+        options["inits"] = [_start(name.strip()) for name in starts]
     if lr:
         options["lr"] = lr
     arguments = parse_arguments(arg or [])
@@ -307,7 +312,8 @@ def _with_bare_json(arguments: Sequence[str]) -> list[str]:
 
 def _start(text: str) -> Start:
     """A start by its name, or by where to find a callable."""
-    return (text.rpartition(":")[2], find(text)) if ":" in text else text
+    own = ":" in text and not text.startswith(contenders.RECIPE)
+    return (text.rpartition(":")[2], find(text)) if own else text
 
 
 def _title(target: str) -> str:

@@ -7,6 +7,7 @@ from torch import nn
 from isometry.compare.contenders import STARTS, activation_of, contender, no_mirror
 from isometry.errors import InvalidTypeError, InvalidValueError, NotFoundError
 from isometry.gain import gain
+from isometry.planning import init_
 
 
 def net(activation=nn.ReLU):
@@ -88,7 +89,7 @@ def test_the_same_seed_gives_the_same_weights_and_the_global_state_stays():
     for name in STARTS:
         first, second, other = net(), net(), net()
         for model, seed in ((first, 3), (second, 3), (other, 4)):
-            contender(name, lambda: "relu").initialise(model, seed)
+            contender(name, lambda: "relu", lambda _: "8x300").initialise(model, seed)
         assert torch.equal(first[0].weight, second[0].weight), name
         assert torch.equal(first[0].weight, other[0].weight) == (name == "torch"), name
     assert torch.equal(torch.get_rng_state(), before)
@@ -116,6 +117,33 @@ def test_a_start_that_is_none_is_refused():
         contender(("x", 3), lambda: "relu")
     with pytest.raises(InvalidValueError, match="no mirrored slope"):
         contender("mirrored", lambda: "tanh")
+
+
+@pytest.mark.parametrize(("name", "recipe"), [("auto", "auto"), ("recipe:lecun", "lecun")])
+def test_a_recipe_is_planned_on_the_inputs(name, recipe):
+    seen = []
+
+    def inputs(seed):
+        seen.append(seed)
+        return torch.full((8, 300), 2.0)
+
+    model, expected = net(), net()
+    made = contender(name, lambda: "relu", inputs)
+    assert (made.name, seen) == (name, [])
+    made.initialise(model, 5)
+    init_(expected, torch.full((8, 300), 2.0), recipe=recipe, seed=5)
+    assert seen == [5]
+    assert torch.equal(model[0].weight, expected[0].weight)
+    # Inputs of RMS 2: a recipe that looks at them halves the first weight, one from the literature does not.
+    halved = 2 if recipe == "auto" else 1
+    assert spread(model[0]) == pytest.approx(1 / math.sqrt(300) / halved, rel=tolerance(model[0]))
+
+
+def test_a_recipe_needs_a_known_name_and_inputs():
+    with pytest.raises(InvalidValueError, match="unknown recipe 'deepnrm': did you mean 'deepnorm'"):
+        contender("recipe:deepnrm", lambda: "relu", lambda _: "8x300")
+    with pytest.raises(InvalidValueError, match="give inputs"):
+        contender("auto", lambda: "relu")
 
 
 def test_the_activation_is_asked_for_only_where_it_matters():

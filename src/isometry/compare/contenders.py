@@ -9,6 +9,8 @@
 | orthogonal | orthogonal matrices times the activation's own gain |
 | mirrored | orthogonal in mirrored blocks, where the activation allows it |
 | wrong_gain | like kaiming, with the gain of another activation |
+| auto | what `isometry.init_` writes, planned on the first training batch |
+| recipe:NAME | the same with another recipe, such as recipe:deepnorm |
 """
 
 import copy
@@ -23,11 +25,17 @@ from isometry.activations import resolve
 from isometry.errors import InvalidTypeError, InvalidValueError, IsometryError, ModelError, NotFoundError
 from isometry.gain import gain, mirrored_slope
 from isometry.initialisers import Kaiming, Mirrored, Orthogonal, StandardNormal, Xavier
+from isometry.planning import init_
+from isometry.recipes.base import find_recipe
 
-StartName = Literal["standard_normal", "torch", "kaiming", "xavier", "orthogonal", "mirrored", "wrong_gain"]
+StartName = Literal[
+    "standard_normal", "torch", "kaiming", "xavier", "orthogonal", "mirrored", "wrong_gain", "auto"
+]
 Initialise = Callable[[nn.Module], object]
 Start = str | Initialise | tuple[str, Initialise]
 Activation = str | nn.Module | Callable[[Tensor], Tensor]
+
+RECIPE = "recipe:"  # what begins the name of a start that is any other recipe
 
 # Modules of torch.nn.modules.activation that are no pointwise activation of a hidden layer.
 _NOT_POINTWISE = (nn.MultiheadAttention, nn.Softmax, nn.Softmin, nn.Softmax2d, nn.LogSoftmax, nn.GLU)
@@ -48,19 +56,23 @@ class Contender:
     initialise: Callable[[nn.Module, int], object]
 
 
-def contender(start: Start, activation: Callable[[], Activation]) -> Contender:
+def contender(
+    start: Start, activation: Callable[[], Activation], inputs: Callable[[int], object] | None = None
+) -> Contender:
     """Make a contender of a name, a callable, or a pair of both.
 
     Args:
         start: one of the names above; a callable that initialises a model in place, such as
             `isometry.Kaiming(mode="fan_out")`; or `(name, callable)`.
         activation: returns the activation whose gain is meant; only called where one is needed.
+        inputs: returns what the model is fed, by seed; only called by starts that plan.
 
     Returns:
         The contender.
 
     Raises:
         NotFoundError: no start has this name.
+        InvalidValueError: no recipe has this name, or there are no inputs to plan on.
         InvalidTypeError: neither a name nor a callable nor a pair, or a class.
         InvalidValueError: mirrored blocks with an activation that has no mirrored slope.
 
@@ -71,10 +83,13 @@ def contender(start: Start, activation: Callable[[], Activation]) -> Contender:
         'double'
     """
     if isinstance(start, str):
+        if start == "auto" or start.startswith(RECIPE):
+            return Contender(start, *_planned(start.removeprefix(RECIPE), inputs))
         if start not in _MAKE:
-            near = get_close_matches(start, _MAKE, n=1)
+            near = get_close_matches(start, STARTS, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise NotFoundError(f"no initialisation is called {start!r}{hint} (known: {', '.join(_MAKE)})")
+            known = f"{', '.join(STARTS)}, {RECIPE}NAME"
+            raise NotFoundError(f"no initialisation is called {start!r}{hint} (known: {known})")
         description, initialise = _MAKE[start](activation)
         return Contender(start, description, initialise)
     if isinstance(start, tuple) and len(start) == 2 and isinstance(start[0], str):
@@ -202,6 +217,14 @@ def _mirrored(activation: Callable[[], Activation]) -> _Made:
     return text, lambda model, seed: Mirrored(nonlinearity=phi, seed=seed)(model)
 
 
+def _planned(recipe: str, inputs: Callable[[int], object] | None) -> _Made:
+    found = find_recipe(recipe)
+    if inputs is None:
+        raise InvalidValueError(f"the start {recipe!r} plans on what the model is fed: give inputs")
+    text = f"isometry.init_, recipe {found.name}"
+    return text, lambda model, seed: init_(model, inputs(seed), recipe=found.name, seed=seed)
+
+
 _MAKE: dict[str, Callable[[Callable[[], Activation]], _Made]] = {
     "standard_normal": _standard_normal,
     "torch": _torch,
@@ -212,4 +235,4 @@ _MAKE: dict[str, Callable[[Callable[[], Activation]], _Made]] = {
     "wrong_gain": _wrong_gain,
 }
 
-STARTS: Sequence[str] = tuple(_MAKE)
+STARTS: Sequence[str] = (*_MAKE, "auto")

@@ -61,7 +61,8 @@ def compare(
         data: `Data`, the name of one of `isometry.datasets`, or `(inputs, targets)`, of which every
             fifth sample is set aside for the test.
         inits: names ("standard_normal", "torch", "kaiming", "xavier", "orthogonal", "mirrored",
-            "wrong_gain"), callables that initialise a model in place, or `(name, callable)`. Mirrored
+            "wrong_gain", "auto", "recipe:<name>"), callables that initialise a model in place, or
+            `(name, callable)`. "auto" and recipes are planned on the first training batch. Mirrored
             weights are left out, with the reason in the record, where model or activation cannot have them.
         activation: whose gain is meant; None looks for the one kind of activation among the modules.
         steps: optimiser steps per run.
@@ -107,7 +108,11 @@ def compare(
     if not seeds:
         raise InvalidValueError("seeds must hold at least one number")
     first = _build(build, seeds[0])
-    contenders, skipped = _contenders(inits, first, activation)
+
+    def batch(seed: int) -> Tensor:
+        return next(task.batches(batch_size, seed=seed))[0]
+
+    contenders, skipped = _contenders(inits, first, activation, batch)
     total = len(contenders) * len(rates) * len(seeds) * steps
     work = _Work(build, task, budget, rates, loss, _reporter(progress, total))
     entries = tuple(_entry(work, one, seeds) for one in contenders)
@@ -207,7 +212,10 @@ def _measure(work: _Work, model: nn.Module, seed: int) -> Profile:
 
 
 def _contenders(
-    inits: Sequence[Start], model: nn.Module, activation: Activation | None
+    inits: Sequence[Start],
+    model: nn.Module,
+    activation: Activation | None,
+    batch: Callable[[int], Tensor],
 ) -> tuple[list[Contender], tuple[tuple[str, str], ...]]:
     """Resolve the starts; those that this model cannot have are returned with the reason."""
     if isinstance(inits, str) or not inits:
@@ -218,7 +226,7 @@ def _contenders(
         if start == "mirrored" and (reason := no_mirror(model, _activation(model, activation))):
             skipped.append(("mirrored", reason))
             continue
-        found.append(contender(start, lambda: _activation(model, activation)))
+        found.append(contender(start, lambda: _activation(model, activation), batch))
     names = [one.name for one in found]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:

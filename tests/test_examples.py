@@ -8,7 +8,7 @@ EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 
 
 def test_there_are_examples():
-    assert {path.name for path in EXAMPLES} >= {"quickstart.py", "swiglu.py"}
+    assert {path.name for path in EXAMPLES} >= {"quickstart.py", "swiglu.py", "transformer.py"}
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)

@@ -11,7 +11,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```)?", re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("page", ["flow.md", "measure.md", "plan.md", "recipes.md", "watch.md"])
+@pytest.mark.parametrize("page", ["auto.md", "flow.md", "measure.md", "plan.md", "recipes.md", "watch.md"])
 def test_a_page_runs_and_shows_what_it_prints(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     blocks = BLOCK.findall((DOCS / page).read_text(encoding="utf-8"))

@@ -118,6 +118,12 @@ class Roles:
         found = (use for role in self.by_name.values() for use in role.uses if use.kind == "position")
         return frozenset(use.node.index for use in found)
 
+    @cached_property
+    def lookups_by_place(self) -> frozenset[int]:
+        """The nodes that look up rows of a table by what is no input: positions made on the way."""
+        found = (u.node for r in self.by_name.values() for u in r.uses if u.kind == "embedding")
+        return frozenset(n.index for n in found if not any(self.flow.nodes[i].ids for i in n.inputs))
+
     def __getitem__(self, name: str) -> Role:
         return self.by_name[name]
 

@@ -150,27 +150,3 @@ def factor_between(flow: Flow, node: Node, stop: Callable[[Node], bool]) -> floa
         if current.op in MULTIPLY and numbers:
             factor = factor * numbers[0] if current.op == "mul" else factor / numbers[0]
     return factor
-
-
-def looked_up_by_place(flow: Flow, role: Role) -> bool:
-    """Return whether the rows of a table are chosen whatever the input is, as those of positions are.
-
-    Args:
-        flow: The graph.
-        role: An "embedding".
-
-    Returns:
-        Whether no index comes from the model's inputs.
-    """
-    leaves = set(role.nodes)
-    for use in role.uses:
-        waiting = [i for i in use.node.inputs if i not in leaves and i != use.operand.index]
-        seen = set(waiting)
-        while waiting:
-            node = flow.nodes[waiting.pop()]
-            if node.op == "input":
-                return False
-            fresh = [i for i in node.inputs if i not in seen]
-            seen.update(fresh)
-            waiting += fresh
-    return bool(role.uses)

@@ -37,7 +37,7 @@ def parallel_terms(roles: Roles, node: Node) -> Terms:
                 top, waiting = reader, [reader]
             elif flow.transparent(reader) and len(readers) == 1:
                 waiting.append(reader)
-    return _terms(roles, top) if _adds(roles, top) else Terms(1, 0)
+    return _terms(roles, top)
 
 
 def _adds(roles: Roles, node: Node) -> bool:
@@ -53,7 +53,7 @@ def _terms(roles: Roles, node: Node) -> Terms:
             parts = [_terms(roles, s) for s in roles.flow.signals(current)]
             places = sum(p.places for p in parts) + (current.index in roles.positions)
             return Terms(sum(p.signals for p in parts), places)
-    return Terms(1, 0)
+    return Terms(0, 1) if current.index in roles.lookups_by_place else Terms(1, 0)
 
 
 def score_sums(roles: Roles) -> set[int]:

@@ -7,7 +7,8 @@ What is aimed at, in RMS:
   has 0.3 of the size of what it is added to, so that tokens begin as tokens;
 - 0.3·r/√(N + p − 1) at the end of the p-th of N residual branches, where r is the size of the stream there
   and p counts from the last norm on the stream: the stream grows by 5 % at most, however deep, gradients too
-  (where the scale of a norm ends the branch r/√(N + p − 1): at most √2);
+  (r/√(N + p − 1), at most √2, where the scale of a norm ends the branch, and in a decoder, whose branches are
+  the only way back to the encoder);
 - attention scores that vary by 1 along the softmax: query and key share what is missing;
 - √(0.06·ln C) for C logits: cross-entropy then begins 3 % above ln C, its value for equal chances.
 
@@ -29,6 +30,7 @@ from collections.abc import Callable, Mapping
 
 from isometry.flow.graph import SOFTMAX, Flow, Node
 from isometry.flow.roles import Role, Use
+from isometry.flow.stacks import stacks_of
 from isometry.flow.streams import Residual, deciders
 from isometry.flow.sums import parallel_terms, score_sums, sums_behind
 from isometry.init.structured import of_kind
@@ -85,6 +87,7 @@ class Draft:
         self.reasons: dict[str, str] = {}
         self.fixed: dict[str, Choice] = {}
         self._biases = score_sums(subject.roles)
+        self._decoding = {stack.stream for stack in stacks_of(subject.roles) if stack.reads}
         self._entries = {
             residual.fork: deciders(self.flow, self.flow.nodes[residual.fork])
             for residual in subject.roles.streams.residuals.values()
@@ -168,7 +171,7 @@ class Draft:
             other.ends is residual and other.kind == role.kind
             for other in self.subject.roles.by_name.values()
         )
-        whole = SHARE if role.kind == "weight" else 1.0
+        whole = SHARE if role.kind == "weight" and residual.stream not in self._decoding else 1.0
         share = whole / math.sqrt((residual.number + residual.since - 1) * max(sharing, 1))
         reason = (
             f"ends residual branch {residual.order} of {residual.number}: {share:.2g} of the stream's size"
@@ -189,8 +192,11 @@ class Draft:
     def _share(self, role: Role, node: Node) -> tuple[float, str]:
         """Return the size of one term of a sum of unit size, and its name; 1 where there is no sum."""
         terms = parallel_terms(self.subject.roles, node)
+        by_place = role.kind == "position" or node.index in self.subject.roles.lookups_by_place
+        if not terms.signals:
+            return terms.places**-0.5, ""
         whole = 1.0 / math.sqrt(terms.signals + terms.places * PLACE**2)
-        if role.kind == "position":
+        if by_place:
             return PLACE * whole, f"positions, {PLACE:g} of what they are added to"
         if terms.signals + terms.places == 1:
             return 1.0, ""

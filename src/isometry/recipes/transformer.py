@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 
 from isometry.flow.roles import Part, Role
-from isometry.flow.stacks import Stack, looked_up_by_place, residual_of, skip_factor, stacks_of
+from isometry.flow.stacks import Stack, residual_of, skip_factor, stacks_of
 from isometry.init.structured import Kind, of_kind
 from isometry.recipes.base import Choice, Subject, recipe
 from isometry.recipes.laws import number
@@ -35,7 +35,8 @@ def gpt2(subject: Subject) -> Mapping[str, Choice]:
             reason = f"ends one of {role.ends.number} residual branches: {std:g}/√{role.ends.number}"
             found[role.name] = Choice(_law(subject, role, size), reason)
     for role in _tables(subject):
-        fixed = role.kind == "position" or looked_up_by_place(subject.roles.flow, role)
+        by_place = subject.roles.lookups_by_place
+        fixed = role.kind == "position" or any(use.node.index in by_place for use in role.uses)
         found[role.name] = Choice(
             Normal(place if fixed else std), "positions, as released" if fixed else "a table, as the weights"
         )

@@ -5,7 +5,6 @@ import torch
 from torch import nn
 
 from isometry.flow.stacks import (
-    looked_up_by_place,
     multipliers,
     residual_of,
     skip_factor,
@@ -93,6 +92,7 @@ def test_positions_are_looked_up_whatever_the_input():
 
     roles = study(Tables(), torch.randint(9, (2, 5))).roles
     found = {
-        name: looked_up_by_place(roles.flow, roles[f"{name}.weight"]) for name in ("word", "place", "next")
+        name: roles[f"{name}.weight"].uses[0].node.index in roles.lookups_by_place
+        for name in ("word", "place", "next")
     }
     assert found == {"word": False, "place": True, "next": False}

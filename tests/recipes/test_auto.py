@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -219,3 +220,16 @@ def test_a_deep_plain_chain_keeps_signal_and_gradient(activation: type[nn.Module
     rows = [row for row in isometry.measure(model, "128x64") if row.kind == "Linear"][:-1]
     assert within([row.forward.rms for row in rows], 2.0)
     assert within([row.backward.rms for row in rows], 2.0)
+
+
+def test_a_head_that_reads_what_left_the_graph_still_gets_a_row() -> None:
+    class Detour(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.before, self.after = nn.Linear(20, 30), nn.Linear(30, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.after(torch.from_numpy(np.sinh(self.before(x).detach().numpy())))
+
+    plan = isometry.plan(Detour(), "8x20")
+    assert math.isfinite(plan["after.weight"].std)

@@ -146,13 +146,13 @@ class Draft:
         """Aim at logits that begin at chance, with a gain of 1 at most."""
         outputs = role.fans.layout.blocks * role.fans.layout.outputs if role.fans else role.shape[0]
         size = math.sqrt(EXCESS * math.log(max(outputs, 2)))
-        arriving = next(n.index for n in self.flow.operands(_use(role).node) if n.signal)
+        arriving = tuple(n.index for n in self.flow.operands(_use(role).node) if n.signal)
 
         def logits(solver: Solver) -> float:
-            there = solver.rms(arriving)
-            return size if there is None else min(size, there)
+            found = [there for index in arriving if (there := solver.rms(index)) is not None]
+            return min(size, *found, size)
 
-        self._aim(role, logits, f"logits of RMS {size:.2g} at most: the loss begins at chance", (arriving,))
+        self._aim(role, logits, f"logits of RMS {size:.2g} at most: the loss begins at chance", arriving)
 
     def _limit(self, role: Role, use: Use) -> tuple[float, int] | None:
         """Return how far a weight may make up for a small signal, and the node where that arrives."""

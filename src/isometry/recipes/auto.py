@@ -143,9 +143,17 @@ class Draft:
             self._aim(role, lambda _: size, what or f"unit second moment for {_destination(role)}")
 
     def _head(self, role: Role) -> None:
-        """Aim at logits that begin at chance, with a gain of 1 at most."""
+        """Aim at logits that begin at chance, with a gain of 1 at most.
+
+        Where the head is also the table that tokens are looked up in, a stream that still is the token has
+        the logit σ·d = size·√d for itself: e to it, one of C terms, may be EXCESS/2 of C·ln C as well.
+        """
         outputs = role.fans.layout.blocks * role.fans.layout.outputs if role.fans else role.shape[0]
-        size = math.sqrt(EXCESS * math.log(max(outputs, 2)))
+        chance = math.log(max(outputs, 2))
+        size = math.sqrt(EXCESS * chance)
+        if role.fans is not None and any(use.kind == "embedding" for use in role.uses):
+            own = max(math.log(max(EXCESS / 2 * outputs * chance, 1.0)), 1.0)
+            size = min(size, own / math.sqrt(role.fans.forward))
         arriving = tuple(n.index for n in self.flow.operands(_use(role).node) if n.signal)
 
         def logits(solver: Solver) -> float:

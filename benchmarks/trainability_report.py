@@ -118,6 +118,8 @@ class Result:
             return "failed"
         if self.diverged and None not in self.diverged:
             return "diverged"
+        if (failed := len(self.diverged) - self.diverged.count(None)) and math.isinf(self.mean):
+            return f"{failed} of {len(self.diverged)} diverged"
         if self.level[0] == "accuracy":
             text = f"{100 * self.mean:.1f}"
             return f"{text} ± {100 * self.scatter:.1f}" if len(self.quality) > 1 else text

@@ -2,6 +2,7 @@
 
     python benchmarks/prediction_cost.py            # the growth, then the full size
     python benchmarks/prediction_cost.py --small    # the growth alone
+    python benchmarks/prediction_cost.py --plan     # the plan of recipe "auto" for the full size
 
 Every row is measured in a process of its own, from constructor to printed profile, forward and backward,
 beside the bare forward and backward of the same model on meta tensors. Times are of the
@@ -44,16 +45,7 @@ def one(layers: int, width: int, heads: int, length: int) -> dict[str, float]:
 
     import isometry
 
-    config = transformers.LlamaConfig(
-        num_hidden_layers=layers,
-        hidden_size=width,
-        num_attention_heads=heads,
-        num_key_value_heads=8,
-        intermediate_size=width * 13 // 4,
-        vocab_size=128256,
-        max_position_embeddings=131072,
-        use_cache=False,
-    )
+    config = transformers.LlamaConfig(**_shape(layers, width, heads))
     torch.set_num_threads(1)
     isometry.predict(torch.nn.Linear(3, 4), "2x3")  # imports and quadrature are paid once per process
     with torch.device("meta"):
@@ -75,8 +67,45 @@ def one(layers: int, width: int, heads: int, length: int) -> dict[str, float]:
     return {"bare": bare, "predict": total, "wall": wall, "GiB": peak, "unknown": unknown}
 
 
+def _shape(layers: int, width: int, heads: int) -> dict[str, object]:
+    return {
+        "num_hidden_layers": layers,
+        "hidden_size": width,
+        "num_attention_heads": heads,
+        "num_key_value_heads": 8,
+        "intermediate_size": width * 13 // 4,
+        "vocab_size": 128256,
+        "max_position_embeddings": 131072,
+        "use_cache": False,
+    }
+
+
+def plan(layers: int, width: int, heads: int, length: int) -> None:
+    """Plan one size on meta tensors; print the plan, the seconds and the memory."""
+    sys.path.insert(0, str(Path(__file__).parent))
+    import torch
+
+    from torchvision_import import import_torchvision
+
+    import_torchvision()
+    import transformers
+
+    import isometry
+
+    torch.set_num_threads(1)
+    start = time.perf_counter()
+    with torch.device("meta"):
+        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**_shape(layers, width, heads)))
+    print(isometry.plan(model, f"1x{length}:int64<128256"))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"{time.perf_counter() - start:.1f} s on the clock, one thread; {peak:.2f} GiB at most")
+
+
 def main() -> None:
     """Print one line per size."""
+    if "--plan" in sys.argv:
+        plan(**FULL)
+        return
     if len(sys.argv) > 1 and sys.argv[1].startswith("{"):
         print(json.dumps(one(**json.loads(sys.argv[1]))))
         return

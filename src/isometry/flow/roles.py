@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -398,9 +397,3 @@ def _leading_to_weights(flow: Flow) -> set[int]:
                 found.add(node.index)
                 break
     return found
-
-
-def laws_needed(roles: Mapping[str, Role]) -> list[str]:
-    """Return the names of the weights, in order of first use."""
-    weights = [r for r in roles.values() if r.kind == "weight"]
-    return [r.name for r in sorted(weights, key=lambda r: r.uses[0].node.index)]

@@ -26,8 +26,8 @@ def weight(*shape: int) -> nn.Parameter:
     return nn.Parameter(torch.randn(shape))
 
 
-def roles(model: nn.Module, *inputs: Tensor) -> Roles:
-    return study(model, inputs).roles
+def roles(model: nn.Module, *inputs: Tensor, **named: Tensor) -> Roles:
+    return study(model, named or inputs).roles
 
 
 def ends(read: Roles) -> dict[str, tuple[int, int]]:

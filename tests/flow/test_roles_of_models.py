@@ -5,58 +5,23 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from small_models import B, D, Of, T, ends, parts, roles, tokens, weight
 from torch import Tensor, nn
 
 from isometry.flow.roles import Role, Roles
 from isometry.flow.tracing import study
-
-D, H, T, B = 8, 2, 5, 3
-
-
-def roles(model: nn.Module, *inputs: Tensor, **more: Tensor) -> Roles:
-    return study(model, more or inputs).roles
 
 
 def kinds(read: Roles) -> dict[str, str]:
     return {name: role.kind for name, role in read.by_name.items()}
 
 
-def parts(read: Roles, name: str) -> set[str]:
-    return set(read[name].parts)
-
-
 def ended(role: Role) -> tuple[int, int] | None:
     return None if role.ends is None else (role.ends.order, role.ends.number)
 
 
-def ends(read: Roles) -> dict[str, tuple[int, int] | None]:
-    """The parameters that end a branch, with the branch's order and number."""
-    return {name: ended(role) for name, role in read.by_name.items() if role.ends is not None}
-
-
-class Of(nn.Module):
-    """A model from its parts and a function of them."""
-
-    def __init__(self, function, **modules):
-        super().__init__()
-        self._function = function
-        for name, value in modules.items():
-            setattr(self, name, value)
-
-    def forward(self, *args, **kwargs):
-        return self._function(self, *args, **kwargs)
-
-
-def weight(*shape: int) -> nn.Parameter:
-    return nn.Parameter(torch.randn(shape))
-
-
 def vectors() -> Tensor:
     return torch.randn(B, D)
-
-
-def tokens() -> Tensor:
-    return torch.randn(B, T, D)
 
 
 def pictures(channels: int = D) -> Tensor:

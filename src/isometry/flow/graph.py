@@ -13,8 +13,8 @@ from isometry.hooks import tensors_in as returned
 from isometry.moments.aliasing import Key, disjoint, key_of
 from isometry.moments.calls import functional, mapped, tensors_in
 
-# One tensor in, one out, each entry of which is a number times an entry of the input, or a sum of such.
-LINEAR = frozenset(
+# Views and copies that hand every entry on as it is: a residual stream runs through these.
+IDENTITY = frozenset(
     [
         "view",
         "_unsafe_view",
@@ -26,13 +26,6 @@ LINEAR = frozenset(
         "expand",
         "unsqueeze",
         "squeeze",
-        "slice",
-        "select",
-        "split",
-        "split_with_sizes",
-        "unbind",
-        "unsafe_split",
-        "chunk",
         "clone",
         "contiguous",
         "_to_copy",
@@ -40,6 +33,20 @@ LINEAR = frozenset(
         "alias",
         "lift_fresh",
         "roll",
+        "native_dropout",
+        "dropout",
+    ]
+)
+# One tensor in, one out, each entry of which is a number times an entry of the input, or a sum of such.
+LINEAR = IDENTITY | frozenset(
+    [
+        "slice",
+        "select",
+        "split",
+        "split_with_sizes",
+        "unbind",
+        "unsafe_split",
+        "chunk",
         "flip",
         "constant_pad_nd",
         "repeat",
@@ -54,8 +61,6 @@ LINEAR = frozenset(
         "gather",
         "index_select",
         "neg",
-        "native_dropout",
-        "dropout",
         "mean",
         "sum",
         "avg_pool1d",
@@ -89,30 +94,6 @@ LINEAR = frozenset(
         "slice_scatter",
         "select_scatter",
         "index_put",
-    ]
-)
-# Views and copies that hand every entry on as it is: a residual stream runs through these.
-IDENTITY = frozenset(
-    [
-        "view",
-        "_unsafe_view",
-        "reshape",
-        "_reshape_alias",
-        "transpose",
-        "permute",
-        "t",
-        "expand",
-        "unsqueeze",
-        "squeeze",
-        "clone",
-        "contiguous",
-        "_to_copy",
-        "detach",
-        "alias",
-        "lift_fresh",
-        "roll",
-        "native_dropout",
-        "dropout",
     ]
 )
 MULTIPLY = frozenset(["mul", "div"])

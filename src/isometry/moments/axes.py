@@ -66,6 +66,19 @@ def sides(axis: Axis) -> tuple[Index, Index]:
 
 
 @lru_cache(maxsize=4096)
+def partners(axis: Axis) -> Array:
+    """Return for each block the share of each pair class among the pairs that begin with one of its entries.
+
+    The matrix maps a pair array to the block array of its means over the second entry.
+    """
+    left, _ = sides(axis)
+    counts = pair_counts(axis) * (left == np.arange(len(axis))[:, None])
+    result = np.asarray(counts / counts.sum(1, keepdims=True))
+    result.flags.writeable = False
+    return result
+
+
+@lru_cache(maxsize=4096)
 def mirrored(axis: Axis) -> Index:
     """Return for each pair class the class of the same pair with its two entries exchanged."""
     b = len(axis)

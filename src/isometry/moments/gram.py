@@ -34,7 +34,7 @@ def images(m: Moments, summed: Sequence[int], other: Moments) -> tuple[Part, ...
     Those that m's rows are images of already; or, where `other` has independent entries, those of m itself.
     """
     handed = tuple(p for p in lineage.marks_of(m.terms) if all(p.labels[k] is None for k in summed))
-    if not _white(other):
+    if not is_white(other):
         return handed
     main = max(
         (f for t in m.terms for f in t.factors if any(f.labels[k] is not None for k in summed)),
@@ -66,7 +66,7 @@ def _own(m: Moments, labels: Sequence[Label]) -> Array:
     return np.clip(m.square - other[at], 0.0, None)
 
 
-def _white(m: Moments) -> bool:
+def is_white(m: Moments) -> bool:
     """Return whether all entries are independent, as those of a random matrix."""
     if len(m.terms) != 1 or len(m.terms[0].factors) != 1 or m.table.size < 2:
         return False

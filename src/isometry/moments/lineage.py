@@ -34,8 +34,9 @@ from isometry.moments.record import (
     Fused,
     Gram,
     Joined,
-    Keys,
     Label,
+    Loose,
+    Mark,
     Part,
     Run,
     Term,
@@ -71,7 +72,7 @@ def parts_of(terms: Sequence[Term], std: Array | None = None) -> tuple[Part, ...
                 continue
             own = Part(factor.latent, factor.labels, (), factor.values - factor.mean[..., None])
             alpha = factor.slope
-            plain = [p for p in factor.parts if not isinstance(p.latent, Gram | Keys)]
+            plain = [p for p in factor.parts if not isinstance(p.latent, Mark)]
             for part, by in ((own, weight), *((p, weight * alpha) for p in plain)):
                 values = by[..., None] * part.values
                 if part.key in found:
@@ -158,7 +159,7 @@ def summed(parts: Sequence[Part], positions: Sequence[int], axes: tuple[Axis, ..
     Their labels are remembered as gone.
     """
     result = []
-    for part in (p for p in parts if not isinstance(p.latent, Gram | Keys)):
+    for part in (p for p in parts if not isinstance(p.latent, Mark)):
         values, labels, gone = part.values, list(part.labels), part.gone
         for p in sorted(positions, reverse=True):
             label = labels.pop(p)
@@ -180,7 +181,7 @@ def _total(values: Array, position: int, weights: Array) -> Array:
 def centred(parts: Sequence[Part], positions: Sequence[int], axes: tuple[Axis, ...]) -> tuple[Part, ...]:
     """Return the parts of x − mean(x) over axes of one block each, from those of x."""
     result = list(parts)
-    for part in (p for p in parts if not isinstance(p.latent, Gram | Keys)):
+    for part in (p for p in parts if not isinstance(p.latent, Mark)):
         gone, labels, scale = part.gone, list(part.labels), -1.0
         for p in positions:
             if labels[p] is not None:
@@ -394,7 +395,7 @@ def _summed_first(table: Array, axes: tuple[Axis, ...], positions: Sequence[int]
 def renamed(labels: Sequence[Label], latent: object, position: int, index: int) -> object:
     """Return the identity of a latent of which one entry along an axis is selected."""
     label = labels[position]
-    if label is None or isinstance(latent, Keys):
+    if label is None or isinstance(latent, Loose):
         return latent
     if isinstance(latent, Gram):
         return latent._replace(origin=(latent.origin, label, index))

@@ -78,6 +78,27 @@ class Keys(NamedTuple):
     mask: object
 
 
+class Fan(NamedTuple):
+    """Marks a `Part` of a sum Σ w x whose independent weights w every channel has for itself.
+
+    `weights` is their effective number, `directions` that of the directions of x: what a channel's sums are
+    in the square scatters between channels by 2/`directions`. See `fan`.
+    """
+
+    weights: float
+    directions: float
+
+
+class Normed(NamedTuple):
+    """Marks a `Part` of a gradient that was divided by the sizes of sums with a `Fan` of so many weights."""
+
+    weights: float
+
+
+Loose = Keys | Fan | Normed  # marks that belong to no variable
+Mark = Gram | Loose  # what stands in the place of a latent and is none
+
+
 @dataclass(frozen=True, eq=False)
 class Joined:
     """The latent of tensors side by side along its axis `axis`: over each stretch it is that part's own.
@@ -165,7 +186,7 @@ class Factor:
     @cached_property
     def plain(self) -> dict[object, Part]:
         """The parts that are functions of one entry of a variable."""
-        return {p.key: p for p in self.parts if not p.gone and not isinstance(p.latent, Gram | Keys)}
+        return {p.key: p for p in self.parts if not p.gone and not isinstance(p.latent, Mark)}
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +47,21 @@ class Window:
         i = o * self.stride + k * self.dilation - self.low
         kept = (i >= 0) & (i < self.inputs)
         return o[kept], k[kept], i[kept]
+
+    def blocks(self, inputs: Axis) -> Axis:
+        """Return the blocks of the outputs: what reads fewer entries than most, at either end, and the rest.
+
+        Where all read alike, the blocks of what lies under the middles of the windows.
+        """
+        o, _, _ = self.taps()
+        read = np.bincount(o, minlength=self.outputs)
+        full = np.flatnonzero(read == read.max())
+        edges = {int(full[0]), int(full[-1]) + 1}
+        if edges == {0, self.outputs}:
+            middle = np.arange(self.outputs) * self.stride + (self.kernel - 1) * self.dilation // 2 - self.low
+            edges = {int(np.searchsorted(middle, edge)) for edge in np.cumsum(inputs)[:-1]}
+        ends = sorted(edges - {0, self.outputs})
+        return tuple(high - low for low, high in pairwise([0, *ends, self.outputs]))
 
 
 @lru_cache(maxsize=1024)

@@ -12,6 +12,7 @@ from torch import Tensor
 from isometry.moments import algebra as alg
 from isometry.moments import contract as con
 from isometry.moments import regrouping as reg
+from isometry.moments.averages import one_block
 from isometry.moments.axes import Array
 from isometry.moments.concrete import Concrete
 from isometry.moments.record import Moments
@@ -19,7 +20,6 @@ from isometry.moments.resampling import resampled, scattered
 from isometry.moments.rules.base import Context, NoRule, rule
 from isometry.moments.rules.index import positions
 from isometry.moments.rules.linear import plus
-from isometry.moments.rules.norm import one_block
 from isometry.moments.rules.pointwise import powered, times
 
 # --- bags of rows -----------------------------------------------------------------------------------------

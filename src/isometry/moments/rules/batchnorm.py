@@ -10,10 +10,12 @@ import numpy as np
 from isometry.moments import algebra as alg
 from isometry.moments import axes as ax
 from isometry.moments import contract as con
+from isometry.moments import fan
 from isometry.moments import record as rec
 from isometry.moments import regrouping as reg
+from isometry.moments.averages import one_block
 from isometry.moments.axes import Array
-from isometry.moments.record import Moments
+from isometry.moments.record import Fan, Moments, Normed
 from isometry.moments.rules.base import Context, rule
 from isometry.moments.rules.linear import plus, with_shape
 from isometry.moments.rules.norm import normalise, normalise_backward
@@ -96,8 +98,10 @@ def inverse_variance(unit: Moments, over: tuple[int, ...]) -> Array:
 
     v̂ = Σ λ_j χ²_j with the eigenvalues λ of the entries' correlations, and E[1/v̂] = ∫ Π (1 + 2λ_j t)^{−½}
     dt. Exact for jointly normal entries; those of one block per axis are exchangeable, so that an axis of n
-    entries has the eigenvectors "constant" and, n − 1 times, "contrast".
+    entries has the eigenvectors "constant" and, n − 1 times, "contrast". What varies between blocks is
+    averaged.
     """
+    unit = one_block(unit, over)
     positions = [p for d in over for p in unit.positions(d)]
     spectrum, times_ = unit.table, np.ones(1)
     for p in positions:
@@ -129,7 +133,9 @@ def _batch_norm_backward(
     weighted = g if w is None else times(g, _per_channel(w, rank))
     if training or mean is None or var is None:
         dx, unit = normalise_backward(weighted, x, over, eps)
-        dx = alg.scale(dx, np.sqrt(inverse_variance(unit, over)))
+        known = fan.mark_of(x, Fan)
+        scatter = inverse_variance(unit, over) * (1.0 if known is None else fan.excess(known))
+        dx = fan.marked(alg.scale(dx, np.sqrt(scatter)), None if known is None else Normed(known.weights))
     else:
         unit, inverse = _standardised(x, mean, var, eps)
         dx = times(weighted, inverse)

@@ -11,8 +11,8 @@ over all taps and over the channels that the result lacks; a transposed convolut
 
 with the number F of pairs of taps by pair classes, one F per spatial dim. Groups are one more shared axis.
 Assumes that the
-two tensors are independent; second moments exact, normal in the wide limit. The spatial axes of a result have
-one block: its borders count by their share.
+two tensors are independent; second moments exact, normal in the wide limit. Where padding leaves a window
+fewer entries to read, the outputs at the borders are blocks of their own.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import numpy as np
 from isometry.moments import algebra as alg
 from isometry.moments import axes as ax
 from isometry.moments import contract as con
+from isometry.moments import fan
 from isometry.moments import regrouping as reg
 from isometry.moments.axes import Array, Axis
 from isometry.moments.record import Moments
@@ -49,7 +50,8 @@ def windowed(
         b: Second tensor.
         roles: What the spatial dims of a, of b and of the result are: outputs "o", kernel "k" or inputs "i".
         windows: One window per spatial dim.
-        like: A record whose spatial blocks the result shall have; without, one block each.
+        like: A record whose spatial blocks the result shall have; without, outputs have those of the window
+            (see `Window.blocks`), and inputs one block.
 
     Returns:
         The record; the result is taken as normal.
@@ -62,7 +64,12 @@ def windowed(
     for d, window in enumerate(windows):
         sizes = {"o": window.outputs, "k": window.kernel, "i": window.inputs}
         axes |= {f"{roles[0]}{d}": a.dims[len(in_a) + d], f"{roles[1]}{d}": b.dims[len(in_b) + d]}
-        axes[f"{roles[2]}{d}"] = ((sizes[roles[2]],),) if like is None else _axis(like, d - len(windows))
+        if like is not None:
+            axes[f"{roles[2]}{d}"] = _axis(like, d - len(windows))
+        elif roles[2] == "o":
+            axes[f"o{d}"] = (window.blocks(axes[f"i{d}"][0]),)
+        else:
+            axes[f"{roles[2]}{d}"] = ((sizes[roles[2]],),)
     names = [[*in_a, *[f"{roles[0]}{d}" for d in range(len(windows))]]]
     names += [[*in_b, *[f"{roles[1]}{d}" for d in range(len(windows))]]]
     result = [*out, *[f"{roles[2]}{d}" for d in range(len(windows))]]
@@ -198,6 +205,7 @@ def convolution(
         y = windowed("ngo,goc->ngc", x, w, "oki", windows)
     else:
         y = windowed("ngc,goc->ngo", x, w, "iko", windows)
+        y = fan.marked(y, fan.of_convolution(_spatial(x, 3), w, windows))
     y = _ungrouped(y, 1)
     if b is not None:
         y = plus(y, replace(b, dims=(b.dims[0], *[()] * rank)))
@@ -236,6 +244,7 @@ def convolution_backward(
     if mask[0]:
         spec, roles = ("ngc,goc->ngo", "iko") if transposed else ("ngo,goc->ngc", "oki")
         dx = _ungrouped(windowed(spec, g, w, roles, windows, x), 1)
+        dx = alg.scale(dx, np.sqrt(fan.kept(g)))
         dx = with_shape(dx if len(shape) == rank + 2 else replace(dx, dims=dx.dims[1:]), shape)
     if mask[1]:
         small_one, large_one = (x, g) if transposed else (g, x)

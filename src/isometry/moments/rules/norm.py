@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from isometry.moments import algebra as alg
-from isometry.moments import axes as ax
 from isometry.moments import contract as con
 from isometry.moments import lineage
 from isometry.moments import record as rec
 from isometry.moments import regrouping as reg
+from isometry.moments.averages import average_over, centred, mean_over
 from isometry.moments.axes import Array
 from isometry.moments.record import Moments, Term
 from isometry.moments.rules.base import Context, rule
@@ -20,46 +20,25 @@ from isometry.moments.rules.linear import plus, with_shape
 from isometry.moments.rules.pointwise import times
 
 
-def one_block(m: Moments, dims: tuple[int, ...]) -> Moments:
-    """Return the record with the axes of these dims in one block each.
-
-    (what varies between blocks is averaged).
-    """
-    for p in (p for d in dims for p in m.positions(d)):
-        m = reg.recut_axis(m, p, (ax.size(m.axes[p]),))
-    return m
-
-
-def mean_over(table: Array, m: Moments, dims: tuple[int, ...]) -> Array:
-    """Return a pair array averaged over all pairs along the axes of dims, which keep length 1."""
-    for p in (p for d in dims for p in m.positions(d)):
-        if table.shape[p] > 1:
-            counts = ax.pair_counts(m.axes[p])
-            table = np.expand_dims(np.tensordot(table, counts / counts.sum(), axes=(p, 0)), p)
-    return table
-
-
 def normalise(m: Moments, dims: tuple[int, ...], eps: float | Array) -> tuple[Moments, Array]:
     """Return (x − mean)/σ over the axes of dims, and σ as a block array; σ² is the variance plus eps.
 
-    The table is centred by its mean over those axes, exactly for exchangeable entries, and divided by the
-    variance that is left.
+    The table is centred by its mean over those axes, exactly, and divided by the variance that is left.
     Asymptotic: the sample's own variance is taken as its expectation, as many entries are averaged. The
-    result is a
-    function of the same latent where centring takes away a constant only.
+    result is a function of the same latent where centring takes away a constant only.
     """
-    m = alg.collapse(one_block(m, dims))
-    centre = mean_over(m.table, m, dims)
-    table = m.table - centre
-    variance = np.maximum(rec.diagonal(table, m.axes), 0.0)
+    m = alg.collapse(m)
+    table = centred(m, dims)
+    variance = np.maximum(average_over(rec.diagonal(table, m.axes), m, dims), 0.0)
     sigma = np.sqrt(variance + eps)
     table = table / rec.outer(sigma, sigma, m.axes)
-    mean = np.zeros([1] * len(m.axes))
-    shared = rec.diagonal(centre, m.axes) - m.mean**2
+    middle = average_over(m.mean, m, dims)
+    mean = (m.mean - middle) / sigma
+    shared = rec.diagonal(mean_over(m.table, m, dims), m.axes) - middle**2
     factor = alg.absorbed(m.terms[0], m.axes)
     if factor is None:
         return alg.assemble(m.dims, (Term(mean),)), sigma
-    values = (factor.values - factor.mean[..., None]) / sigma[..., None]
+    values = (factor.values - middle[..., None]) / sigma[..., None]
     if float(np.max(shared / np.maximum(variance, 1e-300))) < 0.02:
         own = replace(factor, values=values, table=table)
         return Moments(m.dims, (Term(np.ones([1] * len(m.axes)), (own,)),), table, mean), sigma
@@ -89,14 +68,14 @@ def normalise_backward(
         eps: What was added to the variance.
         rstd: 1/σ as the forward pass told it, in place of eps; of x's rank or broadcast to it.
     """
-    g, x = reg.aligned(one_block(g, dims), one_block(x, dims))  # σ has the axes of x: they must be g's
+    g, x = reg.aligned(g, x)  # σ has the axes of x: they must be g's
     unit, sigma = normalise(x, dims, eps if rstd is None else _eps(rstd, x, dims))
     product = alg.multiply(g, unit)
-    share = np.maximum(rec.diagonal(unit.table, unit.axes), 1e-12)
+    share = np.maximum(average_over(rec.diagonal(unit.table, unit.axes), unit, dims), 1e-12)
     removed = (
         unit.table * mean_over(product.table, g, dims) * (2.0 / rec.outer(share, share, g.axes) ** 0.5 - 1.0)
     )
-    table = g.table - mean_over(g.table, g, dims) - removed
+    table = centred(g, dims) - removed
     inverse = 1.0 / sigma
     table = table * rec.outer(inverse, inverse, g.axes)
     return alg.gaussian(g.dims, table, np.zeros([1] * len(g.axes))), unit
@@ -105,7 +84,7 @@ def normalise_backward(
 def _eps(rstd: Moments, x: Moments, dims: tuple[int, ...]) -> Array:
     """Return what was added to the variance, from 1/σ: it outweighs the variance of a tiny signal."""
     rstd, x = reg.aligned(rstd, x)
-    variance = rec.diagonal(x.table - mean_over(x.table, x, dims), x.axes)
+    variance = average_over(rec.diagonal(centred(x, dims), x.axes), x, dims)
     return np.maximum(1.0 / np.maximum(rstd.mean, 1e-30) ** 2 - np.maximum(variance, 0.0), 0.0)
 
 

@@ -13,12 +13,12 @@ from isometry.moments import axes as ax
 from isometry.moments import contract as con
 from isometry.moments import record as rec
 from isometry.moments import regrouping as reg
+from isometry.moments.averages import mean_over
 from isometry.moments.axes import Array, Axis
 from isometry.moments.concrete import Concrete
 from isometry.moments.record import Moments
 from isometry.moments.rules.base import Context, NoRule, rule
 from isometry.moments.rules.linear import plus
-from isometry.moments.rules.norm import mean_over
 from isometry.moments.rules.pointwise import times
 
 # --- prelu ------------------------------------------------------------------------------------------------

@@ -15,11 +15,11 @@ from isometry.moments import algebra as alg
 from isometry.moments import latents, maxima
 from isometry.moments import record as rec
 from isometry.moments import regrouping as reg
+from isometry.moments.averages import one_block
 from isometry.moments.axes import Array
 from isometry.moments.record import Dims, Factor, Moments, Term
 from isometry.moments.resampling import resampled, scattered
 from isometry.moments.rules.base import Context, rule
-from isometry.moments.rules.norm import one_block
 from isometry.moments.taps import Window, matrix_pairs
 
 

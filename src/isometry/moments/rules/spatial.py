@@ -17,7 +17,7 @@ from isometry.moments import axes as ax
 from isometry.moments import regrouping as reg
 from isometry.moments.axes import Array
 from isometry.moments.concatenation import concatenate
-from isometry.moments.record import Factor, Gram, Keys, Moments, Term
+from isometry.moments.record import Factor, Gram, Loose, Moments, Term
 from isometry.moments.resampling import resampled
 from isometry.moments.rules.base import Context, rule
 from isometry.moments.taps import Window, tap_pairs
@@ -163,7 +163,7 @@ def _moved(m: Moments, dim: int, shift: int | None) -> Moments:
     n = m.shape[dim]
 
     def elsewhere(latent: object, label: object) -> object:
-        if label is None or isinstance(latent, Keys):
+        if label is None or isinstance(latent, Loose):
             return latent
         if isinstance(latent, Gram):
             return latent._replace(origin=elsewhere(latent.origin, label))

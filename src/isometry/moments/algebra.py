@@ -11,7 +11,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from isometry.moments import latents, lineage
+from isometry.moments import fan, latents, lineage
 from isometry.moments.axes import Array, Axis, Index
 from isometry.moments.record import (
     Dims,
@@ -280,30 +280,31 @@ def dependent_product(f: Factor, g: Factor, phi: Array, axes: tuple[Axis, ...]) 
     It knows E[f g | z] for the variable z of g, and takes E[f g | y] for that of f as E[g | y] f with z and
     y normal.
     """
-    made = lineage.surface(f, phi) * g.values[..., :, None]
     form = lineage.form_of(f)
+    (*rows, theirs), at = latents.distinct(f.values, form, phi, g.values)
+    made = lineage.surface(*rows) * theirs[:, :, None]
     r = latents.coefficients(phi)[..., 1] / np.maximum(latents.coefficients(form)[..., 1], 1e-300)
     given_y = f.values * latents.conditional(g.values, np.clip(r, -1.0, 1.0))
-    return from_surface(f, g, phi, made, given_y, axes)
+    return from_surface(f, g, phi, made, at, given_y, axes)
 
 
 def from_surface(
-    f: Factor, g: Factor, phi: Array, made: Array, given_y: Array | None, axes: tuple[Axis, ...]
+    f: Factor, g: Factor, phi: Array, made: Array, at: Index, given_y: Array | None, axes: tuple[Axis, ...]
 ) -> Factor:
     """Return a function of two variables, given on the nodes of `lineage.surface`, as one of one new latent.
 
-    It knows its expectation given the variable of g, and `given_y`, that given the variable of f.
+    `at` says which row of `made` is each block's. It knows its expectation given the variable of g, and
+    `given_y`, that given the variable of f.
     """
-    table, mean = lineage.surface_moments(f, g, phi, made, axes)
+    table, mean = lineage.surface_moments(f, g, phi, made, at, axes)
     thin = latents.WEIGHTS.reshape(-1, 3).sum(1)  # the form alone: table and mean are set exactly
     weights = np.multiply.outer(thin, thin).ravel()
-    flat = np.broadcast_to(made, (*made.shape[:-2], *[len(latents.NODES)] * 2))[..., 1::3, 1::3]
-    flat = flat.reshape(-1, weights.size)
-    values = np.stack([latents.quantiles(row, weights) for row in flat]).reshape((*made.shape[:-2], -1))
+    flat = made[:, 1::3, 1::3].reshape(-1, weights.size)
+    values = np.stack([latents.quantiles(row, weights) for row in flat])[at]
     term = with_marginal(tuple((a,) for a in axes), table, mean, values).terms[0]
     if not term.factors:
         return new_factor(axes, np.ones([1] * len(axes)), term.coef[..., None] * np.ones(len(latents.NODES)))
-    known = [(g, made @ latents.WEIGHTS), *([] if given_y is None else [(f, given_y)])]
+    known = [(g, (made @ latents.WEIGHTS)[at]), *([] if given_y is None else [(f, given_y)])]
     parts = tuple(Part(x.latent, x.labels, (), given - latents.mean(given)[..., None]) for x, given in known)
     return replace(term.factors[0], parts=parts, form=term.factors[0].values)
 
@@ -346,9 +347,8 @@ def descended(made: Moments, terms: tuple[Term, ...], *, normal_: bool) -> Momen
     (factor,) = term.factors
     std = np.sqrt(made.variance) if normal_ else None
     form = None if normal_ else factor.values
-    return replace(
-        made, terms=(Term(term.coef, (replace(factor, parts=lineage.parts_of(terms, std), form=form),)),)
-    )
+    own = replace(factor, parts=lineage.parts_of(terms, std), form=form)
+    return fan.marked(replace(made, terms=(Term(term.coef, (own,)),)), fan.of_sum(terms))
 
 
 def with_marginal(dims: Dims, table: Array, mean: Array, values: Array) -> Moments:

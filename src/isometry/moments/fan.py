@@ -12,85 +12,39 @@ larger square than 1/E[v] tells. The gradient at x is a sum of w/√v, and w is 
 
 which is 1 for S a multiple of the identity: w/|w| has a fixed length. `Fan` marks such sums, `Normed` their
 gradients. A weight that c_k of the outputs use counts by its share: K = (Σ c)²/Σ c².
+
+S itself scatters where x is made of such sums: their inner products between samples follow those of what they
+are sums of, so that 1/d of the one adds to that of the other. A function f of a sum hands on the share s² of
+it, s = cov(f, sum)²/(var f · var sum), a window its mean over the window; in a sum of independent parts with
+the shares s_i of the variance Σ s_i²/d_i adds.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
 
-from isometry.moments import axes as ax
-from isometry.moments import gram
-from isometry.moments import record as rec
-from isometry.moments.averages import centred, one_block
-from isometry.moments.axes import Array
+from isometry.moments import latents, lineage
 from isometry.moments.record import Fan, Moments, Normed, Part, Term
-from isometry.moments.taps import Window
 
 T = TypeVar("T", Fan, Normed)
 
 _LEAST = 2.5  # directions; with two or fewer 1/v has no mean
 
 
-def of_convolution(x: Moments, w: Moments, windows: Sequence[Window]) -> Fan | None:
-    """Return the fan of a convolution's channels; None where the weights are not independent.
-
-    Args:
-        x: The input, with the dims batch, group, channel of a group, and space (an axis each).
-        w: The weight.
-        windows: One per spatial dim.
-    """
-    space = tuple(range(3, len(x.dims)))
-    if not gram.is_white(w):
-        return None
-    x = one_block(x, space)
-    pairs, entries = [], []
-    for d, dim in enumerate(x.dims):
-        for axis in dim:
-            if d in space:
-                used = _used(windows[d - 3])
-                square = float((used.diagonal() ** 2).sum())
-                pairs.append(np.array([square, float((used**2).sum()) - square]))
-                entries.append(np.array([float(used.trace())]))
-            elif d == 2:
-                pairs.append(ax.pair_counts(axis))
-                entries.append(np.asarray(axis, dtype=np.float64))
-            else:  # of one sample and one group, on average
-                pairs.append(np.concatenate([ax.shares(axis), np.zeros(len(axis) ** 2)]))
-                entries.append(ax.shares(axis))
-    table = centred(x, (0, *space))
-    total = _weighted(rec.diagonal(table, x.axes), entries)
-    if total <= 0:
-        return None
-    alike = [float((u.diagonal() ** 2).sum() / u.trace() ** 2) for u in map(_used, windows)]
-    return Fan(x.shape[2] / float(np.prod(alike)), total**2 / _weighted(table**2, pairs))
-
-
-def _used(window: Window) -> Array:
-    """Return the share of outputs that use kernel entries k and k′."""
-    o, k, _ = window.taps()
-    use = np.zeros((window.outputs, window.kernel))
-    use[o, k] = 1.0
-    return np.asarray(use.T @ use / window.outputs)
-
-
-def _weighted(array: Array, weights: Sequence[Array]) -> float:
-    for own in reversed(weights):
-        array = array[..., 0] * own.sum() if array.shape[-1] == 1 else array @ own
-    return float(array)
-
-
 def marked(m: Moments, mark: Fan | Normed | None) -> Moments:
-    """Return a record of one variable that carries a mark."""
+    """Return a record of one variable that carries a mark, in place of another of its kind."""
     (term,) = m.terms
     if mark is None or not term.factors:
         return m
     (factor,) = term.factors
+    others = [p for p in factor.parts if not isinstance(p.latent, type(mark))]
     part = Part(mark, (None,) * len(m.axes), (), np.zeros([1] * (len(m.axes) + 1)))
-    return replace(m, terms=(Term(term.coef, (replace(factor, parts=(*factor.parts, part)),)),))
+    return replace(m, terms=(Term(term.coef, (replace(factor, parts=(*others, part)),)),))
 
 
 def mark_of(m: Moments, kind: type[T]) -> T | None:
@@ -98,6 +52,27 @@ def mark_of(m: Moments, kind: type[T]) -> T | None:
     if len(m.terms) != 1 or len(m.terms[0].factors) != 1:
         return None
     return next((p.latent for p in m.terms[0].factors[0].parts if isinstance(p.latent, kind)), None)
+
+
+def of_sum(terms: Sequence[Term]) -> Fan | None:
+    """Return the fan of a sum of functions of marked sums; None where none is marked."""
+    total, own, shared = 0.0, 0.0, 0.0
+    for term in terms:
+        square = term.coef**2
+        for factor in term.factors:
+            square = square * factor.square
+        if len(term.factors) != 1:
+            total += float(np.mean(square))
+            continue
+        (factor,) = term.factors
+        total += float(np.mean(square - term.coef**2 * factor.mean**2))
+        mark = next((p.latent for p in factor.parts if isinstance(p.latent, Fan)), None)
+        if mark is not None:
+            form = lineage.form_of(factor)
+            linear = factor.slope**2 * (latents.mean(form**2) - latents.mean(form) ** 2)
+            known = float(np.mean(term.coef**2 * linear)) ** 2
+            own, shared = own + known / mark.directions, shared + known / mark.shared
+    return Fan(math.inf, total**2 / own, total**2 / shared) if shared > 0 else None
 
 
 def excess(fan: Fan) -> float:

@@ -51,6 +51,20 @@ def mean(values: Array) -> Array:
     return np.asarray(values @ WEIGHTS)
 
 
+def distinct(*arrays: Array) -> tuple[list[Array], Index]:
+    """Return the different rows of block arrays (nodes last), and for every block which row is its own.
+
+    Rows that agree in single precision are one: the borders at both ends of an axis are alike.
+    """
+    lead = np.broadcast_shapes(*[a.shape[:-1] for a in arrays])
+    rows = [np.broadcast_to(a, (*lead, a.shape[-1])).reshape(-1, a.shape[-1]) for a in arrays]
+    found: dict[bytes, int] = {}
+    rounded = np.concatenate(rows, axis=-1).astype(np.float32)
+    own = [found.setdefault(row.tobytes(), len(found)) for row in rounded]
+    first = [own.index(k) for k in range(len(found))]
+    return [row[first] for row in rows], np.array(own, dtype=np.intp).reshape(lead)
+
+
 def coefficients(values: Array) -> Array:
     """Return the Hermite coefficients a_0 … a_{ORDER−1} of values f(`NODES`), along the last axis."""
     flat = values.reshape(-1, values.shape[-1]) @ _POLYNOMIALS

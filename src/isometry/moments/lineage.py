@@ -28,7 +28,7 @@ import numpy as np
 
 from isometry.moments import axes as ax
 from isometry.moments import latents
-from isometry.moments.axes import Array, Axis
+from isometry.moments.axes import Array, Axis, Index
 from isometry.moments.record import (
     Factor,
     Fused,
@@ -207,24 +207,23 @@ def given(factor: Factor, phi: Array) -> Array:
     rest = factor.values - factor.mean[..., None] - alpha[..., None] * centred_form
     if float(latents.mean(rest**2).max()) <= 1e-9 * float(factor.square.max()):
         return np.asarray(alpha[..., None] * phi)
-    expected = surface(factor, phi) @ latents.WEIGHTS
+    rows, at = latents.distinct(factor.values, form, phi)
+    expected = (surface(*rows) @ latents.WEIGHTS)[at]
     return np.asarray(expected - latents.mean(expected)[..., None])
 
 
-def surface(factor: Factor, phi: Array) -> Array:
-    """Return f as a function of (z, ε), both at the nodes: shape (blocks…, nodes of z, nodes of ε)."""
-    form, values = form_of(factor), factor.values
+def surface(values: Array, form: Array, phi: Array) -> Array:
+    """Return f as a function of (z, ε), both at the nodes: shape (rows, nodes of z, nodes of ε).
+
+    Args:
+        values: f at the nodes of its latent, by row.
+        form: The function of that latent which the part is in.
+        phi: The part, at the nodes of z.
+    """
     middle = latents.mean(form)
-    left_over = np.sqrt(
-        np.maximum(latents.mean((form - middle[..., None]) ** 2) - latents.mean(phi * phi), 0.0)
-    )
-    shape = np.broadcast_shapes(values.shape, form.shape, phi.shape)
-    rows = [np.broadcast_to(x, shape).reshape(-1, shape[-1]) for x in (values, form, middle[..., None] + phi)]
-    spread = np.broadcast_to(left_over, shape[:-1]).ravel()
-    made = [
-        np.interp(at[:, None] + s * latents.NODES, x, v) for v, x, at, s in zip(*rows, spread, strict=True)
-    ]
-    return np.stack(made).reshape((*shape, shape[-1]))
+    spread = np.sqrt(np.maximum(latents.mean((form - middle[..., None]) ** 2) - latents.mean(phi * phi), 0.0))
+    points = (middle[..., None] + phi)[:, :, None] + spread[:, None, None] * latents.NODES
+    return np.stack([np.interp(x, f, v) for x, f, v in zip(points, form, values, strict=True)])
 
 
 def covariance(f: Factor, g: Factor, axes: tuple[Axis, ...]) -> Array | None:
@@ -346,15 +345,14 @@ def tie(f: Factor, g: Factor, axes: tuple[Axis, ...]) -> Array | None:
 
 
 def surface_moments(
-    f: Factor, g: Factor, phi: Array, made: Array, axes: tuple[Axis, ...]
+    f: Factor, g: Factor, phi: Array, made: Array, at: Index, axes: tuple[Axis, ...]
 ) -> tuple[Array, Array]:
     """Return second moments and mean of a function of two variables.
 
     f's form has the part φ in g's variable z.
 
-    `made` is the function at the nodes of (z, ε), as `surface` gives it for f. With its Hermite
-    coefficients c_jk, E = Σ c_jk²
-    ρ_z^j ρ_ε^k. Exact at one entry.
+    `made` is the function at the nodes of (z, ε), as `surface` gives it for f, `at` the row of each block.
+    With its Hermite coefficients c_jk, E = Σ c_jk² ρ_z^j ρ_ε^k. Exact at one entry.
     """
     form = form_of(f)
     form = form - latents.mean(form)[..., None]
@@ -365,14 +363,14 @@ def surface_moments(
     rest = whole - of_z
     shape = np.broadcast_shapes(rest.shape, size.shape)
     rho_e = np.clip(np.divide(rest, size, out=np.zeros(shape), where=size > 0), -1.0, 1.0)
-    c = latents.coefficients(np.swapaxes(latents.coefficients(made), -1, -2))  # (blocks…, k of ε, j of z)
+    c = latents.coefficients(np.swapaxes(latents.coefficients(made), -1, -2))[at]  # (blocks…, k of ε, j of z)
     known = first(c, axes) * second(c, axes)
     powers = [rho[..., None] ** np.arange(latents.ORDER) for rho in (rho_e, g.rho)]
     table = np.einsum("...kj,...k,...j->...", known, *powers, optimize=True)
-    square = (made**2 @ latents.WEIGHTS) @ latents.WEIGHTS
+    square = (np.einsum("rze,rze,e->rz", made, made, latents.WEIGHTS) @ latents.WEIGHTS)[at]
     unknown = np.maximum(np.sqrt(first(square, axes) * second(square, axes)) - known.sum((-1, -2)), 0.0)
     close = np.minimum(np.abs(g.rho), np.abs(rho_e)) ** latents.ORDER
-    return np.asarray(table + unknown * close), (made @ latents.WEIGHTS) @ latents.WEIGHTS
+    return np.asarray(table + unknown * close), ((made @ latents.WEIGHTS) @ latents.WEIGHTS)[at]
 
 
 def _summed_first(table: Array, axes: tuple[Axis, ...], positions: Sequence[int]) -> Array:

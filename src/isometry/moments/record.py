@@ -81,12 +81,14 @@ class Keys(NamedTuple):
 class Fan(NamedTuple):
     """Marks a `Part` of a sum Σ w x whose independent weights w every channel has for itself.
 
-    `weights` is their effective number, `directions` that of the directions of x: what a channel's sums are
-    in the square scatters between channels by 2/`directions`. See `fan`.
+    `weights` is their effective number, `directions` that of the directions of x: the mean square of a
+    channel scatters between channels by 2/`directions`. `shared` is the number of directions of all channels
+    together, more where groups of channels read different x. See `fan`.
     """
 
     weights: float
     directions: float
+    shared: float
 
 
 class Normed(NamedTuple):

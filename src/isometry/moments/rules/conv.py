@@ -27,7 +27,7 @@ import numpy as np
 from isometry.moments import algebra as alg
 from isometry.moments import axes as ax
 from isometry.moments import contract as con
-from isometry.moments import fan
+from isometry.moments import fan, patches
 from isometry.moments import regrouping as reg
 from isometry.moments.axes import Array, Axis
 from isometry.moments.record import Moments
@@ -205,7 +205,7 @@ def convolution(
         y = windowed("ngo,goc->ngc", x, w, "oki", windows)
     else:
         y = windowed("ngc,goc->ngo", x, w, "iko", windows)
-        y = fan.marked(y, fan.of_convolution(_spatial(x, 3), w, windows))
+        y = fan.marked(y, patches.fan_of(_spatial(x, 3), w, windows))
     y = _ungrouped(y, 1)
     if b is not None:
         y = plus(y, replace(b, dims=(b.dims[0], *[()] * rank)))

@@ -9,12 +9,12 @@ import numpy as np
 
 from isometry.moments import algebra as alg
 from isometry.moments import contract as con
-from isometry.moments import lineage
+from isometry.moments import fan, lineage
 from isometry.moments import record as rec
 from isometry.moments import regrouping as reg
 from isometry.moments.averages import average_over, centred, mean_over
 from isometry.moments.axes import Array
-from isometry.moments.record import Moments, Term
+from isometry.moments.record import Fan, Moments, Term
 from isometry.moments.rules.base import Context, rule
 from isometry.moments.rules.linear import plus, with_shape
 from isometry.moments.rules.pointwise import times
@@ -49,7 +49,8 @@ def normalise(m: Moments, dims: tuple[int, ...], eps: float | Array) -> tuple[Mo
     # The backward pass centres the same tensor again and must find the same variable.
     latent = ("centred", factor.latent, factor.labels, tuple(positions))
     own = replace(term.factors[0], latent=latent, parts=parts, form=term.factors[0].values)
-    return replace(made, terms=(Term(term.coef, (own,)),)), sigma
+    made = replace(made, terms=(Term(term.coef, (own,)),))
+    return fan.marked(made, fan.mark_of(m, Fan)), sigma
 
 
 def normalise_backward(

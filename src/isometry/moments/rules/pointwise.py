@@ -323,23 +323,22 @@ def _of_two(
     f, g, phi = linked or (replace(one, parts=(), form=None), two, np.zeros_like(latents.NODES))
     if apart:
         phi = phi.reshape([1] * len(axes) + [-1])
+    own = [tensors[k].terms[0].coef[..., None] if x is None else x.values for k, x in factors.items()]
+    (form, part, *rows), at = latents.distinct(lineage.form_of(f), phi, *own)
     nodes: list[Any] = list(args)
-    for k, m in tensors.items():
-        own = factors[k]
-        if own is None:
-            values = m.terms[0].coef[..., None, None]
-        elif own.key == g.key:
-            values = own.values[..., :, None]
+    for (k, factor), values in zip(factors.items(), rows, strict=True):
+        if factor is None or factor.key == g.key:
+            laid = values[:, :, None]
         else:
-            values = lineage.surface(replace(own, parts=(), form=f.form), phi)
-        nodes[k] = torch.from_numpy(np.array(values))
+            laid = lineage.surface(values, form, part)
+        nodes[k] = torch.from_numpy(np.array(laid))
     if seed:
         nodes[0] = torch.ones((), dtype=torch.float64)
-    made = func(*nodes, **kwargs).to(torch.float64).numpy()
     size = len(latents.NODES)
-    made = np.array(np.broadcast_to(made, (*made.shape[:-2], size, size)))
-    given = np.einsum("...ze,z->...e", made, latents.WEIGHTS) if apart else None
-    factor = alg.from_surface(f, g, phi, made, given, axes)
+    made = func(*nodes, **kwargs).to(torch.float64).numpy()
+    made = np.array(np.broadcast_to(made, (len(form), size, size)))
+    given = np.einsum("rze,z->re", made, latents.WEIGHTS)[at] if apart else None
+    factor = alg.from_surface(f, g, phi, made, at, given, axes)
     return alg.assemble(reference.dims, (Term(np.ones([1] * len(axes)), (factor,)),))
 
 

@@ -1,0 +1,65 @@
+"""How many directions the patches have that a convolution's channels are sums over; see `fan`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from isometry.moments import axes as ax
+from isometry.moments import fan, gram
+from isometry.moments import record as rec
+from isometry.moments.averages import centred, one_block
+from isometry.moments.axes import Array
+from isometry.moments.record import Fan, Moments
+from isometry.moments.taps import Window
+
+
+def fan_of(x: Moments, w: Moments, windows: Sequence[Window]) -> Fan | None:
+    """Return the fan of a convolution's channels; None where the weights are not independent.
+
+    Args:
+        x: The input, with the dims batch, group, channel of a group, and space (an axis each).
+        w: The weight.
+        windows: One per spatial dim.
+    """
+    space = tuple(range(3, len(x.dims)))
+    if not gram.is_white(w):
+        return None
+    x = one_block(x, space)
+    pairs, entries = [], []
+    for d, dim in enumerate(x.dims):
+        for axis in dim:
+            if d in space:
+                used = _used(windows[d - 3])
+                square = float((used.diagonal() ** 2).sum())
+                pairs.append(np.array([square, float((used**2).sum()) - square]))
+                entries.append(np.array([float(used.trace())]))
+            elif d == 2:
+                pairs.append(ax.pair_counts(axis))
+                entries.append(np.asarray(axis, dtype=np.float64))
+            else:  # of one sample and one group, on average
+                pairs.append(np.concatenate([ax.shares(axis), np.zeros(len(axis) ** 2)]))
+                entries.append(ax.shares(axis))
+    table = centred(x, (0, *space))
+    total = _weighted(rec.diagonal(table, x.axes), entries)
+    if total <= 0:
+        return None
+    alike = float(np.prod([(u.diagonal() ** 2).sum() / u.trace() ** 2 for u in map(_used, windows)]))
+    handed_on = fan.of_sum(x.terms)  # the window's mean of it
+    scatter = _weighted(table**2, pairs) / total**2 + (alike / handed_on.shared if handed_on else 0.0)
+    return Fan(x.shape[2] / alike, 1.0 / scatter, x.shape[1] / scatter)
+
+
+def _used(window: Window) -> Array:
+    """Return the share of outputs that use kernel entries k and k′."""
+    o, k, _ = window.taps()
+    use = np.zeros((window.outputs, window.kernel))
+    use[o, k] = 1.0
+    return np.asarray(use.T @ use / window.outputs)
+
+
+def _weighted(array: Array, weights: Sequence[Array]) -> float:
+    for own in reversed(weights):
+        array = array[..., 0] * own.sum() if array.shape[-1] == 1 else array @ own
+    return float(array)

@@ -298,13 +298,13 @@ def from_surface(
     """
     table, mean = lineage.surface_moments(f, g, phi, made, at, axes)
     thin = latents.WEIGHTS.reshape(-1, 3).sum(1)  # the form alone: table and mean are set exactly
-    weights = np.multiply.outer(thin, thin).ravel()
-    flat = made[:, 1::3, 1::3].reshape(-1, weights.size)
+    weights = np.multiply.outer(thin, latents.FEW_WEIGHTS).ravel()
+    flat = made[:, 1::3].reshape(-1, weights.size)
     values = np.stack([latents.quantiles(row, weights) for row in flat])[at]
     term = with_marginal(tuple((a,) for a in axes), table, mean, values).terms[0]
     if not term.factors:
         return new_factor(axes, np.ones([1] * len(axes)), term.coef[..., None] * np.ones(len(latents.NODES)))
-    known = [(g, (made @ latents.WEIGHTS)[at]), *([] if given_y is None else [(f, given_y)])]
+    known = [(g, (made @ latents.FEW_WEIGHTS)[at]), *([] if given_y is None else [(f, given_y)])]
     parts = tuple(Part(x.latent, x.labels, (), given - latents.mean(given)[..., None]) for x, given in known)
     return replace(term.factors[0], parts=parts, form=term.factors[0].values)
 

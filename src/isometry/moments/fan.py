@@ -17,6 +17,11 @@ S itself scatters where x is made of such sums: their inner products between sam
 are sums of, so that 1/d of the one adds to that of the other. A function f of a sum hands on the share s² of
 it, s = cov(f, sum)²/(var f · var sum), a window its mean over the window; in a sum of independent parts with
 the shares s_i of the variance Σ s_i²/d_i adds.
+
+Nor are the sums normal, for given weights. Their excess kurtosis is that of x times Σw⁴/(Σw²)², 3/(K + 2) on
+average, and where |x|² varies from entry to entry, by a relative variance τ ("tail") that all channels share,
+3τ. In turn the squares of K features of kurtosis κ + 3 vary by (κ + 2)/K.
+A function of a sum hands on τ by its elasticity squared, which is 1 for relu.
 """
 
 from __future__ import annotations
@@ -29,11 +34,13 @@ from typing import TypeVar
 import numpy as np
 
 from isometry.moments import latents, lineage
-from isometry.moments.record import Fan, Moments, Normed, Part, Term
+from isometry.moments.axes import Array
+from isometry.moments.record import Factor, Fan, Moments, Normed, Part, Term
 
 T = TypeVar("T", Fan, Normed)
 
 _LEAST = 2.5  # directions; with two or fewer 1/v has no mean
+_LEAST_KURTOSIS, _MOST_KURTOSIS = 0.02, 3.0  # less is taken as none; beyond, the expansion fails
 
 
 def marked(m: Moments, mark: Fan | Normed | None) -> Moments:
@@ -56,7 +63,7 @@ def mark_of(m: Moments, kind: type[T]) -> T | None:
 
 def of_sum(terms: Sequence[Term]) -> Fan | None:
     """Return the fan of a sum of functions of marked sums; None where none is marked."""
-    total, own, shared = 0.0, 0.0, 0.0
+    total, own, shared, tail = 0.0, 0.0, 0.0, 0.0
     for term in terms:
         square = term.coef**2
         for factor in term.factors:
@@ -72,7 +79,47 @@ def of_sum(terms: Sequence[Term]) -> Fan | None:
             linear = factor.slope**2 * (latents.mean(form**2) - latents.mean(form) ** 2)
             known = float(np.mean(term.coef**2 * linear)) ** 2
             own, shared = own + known / mark.directions, shared + known / mark.shared
-    return Fan(math.inf, total**2 / own, total**2 / shared) if shared > 0 else None
+            tail += float(np.mean(term.coef**2 * _growth(factor))) ** 2 * mark.tail
+    if shared == 0.0:
+        return None
+    return Fan(math.inf, total**2 / own, total**2 / shared, tail / total**2)
+
+
+def _growth(factor: Factor) -> Array:
+    """Return half the derivative of a variance by the logarithm of its latent's scale, by block."""
+    form = lineage.form_of(factor)
+    form, values = np.broadcast_arrays(form - latents.mean(form)[..., None], factor.values)
+    rise = np.diff(values, axis=-1) / np.maximum(np.diff(form, axis=-1), 1e-12)
+    slope = 0.5 * (np.concatenate([rise[..., :1], rise], -1) + np.concatenate([rise, rise[..., -1:]], -1))
+    return latents.mean((values - factor.mean[..., None]) * slope * form)
+
+
+def kurtosis(m: Moments) -> float:
+    """Return the excess kurtosis of a record's entries, mean over blocks; 0 for several variables."""
+    if len(m.terms) != 1 or len(m.terms[0].factors) != 1:
+        return 0.0
+    (factor,) = m.terms[0].factors
+    centred = factor.values - factor.mean[..., None]
+    square = np.maximum(latents.mean(centred**2), 1e-300)
+    return float(np.mean(latents.mean(centred**4) / square**2)) - 3.0
+
+
+def with_tails(m: Moments, excess: float) -> Moments:
+    """Return a normal record with the excess kurtosis given.
+
+    By Cornish and Fisher's expansion of the quantile function, z + κ(z³ − 3z)/24.
+    """
+    (term,) = m.terms
+    if not (term.factors and excess > _LEAST_KURTOSIS):
+        return m
+    (factor,) = term.factors
+    z = latents.NODES
+    form = z + min(excess, _MOST_KURTOSIS) / 24.0 * (z**3 - 3.0 * z)
+    form = form / np.sqrt(latents.mean(form**2))
+    spread = np.sqrt(np.maximum(factor.square - factor.mean**2, 0.0))
+    values = factor.mean[..., None] + spread[..., None] * form
+    made = replace(factor, values=values, form=values)
+    return replace(m, terms=(Term(term.coef, (made,)),))
 
 
 def excess(fan: Fan) -> float:

@@ -44,6 +44,11 @@ WEIGHTS: Array = (_RULE.weight / _RULE.weight.sum()).numpy()
 _INNER = tuple(np.flatnonzero(WEIGHTS > 1e-11)[[0, -1]])  # beyond, differences of sums near 1 have no digits
 _BASIS: Array = gaussian.hermite_basis(_RULE.z, ORDER).numpy().T
 _POLYNOMIALS: Array = _BASIS * WEIGHTS[:, None]
+# Fewer nodes, for the second variable of a function of two.
+_COARSE = gaussian.nodes(torch.linspace(-8.0, 8.0, 33, dtype=torch.float64), order=4)
+FEW_NODES: Array = _COARSE.z.numpy()
+FEW_WEIGHTS: Array = (_COARSE.weight / _COARSE.weight.sum()).numpy()
+_FEW_POLYNOMIALS: Array = gaussian.hermite_basis(_COARSE.z, ORDER).numpy().T * FEW_WEIGHTS[:, None]
 
 
 def mean(values: Array) -> Array:
@@ -66,8 +71,12 @@ def distinct(*arrays: Array) -> tuple[list[Array], Index]:
 
 
 def coefficients(values: Array) -> Array:
-    """Return the Hermite coefficients a_0 … a_{ORDER−1} of values f(`NODES`), along the last axis."""
-    flat = values.reshape(-1, values.shape[-1]) @ _POLYNOMIALS
+    """Return the Hermite coefficients a_0 … a_{ORDER−1} of values f(`NODES`), along the last axis.
+
+    Of values f(`FEW_NODES`) likewise.
+    """
+    few = values.shape[-1] == len(FEW_NODES)
+    flat = values.reshape(-1, values.shape[-1]) @ (_FEW_POLYNOMIALS if few else _POLYNOMIALS)
     return np.asarray(flat.reshape((*values.shape[:-1], ORDER)))
 
 

@@ -208,12 +208,12 @@ def given(factor: Factor, phi: Array) -> Array:
     if float(latents.mean(rest**2).max()) <= 1e-9 * float(factor.square.max()):
         return np.asarray(alpha[..., None] * phi)
     rows, at = latents.distinct(factor.values, form, phi)
-    expected = (surface(*rows) @ latents.WEIGHTS)[at]
+    expected = (surface(*rows) @ latents.FEW_WEIGHTS)[at]
     return np.asarray(expected - latents.mean(expected)[..., None])
 
 
 def surface(values: Array, form: Array, phi: Array) -> Array:
-    """Return f as a function of (z, ε), both at the nodes: shape (rows, nodes of z, nodes of ε).
+    """Return f as a function of (z, ε): shape (rows, `NODES` of z, `FEW_NODES` of ε).
 
     Args:
         values: f at the nodes of its latent, by row.
@@ -222,7 +222,7 @@ def surface(values: Array, form: Array, phi: Array) -> Array:
     """
     middle = latents.mean(form)
     spread = np.sqrt(np.maximum(latents.mean((form - middle[..., None]) ** 2) - latents.mean(phi * phi), 0.0))
-    points = (middle[..., None] + phi)[:, :, None] + spread[:, None, None] * latents.NODES
+    points = (middle[..., None] + phi)[:, :, None] + spread[:, None, None] * latents.FEW_NODES
     return np.stack([np.interp(x, f, v) for x, f, v in zip(points, form, values, strict=True)])
 
 
@@ -367,10 +367,10 @@ def surface_moments(
     known = first(c, axes) * second(c, axes)
     powers = [rho[..., None] ** np.arange(latents.ORDER) for rho in (rho_e, g.rho)]
     table = np.einsum("...kj,...k,...j->...", known, *powers, optimize=True)
-    square = (np.einsum("rze,rze,e->rz", made, made, latents.WEIGHTS) @ latents.WEIGHTS)[at]
+    square = (np.einsum("rze,rze,e->rz", made, made, latents.FEW_WEIGHTS) @ latents.WEIGHTS)[at]
     unknown = np.maximum(np.sqrt(first(square, axes) * second(square, axes)) - known.sum((-1, -2)), 0.0)
     close = np.minimum(np.abs(g.rho), np.abs(rho_e)) ** latents.ORDER
-    return np.asarray(table + unknown * close), ((made @ latents.WEIGHTS) @ latents.WEIGHTS)[at]
+    return np.asarray(table + unknown * close), ((made @ latents.FEW_WEIGHTS) @ latents.WEIGHTS)[at]
 
 
 def _summed_first(table: Array, axes: tuple[Axis, ...], positions: Sequence[int]) -> Array:

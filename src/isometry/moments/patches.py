@@ -46,9 +46,20 @@ def fan_of(x: Moments, w: Moments, windows: Sequence[Window]) -> Fan | None:
     if total <= 0:
         return None
     alike = float(np.prod([(u.diagonal() ** 2).sum() / u.trace() ** 2 for u in map(_used, windows)]))
-    handed_on = fan.of_sum(x.terms)  # the window's mean of it
-    scatter = _weighted(table**2, pairs) / total**2 + (alike / handed_on.shared if handed_on else 0.0)
-    return Fan(x.shape[2] / alike, 1.0 / scatter, x.shape[1] / scatter)
+    weights, groups = x.shape[2] / alike, x.shape[1]
+    handed = fan.of_sum(x.terms)  # the window's mean of it
+    scatter = _weighted(table**2, pairs) / total**2 + (alike / handed.shared if handed else 0.0)
+    tail = (fan.kurtosis(x) + 2.0) / (weights * groups) + (alike * handed.tail if handed else 0.0)
+    return Fan(weights, 1.0 / scatter, groups / scatter, tail)
+
+
+def summed(y: Moments, x: Moments, mark: Fan | None) -> Moments:
+    """Return a convolution's output y of x with its mark, and the tails that sums of few or uneven x have."""
+    if mark is None:
+        return y
+    own, handed = 3.0 / (mark.weights + 2.0), fan.of_sum(x.terms)
+    tail = handed.tail if handed else 0.0
+    return fan.marked(fan.with_tails(y, own * fan.kurtosis(x) + (1.0 - own) * 3.0 * tail), mark)
 
 
 def _used(window: Window) -> Array:

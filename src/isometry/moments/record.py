@@ -83,12 +83,14 @@ class Fan(NamedTuple):
 
     `weights` is their effective number, `directions` that of the directions of x: the mean square of a
     channel scatters between channels by 2/`directions`. `shared` is the number of directions of all channels
-    together, more where groups of channels read different x. See `fan`.
+    together, more where groups of channels read different x; `tail` is the relative variance, from entry to
+    entry, of the mean square over all channels. See `fan`.
     """
 
     weights: float
     directions: float
     shared: float
+    tail: float
 
 
 class Normed(NamedTuple):

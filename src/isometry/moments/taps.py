@@ -51,8 +51,8 @@ class Window:
     def blocks(self, inputs: Axis) -> Axis:
         """Return the blocks of the outputs: what reads fewer entries than most, at either end, and the rest.
 
-        Where all read alike, the blocks of what lies under the middles of the windows. Ends that are less than
-        a tenth of the outputs make no blocks.
+        Where all read alike, the blocks of what lies under the middles of the windows. Ends of fewer than one
+        in 40 outputs make no blocks.
         """
         o, _, _ = self.taps()
         read = np.bincount(o, minlength=self.outputs)
@@ -62,7 +62,7 @@ class Window:
             middle = np.arange(self.outputs) * self.stride + (self.kernel - 1) * self.dilation // 2 - self.low
             edges = {int(np.searchsorted(middle, edge)) for edge in np.cumsum(inputs)[:-1]}
         ends = sorted(edges - {0, self.outputs})
-        if ends and ends[0] + self.outputs - ends[-1] < self.outputs / 10:
+        if ends and ends[0] + self.outputs - ends[-1] < self.outputs / 40:
             ends = []
         return tuple(high - low for low, high in pairwise([0, *ends, self.outputs]))
 

@@ -334,10 +334,12 @@ def _of_two(
         nodes[k] = torch.from_numpy(np.array(laid))
     if seed:
         nodes[0] = torch.ones((), dtype=torch.float64)
-    size = len(latents.NODES)
     made = func(*nodes, **kwargs).to(torch.float64).numpy()
-    made = np.array(np.broadcast_to(made, (len(form), size, size)))
-    given = np.einsum("rze,z->re", made, latents.WEIGHTS)[at] if apart else None
+    made = np.array(np.broadcast_to(made, (len(form), len(latents.NODES), len(latents.FEW_NODES))))
+    given = None
+    if apart:  # a function of ε, which is then f's latent
+        known = np.einsum("rze,z->re", made, latents.WEIGHTS)
+        given = np.stack([np.interp(latents.NODES, latents.FEW_NODES, row) for row in known])[at]
     factor = alg.from_surface(f, g, phi, made, at, given, axes)
     return alg.assemble(reference.dims, (Term(np.ones([1] * len(axes)), (factor,)),))
 

@@ -134,6 +134,23 @@ def conditional(values: Array, rho: Array) -> Array:
     return np.asarray(damped @ _BASIS.T)
 
 
+@lru_cache(maxsize=256)
+def on_sphere(dimensions: float) -> Array:
+    """Return f with f(z) distributed as one of n coordinates of a random direction, times √n, at the nodes.
+
+    The density (1 − x²/n)^((n−3)/2) on |x| < √n; for large n f(z) = z. Its variance is 1, its excess kurtosis
+    −6/(n + 2).
+    """
+    n = max(dimensions, 3.0)
+    x = np.linspace(-1.0, 1.0, 8001)[1:-1] * n**0.5
+    density = (1.0 - x * x / n) ** ((n - 3.0) / 2.0)
+    below = np.concatenate([[0.0], np.cumsum(0.5 * (density[1:] + density[:-1]))])
+    rank = np.cumsum(WEIGHTS) - 0.5 * WEIGHTS
+    made = np.interp(rank, below / below[-1], x)
+    made = 0.5 * (made - made[::-1])
+    return np.asarray(made / mean(made * made) ** 0.5)
+
+
 def quantiles(values: Array, probabilities: Array) -> Array:
     """Return a monotone f with f(z) distributed as a discrete variable, as values at the nodes.
 

@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 
 from isometry.moments import algebra as alg
-from isometry.moments import axes as ax
 from isometry.moments import contract as con
 from isometry.moments import record as rec
 from isometry.moments import regrouping as reg
-from isometry.moments.axes import Array
+from isometry.moments.inverse import inverse_variance
 from isometry.moments.record import Moments
 from isometry.moments.rules.base import Context, rule
 from isometry.moments.rules.linear import plus, with_shape
@@ -87,38 +86,6 @@ def batch_norm_with_update(
 ) -> tuple[Maybe, ...]:
     """Batch normalisation in training; as `batch_norm`."""
     return _batch_norm(ctx, x, w, b, mean, var, True, eps)
-
-
-def inverse_variance(unit: Moments, over: tuple[int, ...]) -> Array:
-    """Return E[1/v̂]·E[v̂] of a sample variance v̂ over dims, an array of length 1 along those.
-
-    From the normalised record.
-
-    v̂ = Σ λ_j χ²_j with the eigenvalues λ of the entries' correlations, and E[1/v̂] = ∫ Π (1 + 2λ_j t)^{−½}
-    dt. Exact for jointly normal entries; those of one block per axis are exchangeable, so that an axis of n
-    entries has the eigenvectors "constant" and, n − 1 times, "contrast".
-    """
-    positions = [p for d in over for p in unit.positions(d)]
-    spectrum, times_ = unit.table, np.ones(1)
-    for p in positions:
-        n = ax.size(unit.axes[p])
-        full = np.broadcast_to(spectrum, (*spectrum.shape[:p], 2, *spectrum.shape[p + 1 :]))
-        turned = np.tensordot(np.array([[1.0, n - 1.0], [1.0, -1.0]]), full, axes=(1, p))
-        spectrum = np.moveaxis(turned, 0, p)
-        times_ = np.multiply.outer(times_, [1.0, n - 1.0]).ravel()
-    rest = [p for p in range(spectrum.ndim) if p not in positions]
-    flat = rec.diagonal(
-        spectrum.transpose([*rest, *positions]).reshape((*[spectrum.shape[p] for p in rest], -1)),
-        (*[unit.axes[p] for p in rest], (1,) * times_.size),
-    )
-    shares = np.maximum(flat, 0.0)
-    shares = shares / np.maximum((shares * times_).sum(-1, keepdims=True), 1e-300)
-    grid = np.linspace(-16.0, 14.0, 301)
-    t = np.exp(grid)
-    falling = -0.5 * (np.log1p(2.0 * shares[..., None] * t) * times_[:, None]).sum(-2)
-    factor = np.trapezoid(np.exp(falling + grid), grid, axis=-1)
-    # Fewer than three degrees of freedom leave no finite mean: it is cut at five times.
-    return np.asarray(np.expand_dims(np.clip(factor, 1.0, 5.0), tuple(positions)))
 
 
 def _batch_norm_backward(
@@ -204,6 +171,7 @@ def group_norm_backward(
     rstd = replace(inverse, dims=(*inverse.dims, *[()] * (rank - 1)))
     within = tuple(range(2, rank + 1))
     dx, unit = normalise_backward(_in_groups(weighted, groups), _in_groups(x, groups), within, 0.0, rstd)
+    dx = alg.scale(dx, np.sqrt(inverse_variance(unit, within)))
     over = _others(rank)
     dw = con.total(times(g, _as_channels(unit)), over) if mask[1] else None
     db = con.total(g, over) if mask[2] else None

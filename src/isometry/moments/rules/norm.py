@@ -10,10 +10,11 @@ import numpy as np
 from isometry.moments import algebra as alg
 from isometry.moments import axes as ax
 from isometry.moments import contract as con
-from isometry.moments import lineage
+from isometry.moments import latents, lineage, slopes
 from isometry.moments import record as rec
 from isometry.moments import regrouping as reg
 from isometry.moments.axes import Array
+from isometry.moments.inverse import inverse_variance
 from isometry.moments.record import Moments, Term
 from isometry.moments.rules.base import Context, rule
 from isometry.moments.rules.linear import plus, with_shape
@@ -45,8 +46,7 @@ def normalise(m: Moments, dims: tuple[int, ...], eps: float | Array) -> tuple[Mo
     The table is centred by its mean over those axes, exactly for exchangeable entries, and divided by the
     variance that is left.
     Asymptotic: the sample's own variance is taken as its expectation, as many entries are averaged. The
-    result is a
-    function of the same latent where centring takes away a constant only.
+    result is a function of the same latent where entries have nothing in common but a constant.
     """
     m = alg.collapse(one_block(m, dims))
     centre = mean_over(m.table, m, dims)
@@ -55,13 +55,16 @@ def normalise(m: Moments, dims: tuple[int, ...], eps: float | Array) -> tuple[Mo
     sigma = np.sqrt(variance + eps)
     table = table / rec.outer(sigma, sigma, m.axes)
     mean = np.zeros([1] * len(m.axes))
-    shared = rec.diagonal(centre, m.axes) - m.mean**2
+    count = float(np.prod([ax.size(m.axes[p]) for d in dims for p in m.positions(d)]))
+    shared = rec.diagonal(centre, m.axes) - m.mean**2 - variance / max(count - 1.0, 1.0)
     factor = alg.absorbed(m.terms[0], m.axes)
     if factor is None:
         return alg.assemble(m.dims, (Term(mean),)), sigma
     values = (factor.values - factor.mean[..., None]) / sigma[..., None]
     if float(np.max(shared / np.maximum(variance, 1e-300))) < 0.02:
-        own = replace(factor, values=values, table=table)
+        left = rec.diagonal(table, m.axes) / np.maximum(latents.mean(values**2), 1e-300)
+        size = np.sqrt(left)  # the mean that is taken away has a share of each entry in it
+        own = replace(factor, values=values * size[..., None], table=table)
         return Moments(m.dims, (Term(np.ones([1] * len(m.axes)), (own,)),), table, mean), sigma
     made = alg.with_marginal(m.dims, table, mean, values)
     (term,) = made.terms
@@ -80,7 +83,8 @@ def normalise_backward(
 
     dx = (g − mean g − x̂·c)/σ with c = mean(g x̂) removes E[c²]·E[x̂ x̂′]·(2/v − 1) from the second moments,
     where v = mean x̂² is 1 less the share of eps in σ²: for v = 1 a projection. c uses the joint moments of g
-    and x̂, which may share latents. Asymptotic in the number of entries averaged.
+    and x̂, which may share latents; a slope that g was multiplied by stays known. Asymptotic in the number of
+    entries averaged: σ is the expected one, see `inverse_variance` for what its scatter adds.
 
     Args:
         g: The gradient at x̂.
@@ -99,7 +103,7 @@ def normalise_backward(
     table = g.table - mean_over(g.table, g, dims) - removed
     inverse = 1.0 / sigma
     table = table * rec.outer(inverse, inverse, g.axes)
-    return alg.gaussian(g.dims, table, np.zeros([1] * len(g.axes))), unit
+    return slopes.with_table(g, table), unit
 
 
 def _eps(rstd: Moments, x: Moments, dims: tuple[int, ...]) -> Array:
@@ -148,6 +152,7 @@ def layer_norm_backward(
     outer_dims = tuple(range(len(x.dims) - len(normalized)))
     weighted = g if w is None else times(g, w)
     dx, unit = normalise_backward(weighted, x, dims, 0.0, rstd)
+    dx = alg.scale(dx, np.sqrt(inverse_variance(unit, dims)))
     dw = con.total(times(g, unit), outer_dims) if mask[1] else None
     db = con.total(g, outer_dims) if mask[2] else None
     return (with_shape(dx, ctx.shapes[0]) if mask[0] else None), dw, db

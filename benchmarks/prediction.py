@@ -56,10 +56,10 @@ class Measured:
     draws: int = 0
     sums: dict[Row, list[float]] = field(default_factory=dict)
 
-    def add(self, profile: Profile) -> None:
-        """Add one draw."""
+    def add(self, found: Iterable[tuple[Row, float | None]]) -> None:
+        """Add one draw's figures."""
         self.draws += 1
-        for row, rms in figures(profile):
+        for row, rms in found:
             if rms is not None and math.isfinite(rms):
                 n, one, two = self.sums.setdefault(row, [0, 0.0, 0.0])
                 self.sums[row] = [n + 1, one + rms**2, two + rms**4]
@@ -88,15 +88,28 @@ class Measured:
         """Read what `save` wrote; an empty record where there is nothing."""
         if not path.exists():
             return cls()
-        data = json.loads(path.read_text())
-        return cls(data["draws"], {(s, n, c): v for s, n, c, v in data["sums"]})
+        return cls.from_data(json.loads(path.read_text()))
 
     def save(self, path: Path) -> None:
         """Keep the draws for the next run."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps({"draws": self.draws, "sums": [[*r, v] for r, v in self.sums.items()]}))
-        part.replace(path)
+        store(path, self.to_data())
+
+    @classmethod
+    def from_data(cls, data: Any) -> Measured:
+        """Return what `to_data` was made of."""
+        return cls(data["draws"], {(s, n, c): v for s, n, c, v in data["sums"]})
+
+    def to_data(self) -> dict[str, Any]:
+        """Return the record as JSON holds it."""
+        return {"draws": self.draws, "sums": [[*r, v] for r, v in self.sums.items()]}
+
+
+def store(path: Path, data: Any) -> None:
+    """Write JSON whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(data))
+    part.replace(path)
 
 
 def figures(profile: Profile) -> Iterable[tuple[Row, float | None]]:
@@ -130,7 +143,7 @@ def measured(entry: Entry, draws: int, target: float) -> Measured:
     kept = Measured.load(path)
     while kept.draws < draws and (kept.draws < 4 or kept.own() > target):
         torch.manual_seed(1000 + kept.draws)
-        kept.add(measure(entry.build(), entry.inputs(), loss=entry.loss or unit_gradient))
+        kept.add(figures(measure(entry.build(), entry.inputs(), loss=entry.loss or unit_gradient)))
         kept.save(path)
     return kept
 

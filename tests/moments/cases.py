@@ -142,6 +142,20 @@ NORM = (
         (Input((6, 40), mean=0.5, shared=0.3), Input((40,), mean=1.0, std=0.1), Input((40,), std=0.1)),
         tolerance=0.06,
     ),
+    Case(  # the inverse of so few entries' variance is larger than their variance's inverse
+        "layer_norm of few features",
+        lambda x: F.relu(F.layer_norm(x, (9,))),
+        (Input((16, 9), shared=0.4),),
+        draws=4000,
+        tolerance=0.03,
+    ),
+    Case(  # both relus cut by the same variable
+        "layer_norm between relus",
+        lambda x: F.relu(F.layer_norm(F.relu(x), (64,))),
+        (Input((16, 64), shared=0.4),),
+        draws=1000,
+        tolerance=0.02,
+    ),
 )
 
 INDEX = (Case("embedding", lambda w, ids: F.embedding(ids, w), (Input((12, 30)),), (_IDS,)),)

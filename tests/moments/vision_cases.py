@@ -150,6 +150,14 @@ NORMS = (
         (Input((6, 8, 7, 9), mean=0.5, shared=0.3), _SCALE, _SHIFT),
         tolerance=0.02,
     ),
+    Case(  # groups of two channels whose places are alike: few degrees of freedom
+        "group_norm of alike places",
+        lambda x, y: F.group_norm(x + y, 4),
+        (Input((6, 8, 5, 5)), Input((6, 8, 1, 1), std=2.0)),
+        draws=2000,
+        tolerance=0.02,
+        unread=frozenset(["gradient 1 square"]),  # 1/σ and what is projected out go together
+    ),
     Case(
         "instance_norm",
         lambda x, w, b: F.instance_norm(x, weight=w, bias=b),

@@ -44,21 +44,22 @@ _LEAST_KURTOSIS, _MOST_KURTOSIS = 0.02, 3.0  # less is taken as none; beyond, th
 
 
 def marked(m: Moments, mark: Fan | Normed | None) -> Moments:
-    """Return a record of one variable that carries a mark, in place of another of its kind."""
+    """Return a record of one term whose last factor carries a mark, in place of another of its kind."""
     (term,) = m.terms
     if mark is None or not term.factors:
         return m
-    (factor,) = term.factors
-    others = [p for p in factor.parts if not isinstance(p.latent, type(mark))]
+    *before, last = term.factors
+    others = [p for p in last.parts if not isinstance(p.latent, type(mark))]
     part = Part(mark, (None,) * len(m.axes), (), np.zeros([1] * (len(m.axes) + 1)))
-    return replace(m, terms=(Term(term.coef, (replace(factor, parts=(*others, part)),)),))
+    return replace(m, terms=(Term(term.coef, (*before, replace(last, parts=(*others, part)))),))
 
 
 def mark_of(m: Moments, kind: type[T]) -> T | None:
-    """Return a record's mark of a kind; None where it has none, or is more than one variable."""
-    if len(m.terms) != 1 or len(m.terms[0].factors) != 1:
+    """Return a record's mark of a kind; None where it has none, or is a sum."""
+    if len(m.terms) != 1:
         return None
-    return next((p.latent for p in m.terms[0].factors[0].parts if isinstance(p.latent, kind)), None)
+    parts = (p for f in m.terms[0].factors for p in f.parts)
+    return next((p.latent for p in parts if isinstance(p.latent, kind)), None)
 
 
 def of_sum(terms: Sequence[Term]) -> Fan | None:

@@ -8,13 +8,11 @@ from typing import Any
 import numpy as np
 
 from isometry.moments import algebra as alg
-from isometry.moments import axes as ax
 from isometry.moments import contract as con
 from isometry.moments import fan
 from isometry.moments import record as rec
 from isometry.moments import regrouping as reg
-from isometry.moments.averages import one_block
-from isometry.moments.axes import Array
+from isometry.moments.inverse import inverse_variance
 from isometry.moments.record import Fan, Moments, Normed
 from isometry.moments.rules.base import Context, rule
 from isometry.moments.rules.linear import plus, with_shape
@@ -91,40 +89,6 @@ def batch_norm_with_update(
     return _batch_norm(ctx, x, w, b, mean, var, True, eps)
 
 
-def inverse_variance(unit: Moments, over: tuple[int, ...]) -> Array:
-    """Return E[1/v̂]·E[v̂] of a sample variance v̂ over dims, an array of length 1 along those.
-
-    From the normalised record.
-
-    v̂ = Σ λ_j χ²_j with the eigenvalues λ of the entries' correlations, and E[1/v̂] = ∫ Π (1 + 2λ_j t)^{−½}
-    dt. Exact for jointly normal entries; those of one block per axis are exchangeable, so that an axis of n
-    entries has the eigenvectors "constant" and, n − 1 times, "contrast". What varies between blocks is
-    averaged.
-    """
-    unit = one_block(unit, over)
-    positions = [p for d in over for p in unit.positions(d)]
-    spectrum, times_ = unit.table, np.ones(1)
-    for p in positions:
-        n = ax.size(unit.axes[p])
-        full = np.broadcast_to(spectrum, (*spectrum.shape[:p], 2, *spectrum.shape[p + 1 :]))
-        turned = np.tensordot(np.array([[1.0, n - 1.0], [1.0, -1.0]]), full, axes=(1, p))
-        spectrum = np.moveaxis(turned, 0, p)
-        times_ = np.multiply.outer(times_, [1.0, n - 1.0]).ravel()
-    rest = [p for p in range(spectrum.ndim) if p not in positions]
-    flat = rec.diagonal(
-        spectrum.transpose([*rest, *positions]).reshape((*[spectrum.shape[p] for p in rest], -1)),
-        (*[unit.axes[p] for p in rest], (1,) * times_.size),
-    )
-    shares = np.maximum(flat, 0.0)
-    shares = shares / np.maximum((shares * times_).sum(-1, keepdims=True), 1e-300)
-    grid = np.linspace(-16.0, 14.0, 301)
-    t = np.exp(grid)
-    falling = -0.5 * (np.log1p(2.0 * shares[..., None] * t) * times_[:, None]).sum(-2)
-    factor = np.trapezoid(np.exp(falling + grid), grid, axis=-1)
-    # Fewer than three degrees of freedom leave no finite mean: it is cut at five times.
-    return np.asarray(np.expand_dims(np.clip(factor, 1.0, 5.0), tuple(positions)))
-
-
 def _batch_norm_backward(
     g: Moments, x: Moments, w: Maybe, mean: Maybe, var: Maybe, training: bool, eps: float, mask: Any
 ) -> tuple[Maybe, ...]:
@@ -134,8 +98,11 @@ def _batch_norm_backward(
     if training or mean is None or var is None:
         dx, unit = normalise_backward(weighted, x, over, eps)
         known = fan.mark_of(x, Fan)
-        scatter = inverse_variance(unit, over) * (1.0 if known is None else fan.excess(known))
-        dx = fan.marked(alg.scale(dx, np.sqrt(scatter)), None if known is None else Normed(known.weights))
+        if known is None:
+            dx = alg.scale(dx, np.sqrt(inverse_variance(unit, over)))
+        else:  # a channel's sums are normal for given entries, whatever those are
+            scatter = inverse_variance(unit, over, 2.0 * known.tail) * fan.excess(known)
+            dx = fan.marked(alg.scale(dx, np.sqrt(scatter)), Normed(known.weights))
     else:
         unit, inverse = _standardised(x, mean, var, eps)
         dx = times(weighted, inverse)
@@ -210,6 +177,7 @@ def group_norm_backward(
     rstd = replace(inverse, dims=(*inverse.dims, *[()] * (rank - 1)))
     within = tuple(range(2, rank + 1))
     dx, unit = normalise_backward(_in_groups(weighted, groups), _in_groups(x, groups), within, 0.0, rstd)
+    dx = alg.scale(dx, np.sqrt(inverse_variance(unit, within)))
     over = _others(rank)
     dw = con.total(times(g, _as_channels(unit)), over) if mask[1] else None
     db = con.total(g, over) if mask[2] else None

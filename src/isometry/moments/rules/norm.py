@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 
 from isometry.moments import algebra as alg
+from isometry.moments import axes as ax
 from isometry.moments import contract as con
-from isometry.moments import fan, lineage
+from isometry.moments import fan, latents, lineage, slopes
 from isometry.moments import record as rec
 from isometry.moments import regrouping as reg
 from isometry.moments.averages import average_over, centred, mean_over
 from isometry.moments.axes import Array
+from isometry.moments.inverse import inverse_variance
 from isometry.moments.record import Fan, Moments, Term
 from isometry.moments.rules.base import Context, rule
 from isometry.moments.rules.linear import plus, with_shape
@@ -25,7 +27,7 @@ def normalise(m: Moments, dims: tuple[int, ...], eps: float | Array) -> tuple[Mo
 
     The table is centred by its mean over those axes, exactly, and divided by the variance that is left.
     Asymptotic: the sample's own variance is taken as its expectation, as many entries are averaged. The
-    result is a function of the same latent where centring takes away a constant only.
+    result is a function of the same latent where entries have nothing in common but a constant.
     """
     m = alg.collapse(m)
     table = centred(m, dims)
@@ -34,12 +36,14 @@ def normalise(m: Moments, dims: tuple[int, ...], eps: float | Array) -> tuple[Mo
     table = table / rec.outer(sigma, sigma, m.axes)
     middle = average_over(m.mean, m, dims)
     mean = (m.mean - middle) / sigma
-    shared = rec.diagonal(mean_over(m.table, m, dims), m.axes) - middle**2
+    count = float(np.prod([ax.size(m.axes[p]) for d in dims for p in m.positions(d)]))
+    shared = rec.diagonal(mean_over(m.table, m, dims), m.axes) - middle**2 - variance / max(count - 1.0, 1.0)
     factor = alg.absorbed(m.terms[0], m.axes)
     if factor is None:
         return alg.assemble(m.dims, (Term(mean),)), sigma
     values = (factor.values - middle[..., None]) / sigma[..., None]
     if float(np.max(shared / np.maximum(variance, 1e-300))) < 0.02:
+        values = _stretched(values, rec.diagonal(table, m.axes))  # each entry had a share of the mean
         own = replace(factor, values=values, table=table)
         return Moments(m.dims, (Term(np.ones([1] * len(m.axes)), (own,)),), table, mean), sigma
     made = alg.with_marginal(m.dims, table, mean, values)
@@ -53,6 +57,14 @@ def normalise(m: Moments, dims: tuple[int, ...], eps: float | Array) -> tuple[Mo
     return fan.marked(made, fan.mark_of(m, Fan)), sigma
 
 
+def _stretched(values: Array, square: Array) -> Array:
+    """Return node values stretched about their mean so that their second moment is `square`."""
+    mean = latents.mean(values)[..., None]
+    spread = latents.mean((values - mean) ** 2)
+    size = np.sqrt(np.maximum(square - mean[..., 0] ** 2, 0.0) / np.maximum(spread, 1e-300))
+    return np.asarray(mean + (values - mean) * size[..., None])
+
+
 def normalise_backward(
     g: Moments, x: Moments, dims: tuple[int, ...], eps: float, rstd: Moments | None = None
 ) -> tuple[Moments, Moments]:
@@ -60,7 +72,8 @@ def normalise_backward(
 
     dx = (g − mean g − x̂·c)/σ with c = mean(g x̂) removes E[c²]·E[x̂ x̂′]·(2/v − 1) from the second moments,
     where v = mean x̂² is 1 less the share of eps in σ²: for v = 1 a projection. c uses the joint moments of g
-    and x̂, which may share latents. Asymptotic in the number of entries averaged.
+    and x̂, which may share latents; a slope that g was multiplied by stays known. Asymptotic in the number of
+    entries averaged: σ is the expected one, see `inverse_variance` for what its scatter adds.
 
     Args:
         g: The gradient at x̂.
@@ -79,7 +92,7 @@ def normalise_backward(
     table = centred(g, dims) - removed
     inverse = 1.0 / sigma
     table = table * rec.outer(inverse, inverse, g.axes)
-    return alg.gaussian(g.dims, table, np.zeros([1] * len(g.axes))), unit
+    return slopes.with_table(g, table), unit
 
 
 def _eps(rstd: Moments, x: Moments, dims: tuple[int, ...]) -> Array:
@@ -128,6 +141,7 @@ def layer_norm_backward(
     outer_dims = tuple(range(len(x.dims) - len(normalized)))
     weighted = g if w is None else times(g, w)
     dx, unit = normalise_backward(weighted, x, dims, 0.0, rstd)
+    dx = alg.scale(dx, np.sqrt(inverse_variance(unit, dims)))
     dw = con.total(times(g, unit), outer_dims) if mask[1] else None
     db = con.total(g, outer_dims) if mask[2] else None
     return (with_shape(dx, ctx.shapes[0]) if mask[0] else None), dw, db

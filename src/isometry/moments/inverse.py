@@ -1,41 +1,90 @@
-"""How much larger the mean of an inverse sample variance is than the inverse of its mean."""
+"""What the scatter of a sample variance v̂ does to entries that are divided by √v̂.
+
+v̂ = Σ λ_j χ²_j with the eigenvalues λ of the entries' correlations. With P(t) = Π (1 + 2λ_j t)^{−½},
+
+    E[1/v̂] = ∫ P(t) dt,        E[λ_j χ²_j/v̂] = ∫ λ_j/(1 + 2λ_j t) · P(t) dt:
+
+the inverse has a larger mean than the inverse of the mean, and strong directions lose by the division, as v̂
+is large where they are. Exact for jointly normal entries. Entries of one block per axis are exchangeable, so
+that an axis of n entries has the eigenvectors "constant" and, n − 1 times, "contrast". What varies between
+blocks is averaged.
+"""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 
 from isometry.moments import axes as ax
-from isometry.moments import fan
 from isometry.moments import record as rec
-from isometry.moments.averages import one_block
+from isometry.moments.averages import centred, one_block
 from isometry.moments.axes import Array
 from isometry.moments.record import Moments
 
 _GRID = np.linspace(-16.0, 14.0, 301)
+_T = np.exp(_GRID)
+_STRONG = 0.01  # a direction with less of the variance than this loses nothing that matters
 
 
-def inverse_variance(unit: Moments, over: tuple[int, ...], excess: float | None = None) -> Array:
+def inverse_variance(x: Moments, over: tuple[int, ...], eps: float | Array, excess: float) -> Array:
     """Return E[1/(v̂ + ε)]·E[v̂ + ε] of a sample variance v̂ over dims, an array of length 1 along those.
 
-    From the normalised record, whose own variance is 1 less the share of ε.
-
-    v̂ = Σ λ_j χ²_j with the eigenvalues λ of the entries' correlations, and E[1/(v̂ + ε)] = ∫ e^{−εt}
-    Π (1 + 2λ_j t)^{−½} dt. Exact for jointly normal entries; those of one block per axis are exchangeable, so
-    that an axis of n entries has the eigenvectors "constant" and, n − 1 times, "contrast". Entries with
-    another kurtosis k give v̂ the variance (k − 1)/n in place of 2/n: they count as 2/(k − 1) normal ones each
-    (asymptotic). What varies between blocks is averaged.
+    Entries with another kurtosis k than 3 give v̂ the variance (k − 1)/n in place of 2/n: they count as
+    2/(k − 1) normal ones each (asymptotic).
 
     Args:
-        unit: The normalised record.
+        x: The entries.
         over: The dims.
-        excess: Excess kurtosis that counts; by default that of the entries.
+        eps: What is added to v̂.
+        excess: The entries' excess kurtosis that counts.
     """
-    excess = fan.kurtosis(unit) if excess is None else excess
-    unit = one_block(unit, over)
-    positions = [p for d in over for p in unit.positions(d)]
-    spectrum, times = unit.table, np.ones(1)
+    own, times, positions = _eigenvalues(x, over, centred(x, over))
+    whole = (own * times).sum(-1, keepdims=True) + np.mean(eps)
+    alike = 2.0 / max(excess + 2.0, 0.1)
+    falling = alike * _falling(own / whole / alike, times) - np.mean(eps) / whole * _T
+    factor = np.trapezoid(np.exp(falling + _GRID), _GRID, axis=-1)
+    # Fewer than three degrees of freedom leave no finite mean: it is cut at five times.
+    return np.asarray(np.expand_dims(np.clip(factor, 1.0, 5.0), tuple(positions)))
+
+
+def loss_of_strong(x: Moments, over: tuple[int, ...], table: Array) -> Array | None:
+    """Return what the division adds to E[x̂ x̂′] of pairs that agree outside the dims; None where nothing.
+
+    Args:
+        x: The entries.
+        over: The dims.
+        table: Their table, divided by the expected variance.
+
+    Returns:
+        An array over the blocks of the other axes and the pair classes, of one block, of the dims' axes.
+    """
+    own, times, positions = _eigenvalues(x, over, table)
+    if not positions or own.max() < _STRONG or np.ptp(own[..., times > 0], axis=-1).max() < _STRONG / 10:
+        return None
+    share = own / np.maximum((own * times).sum(-1, keepdims=True), 1e-300)
+    weights = np.exp(_falling(share, times) + _GRID)[..., None, :] / (1.0 + 2.0 * share[..., None] * _T)
+    added = own * (np.trapezoid(weights, _GRID, axis=-1) - 1.0) * times.sum()
+    rank = own.ndim - 1
+    added = added.reshape((*own.shape[:-1], *[2] * len(positions)))
+    for k, p in enumerate(positions):  # from constant and contrast back to same and different
+        n = ax.size(x.axes[p])
+        turned = np.tensordot(np.array([[1.0, n - 1.0], [1.0, -1.0]]) / n, added, axes=(1, rank + k))
+        added = np.moveaxis(turned, 0, rank + k)
+    rest = [p for p in range(len(x.axes)) if p not in positions]
+    return np.asarray(np.moveaxis(added, range(added.ndim), [*rest, *positions]))
+
+
+def _eigenvalues(x: Moments, over: tuple[int, ...], table: Array) -> tuple[Array, Array, list[int]]:
+    """Return a table's eigenvalues over the axes of dims, by the number of entries; how often each occurs.
+
+    And where those axes are.
+    """
+    positions = [p for d in over for p in x.positions(d)]
+    x = one_block(replace(x, terms=(), table=table), over)
+    spectrum, times = x.table, np.ones(1)
     for p in positions:
-        n = ax.size(unit.axes[p])
+        n = ax.size(x.axes[p])
         full = np.broadcast_to(spectrum, (*spectrum.shape[:p], 2, *spectrum.shape[p + 1 :]))
         turned = np.tensordot(np.array([[1.0, n - 1.0], [1.0, -1.0]]), full, axes=(1, p))
         spectrum = np.moveaxis(turned, 0, p)
@@ -43,14 +92,11 @@ def inverse_variance(unit: Moments, over: tuple[int, ...], excess: float | None 
     rest = [p for p in range(spectrum.ndim) if p not in positions]
     flat = rec.diagonal(
         spectrum.transpose([*rest, *positions]).reshape((*[spectrum.shape[p] for p in rest], -1)),
-        (*[unit.axes[p] for p in rest], (1,) * times.size),
+        (*[x.axes[p] for p in rest], (1,) * times.size),
     )
-    own = np.maximum(flat, 0.0) / times.sum()
-    constant = np.maximum(1.0 - (own * times).sum(-1, keepdims=True), 0.0)  # the share of ε
-    alike = 2.0 / max(excess + 2.0, 0.1)
-    t = np.exp(_GRID)
-    falling = -0.5 * alike * (np.log1p(2.0 * own[..., None] / alike * t) * times[:, None]).sum(-2)
-    falling = falling - constant * t
-    factor = np.trapezoid(np.exp(falling + _GRID), _GRID, axis=-1)
-    # Fewer than three degrees of freedom leave no finite mean: it is cut at five times.
-    return np.asarray(np.expand_dims(np.clip(factor, 1.0, 5.0), tuple(positions)))
+    return np.maximum(flat, 0.0) / times.sum(), times, positions
+
+
+def _falling(own: Array, times: Array) -> Array:
+    """Return ln P on the grid of t."""
+    return np.asarray(-0.5 * (np.log1p(2.0 * own[..., None] * _T) * times[:, None]).sum(-2))

@@ -16,7 +16,7 @@ from isometry.moments.inverse import inverse_variance
 from isometry.moments.record import Fan, Moments, Normed
 from isometry.moments.rules.base import Context, rule
 from isometry.moments.rules.linear import plus, with_shape
-from isometry.moments.rules.norm import normalise, normalise_backward
+from isometry.moments.rules.norm import added_to, normalise, normalise_backward
 from isometry.moments.rules.pointwise import powered, times
 
 Maybe = Moments | None
@@ -96,12 +96,13 @@ def _batch_norm_backward(
     over = _others(rank)
     weighted = g if w is None else times(g, _per_channel(w, rank))
     if training or mean is None or var is None:
+        x = alg.collapse(x)
         dx, unit = normalise_backward(weighted, x, over, eps)
         known = fan.mark_of(x, Fan)
         if known is None:
-            dx = alg.scale(dx, np.sqrt(inverse_variance(unit, over)))
+            dx = alg.scale(dx, np.sqrt(inverse_variance(x, over, eps, fan.kurtosis(x))))
         else:  # a channel's sums are normal for given entries, whatever those are
-            scatter = inverse_variance(unit, over, 2.0 * known.tail) * fan.excess(known)
+            scatter = inverse_variance(x, over, eps, 2.0 * known.tail) * fan.excess(known)
             dx = fan.marked(alg.scale(dx, np.sqrt(scatter)), Normed(known.weights))
     else:
         unit, inverse = _standardised(x, mean, var, eps)
@@ -176,8 +177,11 @@ def group_norm_backward(
     weighted = g if w is None else times(g, _per_channel(w, rank))
     rstd = replace(inverse, dims=(*inverse.dims, *[()] * (rank - 1)))
     within = tuple(range(2, rank + 1))
-    dx, unit = normalise_backward(_in_groups(weighted, groups), _in_groups(x, groups), within, 0.0, rstd)
-    dx = alg.scale(dx, np.sqrt(inverse_variance(unit, within)))
+    grouped = alg.collapse(_in_groups(x, groups))
+    dx, unit = normalise_backward(_in_groups(weighted, groups), grouped, within, 0.0, rstd)
+    dx = alg.scale(
+        dx, np.sqrt(inverse_variance(grouped, within, added_to(rstd, grouped, within), fan.kurtosis(grouped)))
+    )
     over = _others(rank)
     dw = con.total(times(g, _as_channels(unit)), over) if mask[1] else None
     db = con.total(g, over) if mask[2] else None

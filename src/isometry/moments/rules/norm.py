@@ -15,11 +15,13 @@ from isometry.moments import record as rec
 from isometry.moments import regrouping as reg
 from isometry.moments.averages import average_over, centred, mean_over
 from isometry.moments.axes import Array
-from isometry.moments.inverse import inverse_variance
+from isometry.moments.inverse import inverse_variance, loss_of_strong
 from isometry.moments.record import Fan, Moments, Term
 from isometry.moments.rules.base import Context, rule
 from isometry.moments.rules.linear import plus, with_shape
 from isometry.moments.rules.pointwise import times
+
+_MANY = 100.0  # degrees of freedom from which on a coordinate of a fixed length is as good as normal
 
 
 def normalise(m: Moments, dims: tuple[int, ...], eps: float | Array) -> tuple[Moments, Array]:
@@ -34,6 +36,9 @@ def normalise(m: Moments, dims: tuple[int, ...], eps: float | Array) -> tuple[Mo
     variance = np.maximum(average_over(rec.diagonal(table, m.axes), m, dims), 0.0)
     sigma = np.sqrt(variance + eps)
     table = table / rec.outer(sigma, sigma, m.axes)
+    positions = [p for d in dims for p in m.positions(d)]
+    strong = loss_of_strong(m, dims, table)
+    table = table if strong is None else _with_loss(table, strong, m, positions)
     middle = average_over(m.mean, m, dims)
     mean = (m.mean - middle) / sigma
     count = float(np.prod([ax.size(m.axes[p]) for d in dims for p in m.positions(d)]))
@@ -42,19 +47,50 @@ def normalise(m: Moments, dims: tuple[int, ...], eps: float | Array) -> tuple[Mo
     if factor is None:
         return alg.assemble(m.dims, (Term(mean),)), sigma
     values = (factor.values - middle[..., None]) / sigma[..., None]
-    if float(np.max(shared / np.maximum(variance, 1e-300))) < 0.02:
+    if strong is None and float(np.max(shared / np.maximum(variance, 1e-300))) < 0.02:
         values = _stretched(values, rec.diagonal(table, m.axes))  # each entry had a share of the mean
         own = replace(factor, values=values, table=table)
-        return Moments(m.dims, (Term(np.ones([1] * len(m.axes)), (own,)),), table, mean), sigma
+        unit = Moments(m.dims, (Term(np.ones([1] * len(m.axes)), (own,)),), table, mean)
+        return _of_length_one(unit, m, dims, eps), sigma
     made = alg.with_marginal(m.dims, table, mean, values)
     (term,) = made.terms
-    positions = [p for d in dims for p in m.positions(d)]
     parts = lineage.centred(lineage.parts_of(m.terms, sigma), positions, m.axes)
     # The backward pass centres the same tensor again and must find the same variable.
     latent = ("centred", factor.latent, factor.labels, tuple(positions))
     own = replace(term.factors[0], latent=latent, parts=parts, form=term.factors[0].values)
     made = replace(made, terms=(Term(term.coef, (own,)),))
-    return fan.marked(made, fan.mark_of(m, Fan)), sigma
+    return _of_length_one(fan.marked(made, fan.mark_of(m, Fan)), m, dims, eps), sigma
+
+
+def _with_loss(table: Array, strong: Array, m: Moments, positions: list[int]) -> Array:
+    """Return a normalised table with what the division takes from its strong directions; see `inverse`."""
+    shape = [
+        len(a) * (len(a) + 1) if k in positions else n
+        for k, (a, n) in enumerate(zip(m.axes, table.shape, strict=True))
+    ]
+    for p in positions:
+        strong = ax.recut((ax.size(m.axes[p]),), m.axes[p]).on_pairs(strong, p)
+        shape[p] = strong.shape[p]
+    table = np.array(np.broadcast_to(table, shape))
+    table[tuple([slice(None) if k in positions else slice(len(a)) for k, a in enumerate(m.axes)])] += strong
+    return table
+
+
+def _of_length_one(unit: Moments, m: Moments, dims: tuple[int, ...], eps: float | Array) -> Moments:
+    """Return m normalised, of few entries, with the shape that coordinates of a fixed length have.
+
+    n normal entries divided by their own size are n coordinates of a random direction: lighter tails. n is
+    the number of degrees of freedom for which E[1/v̂]·E[v̂] = n/(n − 2).
+    """
+    (term,) = unit.terms
+    excess = float(np.mean(inverse_variance(m, dims, eps, 0.0))) - 1.0
+    if len(term.factors) != 1 or excess < 2.0 / (_MANY - 2.0):
+        return unit
+    (factor,) = term.factors
+    at = latents.places(latents.on_sphere(round(2.0 / excess + 2.0, 1)))
+    values = latents.at_points(factor.values, at)
+    values = _stretched(values, factor.square)
+    return replace(unit, terms=(Term(term.coef, (replace(factor, values=values),)),))
 
 
 def _stretched(values: Array, square: Array) -> Array:
@@ -83,7 +119,7 @@ def normalise_backward(
         rstd: 1/σ as the forward pass told it, in place of eps; of x's rank or broadcast to it.
     """
     g, x = reg.aligned(g, x)  # σ has the axes of x: they must be g's
-    unit, sigma = normalise(x, dims, eps if rstd is None else _eps(rstd, x, dims))
+    unit, sigma = normalise(x, dims, eps if rstd is None else added_to(rstd, x, dims))
     product = alg.multiply(g, unit)
     share = np.maximum(average_over(rec.diagonal(unit.table, unit.axes), unit, dims), 1e-12)
     removed = (
@@ -95,7 +131,7 @@ def normalise_backward(
     return slopes.with_table(g, table), unit
 
 
-def _eps(rstd: Moments, x: Moments, dims: tuple[int, ...]) -> Array:
+def added_to(rstd: Moments, x: Moments, dims: tuple[int, ...]) -> Array:
     """Return what was added to the variance, from 1/σ: it outweighs the variance of a tiny signal."""
     rstd, x = reg.aligned(rstd, x)
     variance = average_over(rec.diagonal(centred(x, dims), x.axes), x, dims)
@@ -141,7 +177,8 @@ def layer_norm_backward(
     outer_dims = tuple(range(len(x.dims) - len(normalized)))
     weighted = g if w is None else times(g, w)
     dx, unit = normalise_backward(weighted, x, dims, 0.0, rstd)
-    dx = alg.scale(dx, np.sqrt(inverse_variance(unit, dims)))
+    x = alg.collapse(x)
+    dx = alg.scale(dx, np.sqrt(inverse_variance(x, dims, added_to(rstd, x, dims), fan.kurtosis(x))))
     dw = con.total(times(g, unit), outer_dims) if mask[1] else None
     db = con.total(g, outer_dims) if mask[2] else None
     return (with_shape(dx, ctx.shapes[0]) if mask[0] else None), dw, db

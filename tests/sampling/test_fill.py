@@ -15,6 +15,7 @@ from isometry.sampling import (
     fill_,
     fill_keyed_,
     workers,
+    write_,
 )
 from isometry.sampling.shards import Shard, shard_of
 from isometry.sampling.streams import stream_key
@@ -100,6 +101,16 @@ def test_groups_of_small_tensors_get_what_each_gets_alone():
         workers.run(engine.tasks(work))
         for i, tensor in enumerate(tensors):
             assert torch.equal(tensor, drawn(shapes[i], law, name=str(i)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.complex64])
+@pytest.mark.parametrize("shape", [(), (64,), (3, 5)])
+def test_small_tensors_of_one_shape_get_what_each_gets_alone(shape, dtype):
+    law = TruncatedNormal(1.0, 0.5)
+    model = torch.nn.ParameterList(torch.nn.Parameter(torch.empty(shape, dtype=dtype)) for _ in range(40))
+    write_(model, {str(i): law for i in range(40)}, seed=0, keep=())
+    for i, tensor in enumerate(model):
+        assert torch.equal(tensor, drawn(shape, law, dtype, name=str(i)))
 
 
 def test_a_shard_as_large_as_a_tile_that_it_crosses():

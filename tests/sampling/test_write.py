@@ -1,4 +1,5 @@
 import copy
+import gc
 import pickle
 from dataclasses import dataclass
 
@@ -353,3 +354,18 @@ def test_an_interrupt_of_what_finishes_marks_the_model():
     assert incomplete(m)
     write_(m, LAWS, finish=lambda: None)
     assert not incomplete(m)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_pythons_collector_is_left_as_it_was(enabled):
+    layer = nn.Linear(2, 3)
+    try:
+        if not enabled:
+            gc.disable()
+        write_(layer, {"weight": Normal(1.0)})
+        assert gc.isenabled() == enabled
+        with pytest.raises(NotFoundError):
+            write_(layer, {"weights": Normal(1.0)})
+        assert gc.isenabled() == enabled
+    finally:
+        gc.enable()

@@ -7,10 +7,9 @@ import itertools
 import math
 import threading
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple, TypeGuard
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -18,7 +17,7 @@ from isometry.errors import InvalidTypeError, InvalidValueError, ModelError
 from isometry.sampling.distributions import Constant, Distribution, Elementwise, Whole
 from isometry.sampling.shards import Shard
 from isometry.sampling.streams import many_bits, subkey, tile_bits, torch_generator
-from isometry.sampling.tiles import TILE_ELEMENTS, Tile, tiles, whole
+from isometry.sampling.tiles import TILE_ELEMENTS, Tile, everything, tiles, whole
 from isometry.sampling.transforms import Floats
 from isometry.sampling.workers import Task
 
@@ -100,11 +99,10 @@ def check_law(distribution: Distribution, name: str) -> None:
 class Draw(NamedTuple):
     """One tile to draw, and the tensor that takes its pieces."""
 
-    target: Tensor | npt.NDArray[Any]
+    target: Tensor
     tile: Tile
     distribution: Elementwise
     key: bytes
-    ends: tuple[float, float] | None
 
 
 def draws(shard: Shard, distribution: Distribution, key: bytes) -> Iterable[Draw | Task]:
@@ -135,12 +133,12 @@ def draws(shard: Shard, distribution: Distribution, key: bytes) -> Iterable[Draw
 
 
 def tasks(work: Iterable[Draw | Task]) -> Iterator[Task]:
-    """Turn draws into tasks: a tile each, or many small tiles of one distribution and size together.
+    """Turn draws into tasks: a tile each, or many small tiles of one distribution and extent together.
 
     A transform costs some 30 calls of NumPy whatever its size, so 10,000 tiny parameters go through it in
     groups; as each row is a stream of its own, the values are those that each would get alone.
     """
-    waiting: dict[tuple[Elementwise, int], list[Draw]] = {}
+    waiting: dict[tuple[Elementwise, tuple[int, ...], torch.dtype], list[Draw]] = {}
     for item in work:
         if not isinstance(item, Draw):
             yield item
@@ -149,7 +147,7 @@ def tasks(work: Iterable[Draw | Task]) -> Iterator[Task]:
         if words >= _SMALL_BELOW:
             yield functools.partial(_write, item)
             continue
-        kind = item.distribution, words
+        kind = item.distribution, item.tile.extent, item.target.dtype
         group = waiting.setdefault(kind, [])
         group.append(item)
         if len(group) * words >= _GROUP:
@@ -165,58 +163,70 @@ def finish(tensors: Iterable[Tensor]) -> None:
 
 
 def _elementwise(shard: Shard, distribution: Elementwise, key: bytes) -> Iterable[Draw]:
-    local = shard.local
-    target: Tensor | npt.NDArray[Any] = local
-    if local.dtype == torch.float32 and local.is_cpu and not local.is_neg():
-        target = local.numpy()
-    bounds = distribution.bounds
-    ends = None if bounds is None else _representable(bounds, local.dtype)
     found = tiles(shard.shape, shard.runs)
     if isinstance(found, tuple):
-        return [Draw(target, tile, distribution, key, ends) for tile in found]
-    return (Draw(target, tile, distribution, key, ends) for tile in found)
+        return [Draw(shard.local, tile, distribution, key) for tile in found]
+    return (Draw(shard.local, tile, distribution, key) for tile in found)
 
 
 def _write(draw: Draw) -> None:
     """Draw a tile whole, and copy its pieces to where they belong."""
     target, tile = draw.target, draw.tile
     bits = tile_bits(draw.key, tile.number, tile.words)
-    if _is_all(target, tile) and target.size == tile.words and target.flags.c_contiguous:
-        draw.distribution.transform(bits, target.reshape(-1))  # straight into its place
+    if _is_plain(target) and target.is_contiguous() and target.numel() == tile.words and _is_all(draw):
+        draw.distribution.transform(bits, target.numpy().reshape(-1))  # straight into its place
         return
     values = _buffer(draw)[: tile.words]
     draw.distribution.transform(bits, values)
+    _keep_inside_(values, draw)
     _place(draw, values)
 
 
-def _is_all(target: Tensor | npt.NDArray[Any], tile: Tile) -> TypeGuard[npt.NDArray[Any]]:
-    """Whether a tile is all there is to write into an array."""
-    return tile.first and isinstance(target, np.ndarray) and target.shape == tile.extent
-
-
 def _write_group(group: list[Draw]) -> None:
-    """Draw many small tiles of one distribution and size by one transform."""
-    bits = many_bits([(draw.key, draw.tile.number) for draw in group], group[0].tile.words)
+    """Draw many small tiles of one distribution, extent and dtype by one transform."""
+    tile = group[0].tile
+    bits = many_bits([(draw.key, draw.tile.number) for draw in group], tile.words)
     values = np.empty(bits.shape, np.float32)
     group[0].distribution.transform(bits, values)
+    _keep_inside_(values, group[0])
+    # Tensors of one shape that are a tile each share that tile.
+    if _is_all(group[0]) and all(draw.tile is tile and not draw.target.is_neg() for draw in group):
+        boxes = torch.from_numpy(values)[:, : math.prod(tile.extent)].view(len(group), *tile.extent)
+        torch._foreach_copy_([draw.target for draw in group], boxes.unbind())
+        return
     for draw, row in zip(group, values, strict=True):
         _place(draw, row)
+
+
+def _is_plain(target: Tensor) -> bool:
+    """Whether NumPy can write into a tensor what was drawn."""
+    return target.dtype == torch.float32 and target.is_cpu and not target.is_neg()
+
+
+def _is_all(draw: Draw) -> bool:
+    """Whether a tile is all there is to write into a tensor."""
+    return draw.target.shape == draw.tile.extent and draw.tile.pieces == everything(draw.tile.extent)
+
+
+def _keep_inside_(values: Floats, draw: Draw) -> None:
+    """Clip to what the dtype stored holds within the bounds, so that rounding does not leave them."""
+    dtype, bounds = draw.target.dtype, draw.distribution.bounds
+    ends = None if bounds is None else _representable(bounds, dtype)
+    if ends is not None:
+        np.clip(values, np.float32(ends[0]), np.float32(ends[1]), out=values)
 
 
 def _place(draw: Draw, values: Floats) -> None:
     """Copy the pieces of a drawn tile, rounded to the dtype stored."""
     target, tile = draw.target, draw.tile
-    if draw.ends is not None:
-        np.clip(values, np.float32(draw.ends[0]), np.float32(draw.ends[1]), out=values)
-    if _is_all(target, tile):
-        target[...] = values[: target.size].reshape(tile.extent)
-        return
     box = values[: math.prod(tile.extent)].reshape(tile.extent)
+    if _is_plain(target):
+        array = target.numpy()
+        for piece in tile.pieces:
+            array[piece.target] = box[piece.source]
+        return
     for piece in tile.pieces:
-        if isinstance(target, Tensor):
-            _copy(target[piece.target], torch.from_numpy(box[piece.source]))
-        else:
-            target[piece.target] = box[piece.source]
+        _copy(target[piece.target], torch.from_numpy(box)[piece.source])
 
 
 def _copy(target: Tensor, source: Tensor) -> None:
@@ -232,7 +242,7 @@ def _copy(target: Tensor, source: Tensor) -> None:
 
 def _buffer(draw: Draw) -> Floats:
     """This thread's own place for one tile; page-locked for copies to a GPU."""
-    pinned = isinstance(draw.target, Tensor) and draw.target.device.type == "cuda"
+    pinned = draw.target.is_cuda
     kind = "pinned" if pinned else "plain"
     found: Floats | None = _local.__dict__.get(kind)
     if found is None:

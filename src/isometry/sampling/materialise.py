@@ -84,7 +84,7 @@ def materialize_(
                 raise ModelError(f"{part!r} is to be kept but is on the meta device and has no values")
     sources = find_buffers(model, build=build, given=buffers or {}, seed=seed)
     fresh = [(name, p, _allocate(p, target)) for name, p in places.parameters.items() if p.is_meta]
-    with unfinished(model, [part for job in jobs for part in job.place.parameters]):
+    with unfinished(model, [part for job in jobs for part in job.parts]):
         for _, parameter, memory in fresh:
             _replace(model, parameter, memory)
         _reset_fully_sharded(model)

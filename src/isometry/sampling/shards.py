@@ -35,7 +35,8 @@ def shard_of(tensor: Tensor) -> Shard:
     """
     tensor = tensor.detach()
     if not is_dtensor(tensor):
-        return Shard(tensor, tuple(tensor.shape), whole(tensor.shape))
+        plain = tuple(tensor.shape)
+        return Shard(tensor, plain, whole(plain))
     dtensor: Any = tensor
     shape = tuple(dtensor.shape)
     mesh = dtensor.device_mesh

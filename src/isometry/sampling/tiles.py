@@ -36,16 +36,12 @@ class Piece(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """Number of a tile in the grid, its extent, random words, and the pieces of it that a shard holds.
-
-    `first` tells whether the shard holds all of it in one piece and begins with it.
-    """
+    """Number of a tile in the grid, its extent, random words, and the pieces of it that a shard holds."""
 
     number: int
     extent: tuple[int, ...]
     words: int
     pieces: tuple[Piece, ...]
-    first: bool
 
 
 @functools.lru_cache(maxsize=4096)
@@ -117,10 +113,12 @@ def _single(shape: tuple[int, ...]) -> tuple[Tile, ...] | None:
         return ()
     if tile_shape(shape) != shape:
         return None
-    return (Tile(0, shape, _words(shape), _everything(shape), True),)
+    return (Tile(0, shape, _words(shape), everything(shape)),)
 
 
-def _everything(extent: tuple[int, ...]) -> tuple[Piece, ...]:
+@functools.lru_cache(maxsize=4096)
+def everything(extent: tuple[int, ...]) -> tuple[Piece, ...]:
+    """The pieces of a tile that is all a tensor has."""
     box = tuple(slice(0, size) for size in extent)
     return (Piece(box, box),)
 
@@ -128,19 +126,15 @@ def _everything(extent: tuple[int, ...]) -> tuple[Piece, ...]:
 def _grid(shape: tuple[int, ...], runs: tuple[tuple[Run, ...], ...]) -> Iterator[Tile]:
     if 0 in shape or not all(runs):
         return
-    sides = tile_shape(shape)
-    grid = [-(-size // side) for size, side in zip(shape, sides, strict=True)]
-    cuts = [_cuts(size, side, dim) for size, side, dim in zip(shape, sides, runs, strict=True)]
-    for row in itertools.product(*cuts):
-        number = 0
-        for count, cut in zip(grid, row, strict=True):
-            number = number * count + cut[0]
-        pieces = tuple(
-            Piece(tuple(source for source, _ in box), tuple(target for _, target in box))
-            for box in itertools.product(*(cut[2] for cut in row))
-        )
-        extent = tuple(cut[1] for cut in row)
-        yield Tile(number, extent, _words(extent), pieces, pieces == _everything(extent))
+    cuts, step = [], 1
+    for size, side, dim in zip(reversed(shape), reversed(tile_shape(shape)), reversed(runs), strict=True):
+        cuts.append([(step * number, extent, found) for number, extent, found in _cuts(size, side, dim)])
+        step *= -(-size // side)
+    # Python that runs between two tiles holds up the other threads, so there is little of it.
+    for row in itertools.product(*reversed(cuts)):
+        numbers, extent, found = zip(*row, strict=True)
+        pieces = tuple(Piece(*zip(*box, strict=True)) for box in itertools.product(*found))
+        yield Tile(sum(numbers), extent, _words(extent), pieces)
 
 
 def _words(extent: tuple[int, ...]) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Literal, NamedTuple
 
 import torch
@@ -71,22 +73,41 @@ def write_(
     """
     if not isinstance(model, nn.Module):
         raise InvalidTypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    jobs = list(check(Places(model), distributions, seed=seed, keep=keep))
-    write_jobs(model, jobs, seed=seed, finish=finish)
+    with _collector_paused():
+        jobs = list(check(Places(model), distributions, seed=seed, keep=keep))
+        write_jobs(model, jobs, seed=seed, finish=finish)
 
 
 class Job(NamedTuple):
-    """A place, what it takes, the key of its stream, and the tensor to write if the place is a parameter."""
+    """A parameter, what it takes, and the name of the stream that is drawn from."""
+
+    name: str
+    distribution: Distribution
+    stream: str
+    tensor: Tensor
+
+    @property
+    def parts(self) -> Iterable[str]:
+        """The canonical names of the parameters that are written."""
+        return (self.name,)
+
+
+class Computed(NamedTuple):
+    """A weight that is computed from parameters, what it takes, and the name of its stream."""
 
     place: Place
     distribution: Distribution
-    key: bytes
-    tensor: Tensor | None
+    stream: str
+
+    @property
+    def parts(self) -> Iterable[str]:
+        """The canonical names of the parameters that are written."""
+        return self.place.parameters
 
 
 def check(
     places: Places, distributions: Mapping[str, Distribution], *, seed: int, keep: Keep, on_meta: bool = False
-) -> Iterator[Job]:
+) -> Iterator[Job | Computed]:
     """Check all that can be checked without writing, and yield what is to be written.
 
     Raises:
@@ -98,8 +119,9 @@ def check(
         )
     kept = _kept(places, keep)
     written: dict[str, str] = {}
-    lawful: set[int] = set()
+    shared: dict[int, str | None] = {}
     memory: dict[int, str] = {}
+    stream_key(seed, "")  # refuses a seed that is none
     for name, distribution in distributions.items():
         place = places.find(name)
         if place.name != name and place.name in distributions:
@@ -114,15 +136,18 @@ def check(
             _check_ready(part, parameter, on_meta)
             _check_own(part, parameter, memory)
             written[part] = name
-        tensor = parameter if place.owner is None else None
-        if tensor is not None:
-            if id(distribution) not in lawful:  # most parameters share one of a few
-                engine.check_law(distribution, repr(name))
-                lawful.add(id(distribution))
-            engine.check_tensor(tensor, distribution, repr(name))
+        if id(distribution) not in shared:  # most parameters share one of a few
+            engine.check_law(distribution, repr(name))
+            shared[id(distribution)] = distribution.stream if isinstance(distribution, Whole) else None
+        stream = shared[id(distribution)]
+        stream = place.name if stream is None else stream
+        if place.owner is None:
+            engine.check_tensor(parameter, distribution, repr(name))
+            yield Job(place.name, distribution, stream, parameter)
         elif any(is_dtensor(parameter) for parameter in place.parameters.values()):
             raise ModelError(f"{name!r} is parametrised and sharded: name the parameters it is computed from")
-        yield Job(place, distribution, stream_key(seed, _stream(distribution, place)), tensor)
+        else:
+            yield Computed(place, distribution, stream)
     if kept is not None:
         missing = [name for name in places.parameters if name not in written and name not in kept]
         if missing:
@@ -132,42 +157,51 @@ def check(
 
 
 def write_jobs(
-    model: nn.Module, jobs: list[Job], *, seed: int, finish: Callable[[], None] | None = None
+    model: nn.Module, jobs: list[Job | Computed], *, seed: int, finish: Callable[[], None] | None = None
 ) -> None:
     """Write what `check` yielded, marking the model until all is done."""
-    computed = _computed([job for job in jobs if job.tensor is None], seed)
-    # What refuses does so before the first write: a DTensor of partial sums has no shard. Plain tensors are
-    # looked at one by one: with tens of thousands of new objects alive Python's collector starts to cost.
-    plain = [(job, job.tensor) for job in jobs if job.tensor is not None]
-    sharded = {id(tensor): shard_of(tensor) for _, tensor in plain if is_dtensor(tensor)}
-    with unfinished(model, [part for job in jobs for part in job.place.parameters]):
+    computed = _computed([job for job in jobs if isinstance(job, Computed)], seed)
+    plain = [job for job in jobs if isinstance(job, Job)]
+    # What refuses does so before the first write: a DTensor of partial sums has no shard.
+    sharded = {job.name: shard_of(job.tensor) for job in plain if is_dtensor(job.tensor)}
+    with unfinished(model, [part for job in jobs for part in job.parts]):
         for place, pieces in computed:
             for parameter, piece in zip(place.parameters.values(), pieces, strict=True):
                 with torch.no_grad():
                     parameter.copy_(piece)
         # A joint law keeps all threads busy by itself, and holds a whole matrix: one after the other.
-        for task in engine.tasks(_draws((p for p in plain if isinstance(p[0].distribution, Whole)), sharded)):
+        joint = [job for job in plain if isinstance(job.distribution, Whole)]
+        for task in engine.tasks(_draws(joint, sharded, seed)):
             task()
-        separate = (p for p in plain if not isinstance(p[0].distribution, Whole))
-        workers.run(engine.tasks(_draws(separate, sharded)))
-        engine.finish([sharded[id(tensor)].local if id(tensor) in sharded else tensor for _, tensor in plain])
+        separate = [job for job in plain if not isinstance(job.distribution, Whole)] if joint else plain
+        workers.run(engine.tasks(_draws(separate, sharded, seed)))
+        engine.finish([sharded[job.name].local if job.name in sharded else job.tensor for job in plain])
         if finish is not None:
             finish()
 
 
-def _stream(distribution: Distribution, place: Place) -> str:
-    """The name of the stream that a place is drawn from."""
-    shared = distribution.stream if isinstance(distribution, Whole) else None
-    return place.name if shared is None else shared
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Keep Python's collector of cycles from looking through all of a large model's objects, again and again.
+
+    Ten thousand parameters make as many short-lived objects as set it off, and none of them forms a cycle.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
-def _draws(jobs: Iterable[tuple[Job, Tensor]], sharded: Mapping[int, Shard]) -> Iterator[Draw | Task]:
-    for job, tensor in jobs:
-        shard = sharded.get(id(tensor)) or shard_of(tensor)
-        yield from engine.draws(shard, job.distribution, job.key)
+def _draws(jobs: Iterable[Job], sharded: Mapping[str, Shard], seed: int) -> Iterator[Draw | Task]:
+    for name, distribution, stream, tensor in jobs:
+        shard = sharded.get(name) or shard_of(tensor)
+        yield from engine.draws(shard, distribution, stream_key(seed, stream))
 
 
-def _computed(jobs: list[Job], seed: int) -> list[tuple[Place, tuple[Tensor, ...]]]:
+def _computed(jobs: list[Computed], seed: int) -> list[tuple[Place, tuple[Tensor, ...]]]:
     """Ask every inverse before the first write, as it may refuse; its own state is put back if one does."""
     states = [
         (module, dict(module._buffers))
@@ -183,11 +217,11 @@ def _computed(jobs: list[Job], seed: int) -> list[tuple[Place, tuple[Tensor, ...
         raise
 
 
-def _pieces(job: Job, seed: int) -> tuple[Tensor, ...]:
+def _pieces(job: Computed, seed: int) -> tuple[Tensor, ...]:
     place = job.place
     drawn = torch.empty_like(place.like, requires_grad=False)
     engine.check(drawn, job.distribution, repr(place.name))
-    value = fill_keyed_(drawn, job.distribution, seed=seed, name=_stream(job.distribution, place))
+    value = fill_keyed_(drawn, job.distribution, seed=seed, name=job.stream)
     pieces = place.pieces(value)
     for (name, parameter), piece in zip(place.parameters.items(), pieces, strict=True):
         if piece.shape != parameter.shape:

@@ -123,16 +123,21 @@ def with_tails(m: Moments, excess: float) -> Moments:
     return replace(m, terms=(Term(term.coef, (made,)),))
 
 
-def excess(fan: Fan) -> float:
-    """Return E[1/v]·E[v] over the channels."""
+def excess(fan: Fan, share: float) -> float:
+    """Return E[1/(v + ε)]·E[v + ε] over the channels, where v has this share of v + ε on average.
+
+    ∫ e^{−(1 − s)t} (1 + 2st/d)^{−d/2} dt, which is d/(d − 2) for s = 1.
+    """
     directions = max(fan.directions, _LEAST)
-    return directions / (directions - 2.0)
+    t = np.exp(np.linspace(-16.0, 14.0, 301))
+    falling = -(1.0 - share) * t - 0.5 * directions * np.log1p(2.0 * share * t / directions)
+    return float(np.trapezoid(np.exp(falling) * t, np.log(t)))
 
 
 def kept(m: Moments) -> float:
-    """Return the share 1 − 2/K of a gradient's square that weights of a fixed length pass on.
+    """Return the share 1 − 2s/K of a gradient's square that weights of a fixed length pass on.
 
     1 for a gradient that was not divided by their sums' sizes.
     """
     mark = mark_of(m, Normed)
-    return 1.0 if mark is None else 1.0 - 2.0 / max(mark.weights, _LEAST)
+    return 1.0 if mark is None else 1.0 - 2.0 * mark.share / max(mark.weights, _LEAST)

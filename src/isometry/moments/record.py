@@ -94,9 +94,13 @@ class Fan(NamedTuple):
 
 
 class Normed(NamedTuple):
-    """Marks a `Part` of a gradient that was divided by the sizes of sums with a `Fan` of so many weights."""
+    """Marks a `Part` of a gradient that was divided by the sizes of sums with a `Fan` of so many weights.
+
+    `share` is the part of what it was divided by that is theirs, in the square; the rest is a norm's ε.
+    """
 
     weights: float
+    share: float
 
 
 Loose = Keys | Fan | Normed  # marks that belong to no variable

@@ -12,11 +12,13 @@ from isometry.moments import contract as con
 from isometry.moments import fan
 from isometry.moments import record as rec
 from isometry.moments import regrouping as reg
+from isometry.moments.averages import centred
+from isometry.moments.axes import Array
 from isometry.moments.inverse import inverse_variance
 from isometry.moments.record import Fan, Moments, Normed
 from isometry.moments.rules.base import Context, rule
 from isometry.moments.rules.linear import plus, with_shape
-from isometry.moments.rules.norm import added_to, normalise, normalise_backward
+from isometry.moments.rules.norm import normalise, normalise_backward, scatter_of_variance
 from isometry.moments.rules.pointwise import powered, times
 
 Maybe = Moments | None
@@ -51,7 +53,7 @@ def _batch_norm(
     if not training and mean is not None and var is not None:
         unit, _ = _standardised(x, mean, var, eps)
         return (_affine(unit, w, b), *rest)
-    unit, sigma = normalise(x, _others(len(x.dims)), eps)
+    unit, sigma = normalise(x, _others(len(x.dims)), eps, _scatter)
     if len(rest) > 1:
         rest[1] = alg.constant(ctx.shapes[2], float(np.mean(1.0 / sigma)))
     return (_affine(unit, w, b), *rest)
@@ -89,6 +91,21 @@ def batch_norm_with_update(
     return _batch_norm(ctx, x, w, b, mean, var, True, eps)
 
 
+def _share(x: Moments, over: tuple[int, ...], eps: float | Array) -> float:
+    """Return the share of the variance over dims in itself and ε."""
+    square = rec.average(rec.diagonal(centred(x, over), x.axes), x.axes)
+    return square / max(square + float(np.mean(eps)), 1e-300)
+
+
+def _scatter(x: Moments, over: tuple[int, ...], eps: float | Array) -> Array:
+    """Return E[1/(v̂ + ε)]·E[v̂ + ε]; see `fan` for channels with weights of their own."""
+    known = fan.mark_of(x, Fan)
+    if known is None:
+        return scatter_of_variance(x, over, eps)
+    # A channel's sums are normal for given entries, whatever those are.
+    return inverse_variance(x, over, eps, 2.0 * known.tail) * fan.excess(known, _share(x, over, eps))
+
+
 def _batch_norm_backward(
     g: Moments, x: Moments, w: Maybe, mean: Maybe, var: Maybe, training: bool, eps: float, mask: Any
 ) -> tuple[Maybe, ...]:
@@ -96,14 +113,10 @@ def _batch_norm_backward(
     over = _others(rank)
     weighted = g if w is None else times(g, _per_channel(w, rank))
     if training or mean is None or var is None:
-        x = alg.collapse(x)
-        dx, unit = normalise_backward(weighted, x, over, eps)
+        dx, unit = normalise_backward(weighted, x, over, eps, _scatter)
         known = fan.mark_of(x, Fan)
-        if known is None:
-            dx = alg.scale(dx, np.sqrt(inverse_variance(x, over, eps, fan.kurtosis(x))))
-        else:  # a channel's sums are normal for given entries, whatever those are
-            scatter = inverse_variance(x, over, eps, 2.0 * known.tail) * fan.excess(known)
-            dx = fan.marked(alg.scale(dx, np.sqrt(scatter)), Normed(known.weights))
+        if known is not None:
+            dx = fan.marked(dx, Normed(known.weights, _share(x, over, eps)))
     else:
         unit, inverse = _standardised(x, mean, var, eps)
         dx = times(weighted, inverse)
@@ -177,11 +190,7 @@ def group_norm_backward(
     weighted = g if w is None else times(g, _per_channel(w, rank))
     rstd = replace(inverse, dims=(*inverse.dims, *[()] * (rank - 1)))
     within = tuple(range(2, rank + 1))
-    grouped = alg.collapse(_in_groups(x, groups))
-    dx, unit = normalise_backward(_in_groups(weighted, groups), grouped, within, 0.0, rstd)
-    dx = alg.scale(
-        dx, np.sqrt(inverse_variance(grouped, within, added_to(rstd, grouped, within), fan.kurtosis(grouped)))
-    )
+    dx, unit = normalise_backward(_in_groups(weighted, groups), _in_groups(x, groups), within, rstd)
     over = _others(rank)
     dw = con.total(times(g, _as_channels(unit)), over) if mask[1] else None
     db = con.total(g, over) if mask[2] else None

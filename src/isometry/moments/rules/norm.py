@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -24,29 +25,41 @@ from isometry.moments.rules.pointwise import times
 _MANY = 100.0  # degrees of freedom from which on a coordinate of a fixed length is as good as normal
 
 
-def normalise(m: Moments, dims: tuple[int, ...], eps: float | Array) -> tuple[Moments, Array]:
-    """Return (x − mean)/σ over the axes of dims, and σ as a block array; σ² is the variance plus eps.
+Scatter = Callable[[Moments, tuple[int, ...], float | Array], Array]
 
-    The table is centred by its mean over those axes, exactly, and divided by the variance that is left.
-    Asymptotic: the sample's own variance is taken as its expectation, as many entries are averaged. The
-    result is a function of the same latent where entries have nothing in common but a constant.
+
+def scatter_of_variance(m: Moments, dims: tuple[int, ...], eps: float | Array) -> Array:
+    """Return E[1/(v̂ + ε)]·E[v̂ + ε] of the sample variance over dims."""
+    return inverse_variance(m, dims, eps, fan.kurtosis(m))
+
+
+def normalise(
+    m: Moments, dims: tuple[int, ...], eps: float | Array, scatter: Scatter = scatter_of_variance
+) -> tuple[Moments, Array]:
+    """Return x̂ = (x − mean)/√(v̂ + ε) over the axes of dims, and σ as a block array, σ² = E[v̂] + ε.
+
+    The table is centred by its mean over those axes, exactly, and divided by σ², with what the scatter of v̂
+    adds: E[x̂²] = E[v̂/(v̂ + ε)] = 1 − ε·E[1/(v̂ + ε)], and see `inverse`. The result is a function of the same
+    latent where entries have nothing in common but a constant.
     """
     m = alg.collapse(m)
     table = centred(m, dims)
     variance = np.maximum(average_over(rec.diagonal(table, m.axes), m, dims), 0.0)
     sigma = np.sqrt(variance + eps)
-    table = table / rec.outer(sigma, sigma, m.axes)
+    square = np.clip(1.0 - eps / np.maximum(sigma**2, 1e-300) * scatter(m, dims, eps), 0.0, 1.0)
+    divisor = np.sqrt(np.divide(variance, square, out=np.ones(square.shape), where=square > 0))
+    table = table / rec.outer(divisor, divisor, m.axes)
     positions = [p for d in dims for p in m.positions(d)]
     strong = loss_of_strong(m, dims, table)
     table = table if strong is None else _with_loss(table, strong, m, positions)
     middle = average_over(m.mean, m, dims)
-    mean = (m.mean - middle) / sigma
+    mean = (m.mean - middle) / divisor
     count = float(np.prod([ax.size(m.axes[p]) for d in dims for p in m.positions(d)]))
     shared = rec.diagonal(mean_over(m.table, m, dims), m.axes) - middle**2 - variance / max(count - 1.0, 1.0)
     factor = alg.absorbed(m.terms[0], m.axes)
     if factor is None:
         return alg.assemble(m.dims, (Term(mean),)), sigma
-    values = (factor.values - middle[..., None]) / sigma[..., None]
+    values = (factor.values - middle[..., None]) / divisor[..., None]
     if strong is None and float(np.max(shared / np.maximum(variance, 1e-300))) < 0.02:
         values = _stretched(values, rec.diagonal(table, m.axes))  # each entry had a share of the mean
         own = replace(factor, values=values, table=table)
@@ -54,7 +67,7 @@ def normalise(m: Moments, dims: tuple[int, ...], eps: float | Array) -> tuple[Mo
         return _of_length_one(unit, m, dims, eps), sigma
     made = alg.with_marginal(m.dims, table, mean, values)
     (term,) = made.terms
-    parts = lineage.centred(lineage.parts_of(m.terms, sigma), positions, m.axes)
+    parts = lineage.centred(lineage.parts_of(m.terms, divisor), positions, m.axes)
     # The backward pass centres the same tensor again and must find the same variable.
     latent = ("centred", factor.latent, factor.labels, tuple(positions))
     own = replace(term.factors[0], latent=latent, parts=parts, form=term.factors[0].values)
@@ -102,36 +115,42 @@ def _stretched(values: Array, square: Array) -> Array:
 
 
 def normalise_backward(
-    g: Moments, x: Moments, dims: tuple[int, ...], eps: float, rstd: Moments | None = None
+    g: Moments,
+    x: Moments,
+    dims: tuple[int, ...],
+    eps: float | Moments,
+    scatter: Scatter = scatter_of_variance,
 ) -> tuple[Moments, Moments]:
-    """Return the gradient at x of x̂ = (x − mean)/σ, and x̂.
+    """Return the gradient at x of x̂ = (x − mean)/√(v̂ + ε), and x̂.
 
     dx = (g − mean g − x̂·c)/σ with c = mean(g x̂) removes E[c²]·E[x̂ x̂′]·(2/v − 1) from the second moments,
-    where v = mean x̂² is 1 less the share of eps in σ²: for v = 1 a projection. c uses the joint moments of g
+    where v = mean x̂² is 1 less the share of ε in σ²: for v = 1 a projection. c uses the joint moments of g
     and x̂, which may share latents; a slope that g was multiplied by stays known. Asymptotic in the number of
-    entries averaged: σ is the expected one, see `inverse_variance` for what its scatter adds.
+    entries averaged, but for the mean of 1/σ².
 
     Args:
         g: The gradient at x̂.
         x: What was normalised.
         dims: The dims it was normalised over.
-        eps: What was added to the variance.
-        rstd: 1/σ as the forward pass told it, in place of eps; of x's rank or broadcast to it.
+        eps: ε, or 1/σ as the forward pass told it; of x's rank or broadcast to it.
+        scatter: E[1/(v̂ + ε)]·E[v̂ + ε].
     """
     g, x = reg.aligned(g, x)  # σ has the axes of x: they must be g's
-    unit, sigma = normalise(x, dims, eps if rstd is None else added_to(rstd, x, dims))
+    x = alg.collapse(x)
+    added = _added_to(eps, x, dims) if isinstance(eps, Moments) else eps
+    unit, sigma = normalise(x, dims, added, scatter)
     product = alg.multiply(g, unit)
     share = np.maximum(average_over(rec.diagonal(unit.table, unit.axes), unit, dims), 1e-12)
     removed = (
         unit.table * mean_over(product.table, g, dims) * (2.0 / rec.outer(share, share, g.axes) ** 0.5 - 1.0)
     )
     table = centred(g, dims) - removed
-    inverse = 1.0 / sigma
+    inverse = np.sqrt(scatter(x, dims, added)) / sigma
     table = table * rec.outer(inverse, inverse, g.axes)
     return slopes.with_table(g, table), unit
 
 
-def added_to(rstd: Moments, x: Moments, dims: tuple[int, ...]) -> Array:
+def _added_to(rstd: Moments, x: Moments, dims: tuple[int, ...]) -> Array:
     """Return what was added to the variance, from 1/σ: it outweighs the variance of a tiny signal."""
     rstd, x = reg.aligned(rstd, x)
     variance = average_over(rec.diagonal(centred(x, dims), x.axes), x, dims)
@@ -176,9 +195,7 @@ def layer_norm_backward(
     dims = _trailing(len(x.dims), normalized)
     outer_dims = tuple(range(len(x.dims) - len(normalized)))
     weighted = g if w is None else times(g, w)
-    dx, unit = normalise_backward(weighted, x, dims, 0.0, rstd)
-    x = alg.collapse(x)
-    dx = alg.scale(dx, np.sqrt(inverse_variance(x, dims, added_to(rstd, x, dims), fan.kurtosis(x))))
+    dx, unit = normalise_backward(weighted, x, dims, rstd)
     dw = con.total(times(g, unit), outer_dims) if mask[1] else None
     db = con.total(g, outer_dims) if mask[2] else None
     return (with_shape(dx, ctx.shapes[0]) if mask[0] else None), dw, db

@@ -103,7 +103,16 @@ class Normed(NamedTuple):
     share: float
 
 
-Loose = Keys | Fan | Normed  # marks that belong to no variable
+class Across(NamedTuple):
+    """Marks a `Part` of a gradient that is orthogonal, over batch and space, to every channel of `to`.
+
+    `to` is the function of one latent that the gradient is one of; see `across`.
+    """
+
+    to: Factor
+
+
+Loose = Keys | Fan | Normed | Across  # marks that belong to no variable
 Mark = Gram | Loose  # what stands in the place of a latent and is none
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from isometry.moments import across, fan
 from isometry.moments import algebra as alg
 from isometry.moments import contract as con
-from isometry.moments import fan
 from isometry.moments import record as rec
 from isometry.moments import regrouping as reg
 from isometry.moments.averages import centred
@@ -120,7 +120,7 @@ def _batch_norm_backward(
     else:
         unit, inverse = _standardised(x, mean, var, eps)
         dx = times(weighted, inverse)
-    dw = con.total(times(g, unit), over) if mask[1] else None
+    dw = con.total(across.product(*reg.aligned(g, unit)), over) if mask[1] else None
     return (with_shape(dx, x.shape) if mask[0] else None), dw, con.total(g, over) if mask[2] else None
 
 

@@ -24,13 +24,13 @@ from typing import Any, Literal
 
 import numpy as np
 
+from isometry.moments import across, fan, patches
 from isometry.moments import algebra as alg
 from isometry.moments import axes as ax
 from isometry.moments import contract as con
-from isometry.moments import fan, patches
 from isometry.moments import regrouping as reg
 from isometry.moments.axes import Array, Axis
-from isometry.moments.record import Moments
+from isometry.moments.record import Moments, Normed
 from isometry.moments.rules.base import Context, rule
 from isometry.moments.rules.linear import plus, with_shape
 from isometry.moments.taps import Window, tap_pairs
@@ -212,6 +212,15 @@ def convolution(
     return y if len(ctx.shape) == rank + 2 else replace(y, dims=y.dims[1:])
 
 
+def _is_free_of_scale(g: Moments, w: Moments) -> bool:
+    """Return whether what is behind a convolution does not change when a channel of its input is stretched.
+
+    Every channel goes alone, and is divided by its size.
+    """
+    mark = fan.mark_of(g, Normed)
+    return mark is not None and mark.share > 0.9 and w.shape[2] == 1
+
+
 @rule("convolution_backward", "convolution_backward_overrideable", accuracy="asymptotic")
 def convolution_backward(
     ctx: Context,
@@ -238,6 +247,7 @@ def convolution_backward(
     db = (
         con.total(g, tuple(d for d in range(len(g.dims)) if d != len(g.dims) - rank - 1)) if mask[2] else None
     )
+    at = x
     x, g = (_grouped(_batched(m, rank), 1, groups) for m in (x, g))
     w = _grouped(w, 0, groups)
     dx = dw = None
@@ -246,6 +256,8 @@ def convolution_backward(
         dx = _ungrouped(windowed(spec, g, w, roles, windows, x), 1)
         dx = alg.scale(dx, np.sqrt(fan.kept(g)))
         dx = with_shape(dx if len(shape) == rank + 2 else replace(dx, dims=dx.dims[1:]), shape)
+        if not transposed and _is_free_of_scale(g, w):
+            dx = across.orthogonal(dx, at)
     if mask[1]:
         small_one, large_one = (x, g) if transposed else (g, x)
         dw = _ungrouped(windowed("ngo,ngc->goc", small_one, large_one, "oik", windows, w), 0)

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from isometry.moments import across, fan, latents, lineage, slopes
 from isometry.moments import algebra as alg
 from isometry.moments import axes as ax
 from isometry.moments import contract as con
-from isometry.moments import fan, latents, lineage, slopes
 from isometry.moments import record as rec
 from isometry.moments import regrouping as reg
 from isometry.moments.averages import average_over, centred, mean_over
@@ -139,7 +139,7 @@ def normalise_backward(
     x = alg.collapse(x)
     added = _added_to(eps, x, dims) if isinstance(eps, Moments) else eps
     unit, sigma = normalise(x, dims, added, scatter)
-    product = alg.multiply(g, unit)
+    product = across.product(g, unit)
     share = np.maximum(average_over(rec.diagonal(unit.table, unit.axes), unit, dims), 1e-12)
     removed = (
         unit.table * mean_over(product.table, g, dims) * (2.0 / rec.outer(share, share, g.axes) ** 0.5 - 1.0)

@@ -24,6 +24,7 @@ from isometry.moments.record import (
     diagonal,
     dual,
     first,
+    joint,
     mirror,
     outer,
     second,
@@ -142,7 +143,7 @@ def _cross(a: Term, b: Term, axes: tuple[Axis, ...]) -> Array | None:
     for factor in a.factors:
         partner = keys.pop(factor.key, None)
         if partner is not None:
-            result = result * dual(factor.values, partner.values, factor.rho, axes)
+            result = result * joint(factor, factor.values, partner.values, axes)
             continue
         related = next(
             ((g, c) for g in keys.values() if (c := lineage.covariance(factor, g, axes)) is not None), None
@@ -426,7 +427,7 @@ def _lattice(count: int, points: int = 4001) -> tuple[tuple[Index, Array], ...]:
 
 def changed(factor: Factor, values: Array, axes: tuple[Axis, ...]) -> Factor:
     """Return another function of the same variable."""
-    return replace(factor, values=values, table=dual(values, values, factor.rho, axes))
+    return replace(factor, values=values, table=joint(factor, values, values, axes))
 
 
 def apply(m: Moments, fn: Callable[[Array], Array]) -> Moments:

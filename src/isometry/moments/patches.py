@@ -53,11 +53,12 @@ def fan_of(x: Moments, w: Moments, windows: Sequence[Window]) -> Fan | None:
     return Fan(weights, 1.0 / scatter, groups / scatter, tail)
 
 
-def summed(y: Moments, x: Moments, mark: Fan | None) -> Moments:
+def summed(y: Moments, x: Moments, windows: Sequence[Window], mark: Fan | None) -> Moments:
     """Return a convolution's output y of x with its mark, and the tails that sums of few or uneven x have."""
     if mark is None:
         return y
-    own, handed = 3.0 / (mark.weights + 2.0), fan.of_sum(x.terms)
+    terms = x.shape[2] * float(np.prod([len(w.taps()[0]) / w.outputs for w in windows]))
+    own, handed = 3.0 / (terms + 2.0), fan.of_sum(x.terms)
     tail = handed.tail if handed else 0.0
     return fan.marked(fan.with_tails(y, own * fan.kurtosis(x) + (1.0 - own) * 3.0 * tail), mark)
 

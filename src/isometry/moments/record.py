@@ -154,7 +154,8 @@ class Part:
 class Factor:
     """A pointwise function of one latent; see the module.
 
-    `parts` tell how the latent's `form` (None: the latent itself) depends on others.
+    `parts` tell how the latent's `form` (None: the latent itself) depends on others. `length` is added to ρ²,
+    the covariance of h₂(z) and h₂(z′), where the entries are bound to a length that they have together.
     """
 
     latent: object
@@ -164,6 +165,7 @@ class Factor:
     table: Array
     parts: tuple[Part, ...] = ()
     form: Array | None = None
+    length: Array | None = None
 
     @cached_property
     def mean(self) -> Array:
@@ -298,6 +300,15 @@ def dual(f: Array, g: Array, rho: Array, axes: tuple[Axis, ...]) -> Array:
     known = np.broadcast_to(ours[..., :-1], (*share.shape, latents.ORDER))
     ours = np.concatenate([known, (ours[..., -1] * share)[..., None]], axis=-1)
     return latents.mehler(first(ours, axes) * second(theirs, axes), rho)
+
+
+def joint(factor: Factor, f: Array, g: Array, axes: tuple[Axis, ...]) -> Array:
+    """Return E[f(z) g(z′)] by pair class for two functions of a factor's variable; see `dual`."""
+    table = dual(f, g, factor.rho, axes)
+    if factor.length is None:
+        return table
+    ours, theirs = latents.coefficients(f)[..., 2], latents.coefficients(g)[..., 2]
+    return np.asarray(table + outer(ours, theirs, axes) * factor.length)
 
 
 def mirror(table: Array, axes: tuple[Axis, ...]) -> Array:

@@ -53,9 +53,15 @@ def remap(
         parts = tuple(
             Part(p.latent, relabelled(p.labels), p.gone, how.on_blocks(p.values, position)) for p in f.parts
         )
-        form = None if f.form is None else how.on_blocks(f.form, position)
-        return Factor(
-            f.latent, relabelled(f.labels), how.on_pairs(f.rho, position), values, table, parts, form
+        return replace(
+            f,
+            labels=relabelled(f.labels),
+            rho=how.on_pairs(f.rho, position),
+            values=values,
+            table=table,
+            parts=parts,
+            form=None if f.form is None else how.on_blocks(f.form, position),
+            length=None if f.length is None else how.on_pairs(f.length, position),
         )
 
     def on_term(t: Term) -> Term:
@@ -271,22 +277,19 @@ def transposed(m: Moments, order: tuple[int, ...]) -> Moments:
     nodes_last = [*axis_order, len(axis_order)]
 
     def on_factor(f: Factor) -> Factor:
-        return Factor(
-            f.latent,
-            tuple(f.labels[p] for p in axis_order),
-            f.rho.transpose(axis_order),
-            f.values.transpose(nodes_last),
-            f.table.transpose(axis_order),
-            tuple(
-                Part(
-                    p.latent,
-                    tuple(p.labels[k] for k in axis_order),
-                    p.gone,
-                    p.values.transpose(nodes_last),
-                )
-                for p in f.parts
-            ),
-            None if f.form is None else f.form.transpose(nodes_last),
+        parts = tuple(
+            replace(p, labels=tuple(p.labels[k] for k in axis_order), values=p.values.transpose(nodes_last))
+            for p in f.parts
+        )
+        return replace(
+            f,
+            labels=tuple(f.labels[p] for p in axis_order),
+            rho=f.rho.transpose(axis_order),
+            values=f.values.transpose(nodes_last),
+            table=f.table.transpose(axis_order),
+            parts=parts,
+            form=None if f.form is None else f.form.transpose(nodes_last),
+            length=None if f.length is None else f.length.transpose(axis_order),
         )
 
     terms = tuple(Term(t.coef.transpose(axis_order), tuple(map(on_factor, t.factors))) for t in m.terms)
@@ -309,8 +312,16 @@ def widened(m: Moments, position: int, axes: tuple[Axis, ...]) -> Moments:
             return (*labels[:position], *([None] * len(axes)), *labels[position:])
 
         parts = tuple(Part(p.latent, more(p.labels), p.gone, wide(p.values)) for p in f.parts)
-        form = None if f.form is None else wide(f.form)
-        return Factor(f.latent, more(f.labels), wide(f.rho), wide(f.values), wide(f.table), parts, form)
+        return replace(
+            f,
+            labels=more(f.labels),
+            rho=wide(f.rho),
+            values=wide(f.values),
+            table=wide(f.table),
+            parts=parts,
+            form=None if f.form is None else wide(f.form),
+            length=None if f.length is None else wide(f.length),
+        )
 
     terms = tuple(Term(wide(t.coef), tuple(map(on_factor, t.factors))) for t in m.terms)
     dims = tuple((a,) for a in (*m.axes[:position], *axes, *m.axes[position:]))

@@ -92,18 +92,29 @@ def _with_loss(table: Array, strong: Array, m: Moments, positions: list[int]) ->
 def _of_length_one(unit: Moments, m: Moments, dims: tuple[int, ...], eps: float | Array) -> Moments:
     """Return m normalised, of few entries, with the shape that coordinates of a fixed length have.
 
-    n normal entries divided by their own size are n coordinates of a random direction: lighter tails. n is
-    the number of degrees of freedom for which E[1/v̂]·E[v̂] = n/(n − 2).
+    n normal entries divided by their own size are n coordinates of a random direction: lighter tails, and
+    squares that have the covariance −2/(n + 2) with one another. n is the number of degrees of freedom for
+    which E[1/v̂]·E[v̂] = n/(n − 2).
     """
     (term,) = unit.terms
     excess = float(np.mean(inverse_variance(m, dims, eps, 0.0))) - 1.0
     if len(term.factors) != 1 or excess < 2.0 / (_MANY - 2.0):
         return unit
     (factor,) = term.factors
-    at = latents.places(latents.on_sphere(round(2.0 / excess + 2.0, 1)))
-    values = latents.at_points(factor.values, at)
+    n = 2.0 / excess + 2.0
+    values = latents.at_points(factor.values, latents.places(latents.on_sphere(round(n, 1))))
     values = _stretched(values, factor.square)
-    return replace(unit, terms=(Term(term.coef, (replace(factor, values=values),)),))
+    positions = [p for d in dims for p in m.positions(d)]
+    own = replace(factor, values=values, length=_bound(factor.table.shape, m, positions, -1.0 / (n + 2.0)))
+    return replace(unit, terms=(Term(term.coef, (own,)),))
+
+
+def _bound(shape: tuple[int, ...], m: Moments, positions: list[int], by: float) -> Array:
+    """Return a pair array that is `by` for two entries that differ along some axes only, else 0."""
+    length = np.zeros(shape)
+    length[tuple([slice(None) if k in positions else slice(len(a)) for k, a in enumerate(m.axes)])] = by
+    rec.diagonal(length, m.axes)[...] = 0.0
+    return length
 
 
 def _stretched(values: Array, square: Array) -> Array:

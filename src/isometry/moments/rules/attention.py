@@ -29,7 +29,7 @@ from isometry.moments import latents, lineage, saturation
 from isometry.moments import record as rec
 from isometry.moments import regrouping as reg
 from isometry.moments.axes import Array, Axis
-from isometry.moments.record import Keys, Moments, Part, Term
+from isometry.moments.record import Gram, Keys, Moments, Part, Term
 from isometry.moments.rules.base import Context, NoRule, Shifted, rule
 from isometry.moments.rules.pointwise import as_moments
 from isometry.moments.symbolic import Known, entries, shape_of
@@ -214,6 +214,7 @@ def _weights(scores: Moments, key: int, query: int | None, rows: Rows, shift: Kn
     kappa = _damped(table, rows, b)
     table = table * kappa
     same, differ = table[..., None, :b], table[..., None, b:].reshape((*table.shape[:-1], 1, b, b))
+    differ = differ + _unlike_keys(scores, key, same, differ)
     both = rows.first[..., :, None] * rows.second[..., None, :] - rows.overlap[..., None] * np.eye(b)
     top = np.maximum(same.max(-1), differ.max((-1, -2)))
     p_same = rows.overlap * np.exp(same - top[..., None])
@@ -240,6 +241,18 @@ def _weights(scores: Moments, key: int, query: int | None, rows: Rows, shift: Kn
     shape = [n if k == query else 1 for k, n in enumerate(mean_shape)]
     crowd = rows.overlap[:blocks].sum(-1).mean(1).reshape(shape)
     return _marked(made, scores, key, crowd, kappa[:blocks, 0].reshape(shape), shift)
+
+
+def _unlike_keys(scores: Moments, key: int, same: Array, differ: Array) -> Array:
+    """Return what keys that are images of rows x_k add to ln E[e^{s + s′}] of two of them.
+
+    Their inner products fluctuate by a share f: the covariance v·δ of two scores is zero in the mean, and
+    E[e^{vδ}] = e^{f v²/2}.
+    """
+    marks = (p for p in lineage.grams_of(scores.terms) if p.labels[key] is not None)
+    fluctuation = max((p.latent.fluctuation for p in marks if isinstance(p.latent, Gram)), default=0.0)
+    varying = np.maximum(0.5 * (same[..., :, None] + same[..., None, :]) - differ, 0.0)
+    return np.asarray(0.5 * fluctuation * varying**2)
 
 
 def _marked(

@@ -145,7 +145,7 @@ NORM = (
     Case(  # the inverse of so few entries' variance is larger than their variance's inverse
         "layer_norm of few features",
         lambda x: F.relu(F.layer_norm(x, (9,))),
-        (Input((16, 9), shared=0.4),),
+        (Input((16, 9)),),
         draws=4000,
         tolerance=0.03,
     ),
@@ -205,7 +205,12 @@ def _in_groups(x: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tenso
 
 ONE_X = (
     Case("attention of one x", lambda *a: _attended(*a, 1.0), _ONE_X, tolerance=0.04),
-    Case("peaked attention of one x", lambda *a: _attended(*a, 4.0), _ONE_X, tolerance=0.06),
+    Case(  # far from uniform, weights depend on the norms of queries and keys
+        "peaked attention of one x",
+        lambda *a: _attended(*a, 2.5),
+        _ONE_X,
+        tolerance=0.1,
+    ),
     Case("grouped attention of one x", _in_groups, _ONE_X, tolerance=0.06),
 )
 

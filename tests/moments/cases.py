@@ -145,7 +145,7 @@ NORM = (
     Case(  # the inverse of so few entries' variance is larger than their variance's inverse
         "layer_norm of few features",
         lambda x: F.relu(F.layer_norm(x, (9,))),
-        (Input((16, 9), shared=0.4),),
+        (Input((16, 9)),),
         draws=4000,
         tolerance=0.03,
     ),
@@ -182,7 +182,47 @@ ATTENTION = (
     ),
 )
 
+_ONE_X = (Input((4, 24, 48), shared=0.0), *[Input((48, 64), std=48**-0.5)] * 2, Input((48, 8), std=0.1))
+
+
+def _attended(
+    x: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, gain: float
+) -> torch.Tensor:
+    """Queries, keys and values of one x: their rows' inner products are the same."""
+    x = F.layer_norm(x, (48,))
+    return torch.softmax(gain * (x @ q) @ (x @ k).transpose(1, 2) / 8, -1) @ (x @ v)
+
+
+def _in_groups(x: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """As `_attended`, two query heads for one key."""
+    x = F.layer_norm(x, (48,))
+    heads = (x @ q).unflatten(-1, (2, 32)).transpose(1, 2)
+    keys = (x @ k[:, :32]).unsqueeze(1).expand(4, 2, 24, 32)
+    return torch.softmax(heads @ keys.transpose(2, 3) * 32**-0.5, -1) @ (x @ v).unsqueeze(1).expand(
+        4, 2, 24, 8
+    )
+
+
+ONE_X = (
+    Case("attention of one x", lambda *a: _attended(*a, 1.0), _ONE_X, tolerance=0.04),
+    Case(  # far from uniform, weights depend on the norms of queries and keys
+        "peaked attention of one x",
+        lambda *a: _attended(*a, 2.5),
+        _ONE_X,
+        tolerance=0.1,
+    ),
+    Case("grouped attention of one x", _in_groups, _ONE_X, tolerance=0.06),
+)
+
 LOSS = (
+    Case(  # far from uniform: the sum's logarithm, and probabilities near 1
+        "cross entropy of few classes",
+        lambda x, t: F.cross_entropy(x, t),
+        (Input((12, 10), std=2.0),),
+        (torch.arange(12) % 10,),
+        draws=1000,
+        tolerance=0.01,
+    ),
     Case(
         "cross entropy",
         lambda x, t: F.cross_entropy(x, t),
@@ -334,6 +374,7 @@ CASES = (
     *NORM,
     *INDEX,
     *ATTENTION,
+    *ONE_X,
     *LOSS,
     *RANDOM,
     *VISION,

@@ -119,7 +119,7 @@ def _with_parts(made: Moments, m: Moments, positions: list[int], *, normal: bool
     if normal:
         std = np.sqrt(made.variance)[..., None]
         size = np.divide(1.0, std, out=np.zeros_like(std), where=std > 0)
-        parts = tuple(replace(p, values=p.values * size) for p in parts)
+        parts = tuple(replace(p, values=p.values * size) for p in parts) + gram.of_sum(m, positions)
     form = None if normal else factor.values
     return replace(made, terms=(rec.Term(term.coef, (replace(factor, parts=parts, form=form),)),))
 

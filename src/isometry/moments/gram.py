@@ -31,7 +31,7 @@ def images(m: Moments, summed: Sequence[int], other: Moments) -> tuple[Part, ...
 
     They come as parts of m.
 
-    Those that m's rows are images of already; or, where `other` has independent entries, those of m itself.
+    Those that m's rows are images of already; and, where `other` has independent entries, those of m itself.
     """
     handed = tuple(p for p in lineage.marks_of(m.terms) if all(p.labels[k] is None for k in summed))
     if not is_white(other):
@@ -42,11 +42,11 @@ def images(m: Moments, summed: Sequence[int], other: Moments) -> tuple[Part, ...
         default=None,
     )
     if main is None:
-        return ()
+        return handed
     labels: tuple[Label, ...] = tuple(None if k in summed else x for k, x in enumerate(main.labels))
     gone = tuple(main.labels[k] for k in summed)
     origin = Gram(main.latent, gone, _fluctuation(m, summed))
-    return (Part(origin, labels, (), np.sqrt(_own(m, labels))[..., None]),)
+    return (*handed, Part(origin, labels, (), np.sqrt(_own(m, labels))[..., None]))
 
 
 def _own(m: Moments, labels: Sequence[Label]) -> Array:
@@ -116,6 +116,9 @@ def passed_on(
 
     `order` says which of the input's axes each axis was. Along its axes `common` to both inputs every row had
     an operator of its own: there, rows are no longer images under one matrix, which the parts note as `gone`.
+
+    Rows get sizes, y_k = (Σ_s v_ks²)^½, for what is Σ_s v_ks v_k′s between two of them. Where v is no
+    product, as in causal attention, whose early queries weigh few keys, their mean is set to what that gives.
     """
     (term,) = made.terms
     if not term.factors or not parts:
@@ -124,6 +127,7 @@ def passed_on(
     given = []
     for part in parts:
         square = through(part.values[..., 0] ** 2, others)
+        square = square * _concentration(part, square, order, common, made, through, others)
         size = np.sqrt(
             np.divide(
                 square, std**2, out=np.zeros(np.broadcast_shapes(square.shape, std.shape)), where=std > 0
@@ -134,6 +138,45 @@ def passed_on(
         given.append(Part(part.latent, labels, (*part.gone, *own), size[..., None]))
     (factor,) = term.factors
     return replace(made, terms=(Term(term.coef, (replace(factor, parts=(*factor.parts, *given)),)),))
+
+
+def _concentration(
+    part: Part,
+    square: Array,
+    order: Sequence[int | None],
+    common: Sequence[int],
+    made: Moments,
+    through: Contraction,
+    others: Array,
+) -> Array:
+    """Return Σ_s (Σ_k v_ks)² / (Σ_k y_k)², at most 1, where k runs along the rows that are left."""
+    labels = enumerate(part.labels)
+    rows = max((k for k, x in labels if x is not None and k in order and k not in common), default=None)
+    values = part.values[..., 0]
+    if rows is None or values.shape[rows] == 1:
+        return np.ones([1] * square.ndim)
+    at = order.index(rows)
+    n = np.asarray(made.axes[at], dtype=np.float64)
+    total = np.expand_dims(np.tensordot(values, n, axes=(rows, 0)), rows)
+    sizes = np.expand_dims(np.tensordot(np.sqrt(square), n, axes=(at, 0)), at)
+    return np.asarray(np.minimum(through(total**2, others) / np.maximum(sizes**2, 1e-300), 1.0))
+
+
+def of_sum(m: Moments, positions: Sequence[int]) -> tuple[Part, ...]:
+    """Return the inner products that a sum of m over axes passes on: those of rows along the others.
+
+    The images' share of the variance is taken to stay what it was, as for summands under unlike matrices.
+    """
+    given = []
+    for part in lineage.marks_of(m.terms):
+        if any(part.labels[k] is not None for k in positions):
+            continue
+        std = np.sqrt(m.variance)[..., None]
+        shape = np.broadcast_shapes(part.values.shape, std.shape)
+        values = np.divide(part.values, std, out=np.zeros(shape), where=std > 0)
+        labels = tuple(label for k, label in enumerate(part.labels) if k not in positions)
+        given.append(Part(part.latent, labels, part.gone, values.mean(tuple(positions))))
+    return tuple(given)
 
 
 def shared(

@@ -7,6 +7,9 @@ With X = e^{√v z}, L(t) = E[e^{−tX}] and M_p(t) = t^p E[X^p e^{−tX}], from
     Σ E[a³]     = n/2 ∫ M₃ L^{n−1} dlog t
     E[(Σ a²)²]  = n/6 ∫ M₄ L^{n−1} dlog t + n(n−1)/6 ∫ M₂² L^{n−2} dlog t
 
+And E[e^{−tΣX}] = Lⁿ, as a function of −log t, is the distribution function of log ΣX plus a Gumbel variable
+(mean γ, variance π²/6), which gives the mean and the variance of log ΣX.
+
 Exact up to quadrature. The closed form Σ E[a²] ≈ e^v/(n − 1 + e^v) holds for small v or huge n only (at n =
 64, v = 8 it says 0.98 for 0.30); it becomes exact with v replaced by κ·v, which also serves for two rows of
 correlated scores (covariance κ·c): within 5 % up to v = 8, within 20 % at v = 40.
@@ -31,7 +34,7 @@ def _curves(variance: float) -> tuple[Array, Array]:
     root = variance**0.5
     inner = np.abs(latents.NODES) < 7.0
     reach = 7.0 * root + 4.0
-    log_t = np.arange(-reach, reach, STEP)
+    log_t = np.arange(-reach - 16.0, reach, STEP)  # what counts lies about −log n
     log_size = log_t[:, None] + root * latents.NODES[inner]
     size = np.exp(np.minimum(log_size, 50.0))  # beyond, e^−size has long been 0
     weights = latents.WEIGHTS[inner] / latents.WEIGHTS[inner].sum()
@@ -42,25 +45,43 @@ def _curves(variance: float) -> tuple[Array, Array]:
     )
 
 
-def moments(variance: float, n: Array) -> tuple[Array, Array]:
-    """Return Σ E[a²] and E[Σa² − 2Σa³ + (Σa²)²], the sum of squares of a row's gradient for i.i.d.
+def moments(variance: float, n: Array) -> tuple[Array, Array, Array]:
+    """Return Σ E[a²] and two moments of a row's Jacobian J = diag(a) − a aᵀ.
 
-    Unit ones behind it.
+    The second is E[tr J²] = E[Σa² − 2Σa³ + (Σa²)²], the sum of squares of a row's gradient for i.i.d. unit
+    ones behind it. The third is E[(tr J)² − Σ J_kk² + Σ_{k≠k′} J_kk′²] = E[1 − 3Σa² + 2(Σa²)² + 2Σa³ − 2Σa⁴]:
+    what inner products that the gradient behind it shares with the keys add, see `attention`.
 
     Args:
         variance: Of the scores.
         n: How many scores, at least 1; need not be whole (the inverse of Σu² for uneven rows).
 
     Returns:
-        Two arrays of n's shape.
+        Three arrays of n's shape.
     """
     kept, (m2, m3, m4) = _curves(float(f"{variance:.3g}"))
     n = np.asarray(n, dtype=np.float64)[..., None]
     power = np.exp((n - 1.0) * np.log(np.maximum(kept, 1e-300)))
     second = STEP * (n * m2 * power).sum(-1)
     third = STEP * (n / 2.0 * m3 * power).sum(-1)
-    fourth = STEP * (n / 6.0 * (m4 * power + (n - 1.0) * m2**2 * power / np.maximum(kept, 1e-300))).sum(-1)
-    return second, np.maximum(second - 2.0 * third + fourth, 0.0)
+    fourth = STEP * (n / 6.0 * m4 * power).sum(-1)
+    both = fourth + STEP * (n * (n - 1.0) / 6.0 * m2**2 * power / np.maximum(kept, 1e-300)).sum(-1)
+    pairs = 1.0 - 3.0 * second + 2.0 * both + 2.0 * third - 2.0 * fourth
+    return second, np.maximum(second - 2.0 * third + both, 0.0), np.maximum(pairs, 0.0)
+
+
+@lru_cache(maxsize=256)
+def log_sum(variance: float, n: int) -> tuple[float, float]:
+    """Return the mean and the variance of log Σ e^s for n independent normal scores s of mean 0."""
+    root = variance**0.5
+    low, high = np.log(n) - 7.0 * root - 4.0, np.log(n) + 7.0 * root + 18.0
+    x = np.arange(low, high, STEP / 2)
+    inner = np.abs(latents.NODES) < 7.0
+    kept = np.exp(-np.exp(np.minimum(root * latents.NODES[inner] - x[:, None], 50.0)))
+    below = (kept @ (latents.WEIGHTS[inner] / latents.WEIGHTS[inner].sum())) ** n
+    mean = x[-1] - np.trapezoid(below, x)
+    square = x[-1] ** 2 - 2.0 * np.trapezoid(x * below, x) + (STEP / 2) ** 2 / 6  # Euler–Maclaurin at the end
+    return float(mean - np.euler_gamma), max(float(square - mean**2 - np.pi**2 / 6), 0.0)
 
 
 def damping(variance: float, n: Array) -> Array:
@@ -70,31 +91,32 @@ def damping(variance: float, n: Array) -> Array:
     """
     n = np.asarray(n, dtype=np.float64)
     if variance <= 1e-4:
-        return np.where(n > 1.5, 1.0 - 2.0 / np.maximum(n, 2.0), 1.0)
-    square, _ = moments(variance, n)
+        return np.ones_like(n)
+    square, *_ = moments(variance, n)
     ratio = np.maximum(n - 1.0, 1e-9) * square / np.maximum(1.0 - square, 1e-12)
     return np.where(n > 1.01, np.clip(np.log(np.maximum(ratio, 1.0)) / variance, 0.0, 1.0), 1.0)
 
 
 @lru_cache(maxsize=64)
-def _reached(counts: tuple[float, ...]) -> list[tuple[Array, Array]]:
-    """Return the moments of rows of these many scores over a grid of variances."""
-    return [moments(root * root, np.asarray(counts)) for root in ROOTS]
+def _reached(counts: tuple[float, ...]) -> Array:
+    """Return the moments of rows of these many scores, as (variances, moments, rows)."""
+    n = np.maximum(np.asarray(counts), 1.0)
+    uniform = np.stack([1.0 / n, (1.0 - 1.0 / n) / n, (1.0 - 1.0 / n) * (1.0 - 2.0 / n + 2.0 / n**2)])
+    return np.stack([uniform, *[np.stack(moments(root * root, n)) for root in ROOTS]])
 
 
-def kept_share(square: Array, n: Array) -> Array:
-    """Return E[Σa² − 2Σa³ + (Σa²)²] / Σ E[a²] for a row with Σ E[a²] = `square`.
+def kept_shares(square: Array, n: Array) -> tuple[Array, Array]:
+    """Return the second and third of `moments` for a row with Σ E[a²] = `square`.
 
-    By interpolation over the variance.
+    The second is relative to Σ E[a²]. By interpolation over the variance.
     """
     shape = np.broadcast_shapes(square.shape, n.shape)
     flat_n, flat = np.broadcast_to(n, shape).ravel(), np.broadcast_to(square, shape).ravel()
     counts, where = np.unique(np.round(flat_n, 3), return_inverse=True)
-    result = np.empty(flat.size)
-    reached = _reached(tuple(np.maximum(counts, 1.0)))
-    for k, count in enumerate(counts):
-        x = np.array([1.0 / max(count, 1.0), *[float(r[0][k]) for r in reached]])
-        y = np.array([1.0 - 1.0 / max(count, 1.0), *[float(r[1][k] / r[0][k]) for r in reached]])
-        order = np.argsort(x)
-        result[where == k] = np.interp(flat[where == k], x[order], y[order])
-    return result.reshape(shape)
+    result = np.empty((2, flat.size))
+    reached = _reached(tuple(counts))
+    for k in range(len(counts)):
+        at, kept, pairs = reached[np.argsort(reached[:, 0, k])][..., k].T
+        result[0, where == k] = np.interp(flat[where == k], at, kept / at)
+        result[1, where == k] = np.interp(flat[where == k], at, pairs)
+    return result[0].reshape(shape), result[1].reshape(shape)

@@ -29,7 +29,7 @@ from isometry.moments import latents, lineage, saturation
 from isometry.moments import record as rec
 from isometry.moments import regrouping as reg
 from isometry.moments.axes import Array, Axis
-from isometry.moments.record import Keys, Moments, Part, Term
+from isometry.moments.record import Gram, Keys, Moments, Part, Term
 from isometry.moments.rules.base import Context, NoRule, Shifted, rule
 from isometry.moments.rules.pointwise import as_moments
 from isometry.moments.symbolic import Known, entries, shape_of
@@ -211,8 +211,10 @@ def _weights(scores: Moments, key: int, query: int | None, rows: Rows, shift: Kn
         table = np.moveaxis(table, query_at, -2)
     else:
         table = table[..., None, :]
-    table = table * _damped(table, rows, b)
+    kappa = _damped(table, rows, b)
+    table = table * kappa
     same, differ = table[..., None, :b], table[..., None, b:].reshape((*table.shape[:-1], 1, b, b))
+    differ = differ + _unlike_keys(scores, key, same, differ)
     both = rows.first[..., :, None] * rows.second[..., None, :] - rows.overlap[..., None] * np.eye(b)
     top = np.maximum(same.max(-1), differ.max((-1, -2)))
     p_same = rows.overlap * np.exp(same - top[..., None])
@@ -235,17 +237,44 @@ def _weights(scores: Moments, key: int, query: int | None, rows: Rows, shift: Kn
         mean_shape[key], mean_shape[query] = b, n
         mean = (share[:n] if query < key else share[:n].T).reshape(mean_shape)
     made = lognormal(scores.dims, out, mean)
-    crowd = rows.overlap[: mean_shape[query] if query is not None else 1].sum(-1).mean(1)
+    blocks = mean_shape[query] if query is not None else 1
     shape = [n if k == query else 1 for k, n in enumerate(mean_shape)]
-    return _marked(made, crowd.reshape([*shape, 1]), shift)
+    crowd = rows.overlap[:blocks].sum(-1).mean(1).reshape(shape)
+    return _marked(made, scores, key, crowd, kappa[:blocks, 0].reshape(shape), shift)
 
 
-def _marked(made: Moments, crowd: Array, shift: Known | None) -> Moments:
-    """Let the weights remember how many keys their rows see, for the gradient."""
+def _unlike_keys(scores: Moments, key: int, same: Array, differ: Array) -> Array:
+    """Return what keys that are images of rows x_k add to ln E[e^{s + s′}] of two of them.
+
+    Their inner products fluctuate by a share f: the covariance v·δ of two scores is zero in the mean, and
+    E[e^{vδ}] = e^{f v²/2}.
+    """
+    marks = (p for p in lineage.grams_of(scores.terms) if p.labels[key] is not None)
+    fluctuation = max((p.latent.fluctuation for p in marks if isinstance(p.latent, Gram)), default=0.0)
+    varying = np.maximum(0.5 * (same[..., :, None] + same[..., None, :]) - differ, 0.0)
+    return np.asarray(0.5 * fluctuation * varying**2)
+
+
+def _marked(
+    made: Moments, scores: Moments, key: int, crowd: Array, kappa: Array, shift: Known | None
+) -> Moments:
+    """Let the weights remember how many keys their rows see, and the inner products that the scores share.
+
+    Scores that are images of rows x_k have the covariance c + v·δ with δ = x_k·x_k′/|x|² less its mean, and
+    by the formula of the module ln E[a a′] has the slope κ·v in δ. So the weights are images too, of the size
+    √(κ v E[a a′]), where E[a a′] is that of pairs: less than the mean weights' by (1 − ΣE[a²])/(1 − Σu²).
+    """
     (term,) = made.terms
-    part = Part(Keys(shift), (None,) * len(made.axes), (), crowd)
-    factors = tuple(replace(f, parts=(*f.parts, part)) for f in term.factors)
-    return replace(made, terms=(Term(term.coef, factors),))
+    if not term.factors:
+        return made
+    n = np.asarray(made.axes[key], dtype=np.float64)
+    square = np.expand_dims((np.moveaxis(made.square, key, -1) * n).sum(-1), key)
+    pairs = np.clip((1.0 - square) / np.maximum(1.0 - crowd, 1e-12), 0.0, 1.0)
+    size = (made.mean * np.sqrt(kappa * pairs))[..., None]
+    parts = [replace(p, values=p.values * size) for p in lineage.grams_of(scores.terms)]
+    parts.append(Part(Keys(shift), (None,) * len(made.axes), (), crowd[..., None]))
+    (factor,) = term.factors
+    return replace(made, terms=(Term(term.coef, (replace(factor, parts=tuple(parts), form=factor.values),)),))
 
 
 def _crowd(a: Moments, key: int) -> Array:
@@ -336,15 +365,39 @@ def softmax_backward(ctx: Context, g: Moments, a: Moments, dim: int, *_: Any) ->
     e_same = g_same - m1 - m2 + s[..., None]
     e_differ = g_differ - m1[..., :, None] - m2[..., None, :] + s[..., None, None]
     e = np.concatenate([e_same, e_differ.reshape((*e_differ.shape[:-2], b * b))], axis=-1)
-    e = e - (counted * e).sum(-1, keepdims=True)  # Σ_k dS_k = 0 for every row, exactly
+    e = e - (counted * e).sum(-1, keepdims=True)
     others = (*g.axes[:key], *g.axes[key + 1 :])
-    kept = _saturated(p_same.sum(-1), 1.0 / np.maximum(_crowd(a, key), 1e-300), others)
-    table = np.moveaxis(weights * e * kept[..., None], -1, key)
-    made = alg.gaussian(g.dims, table, np.zeros([1] * len(g.axes)))
-    return _with_grams(made, g, a)
+    counts = 1.0 / np.maximum(_crowd(a, key), 1e-300)
+    own, pairs = saturation.kept_shares(rec.diagonal(p_same.sum(-1), others), counts)
+    kept = _saturated(p_same.sum(-1), own, counts, others)
+    table = _balanced(weights * e * kept[..., None], y1, y2, keys)
+    made = alg.gaussian(g.dims, np.moveaxis(table, -1, key), np.zeros([1] * len(g.axes)))
+    size = np.sqrt(pairs / np.maximum(1.0 - 1.0 / counts, 1e-12))
+    return _with_grams(made, g, a, a.mean * np.expand_dims(size, key))
 
 
-def _saturated(overlap: Array, counts: Array, axes: tuple[Axis, ...]) -> Array:
+def _balanced(table: Array, y1: Array, y2: Array, keys: Axis) -> Array:
+    """Return E[dS dS′] with Σ_k dS_k = 0 for every row exactly, so that what keys have in common cancels.
+
+    What each block of keys lacks is spread over its pairs with the others, by their weights y: blocks of
+    queries whose rows see unlike numbers of keys hold averages, which do not cancel by themselves.
+    """
+    b = len(keys)
+    counts = ax.pair_counts(keys)
+    counted = table * counts
+    same, differ = counted[..., :b], counted[..., b:].reshape((*table.shape[:-1], b, b))
+    first, second = same + differ.sum(-1), same + differ.sum(-2)
+    w1, w2 = (y / np.maximum(y.sum(-1, keepdims=True), 1e-300) for y in (y1, y2))
+    less = first[..., :, None] * w2[..., None, :] + w1[..., :, None] * second[..., None, :]
+    less = less - w1[..., :, None] * w2[..., None, :] * first.sum(-1)[..., None, None]
+    alone = np.asarray(keys) == 1  # such a block has no pairs of different entries
+    same = same - np.where(alone, np.diagonal(less, axis1=-2, axis2=-1), 0.0)
+    differ = differ - np.where(np.diag(alone), 0.0, less)
+    counted = np.concatenate([same, differ.reshape((*differ.shape[:-2], b * b))], axis=-1)
+    return np.asarray(counted / np.maximum(counts, 1.0))
+
+
+def _saturated(overlap: Array, own: Array, counts: Array, axes: tuple[Axis, ...]) -> Array:
     """Return E[dS dS′] relative to that of weights at their mean, which keeps 1 − Σ E[a a′].
 
     A pair array of the other axes.
@@ -355,11 +408,11 @@ def _saturated(overlap: Array, counts: Array, axes: tuple[Axis, ...]) -> Array:
 
     Args:
         overlap: Σ_k E[a_k a′_k], a pair array.
+        own: What is left of one row, a block array.
         counts: How many keys a row sees, a block array.
         axes: The axes of both.
     """
     square = rec.diagonal(overlap, axes)
-    own = saturation.kept_share(square, counts)
     one, two = rec.first(square, axes), rec.second(square, axes)
     alike = np.sqrt(rec.outer(own, own, axes))
     apart = (1.0 - one) * (1.0 - two)
@@ -370,17 +423,18 @@ def _saturated(overlap: Array, counts: Array, axes: tuple[Axis, ...]) -> Array:
     return np.asarray(np.clip(left / np.maximum(1.0 - overlap, 1e-12), 0.0, 2.0))
 
 
-def _with_grams(made: Moments, g: Moments, a: Moments) -> Moments:
+def _with_grams(made: Moments, g: Moments, a: Moments, y: Array) -> Moments:
     """Let the scores' gradient share the inner products that the weights' gradient shares.
 
-    Each is weighted by a key's mean weight.
+    With δ such products less their mean, a row's dS = J g, J = diag(a) − a aᵀ, and E[g g′] = G(1 + δ), what
+    Σ_k dS_k k_k gains is G·tr(J δ J δ), of mean (tr J)² − Σ J_kk² + Σ_{k≠k′} J_kk′² times the variance of δ:
+    as of images of the sizes y, the mean weights less what saturation takes (`saturation.moments`).
     """
     (term,) = made.terms
     if not term.factors:
         return made
     parts = tuple(
-        replace(p, values=p.values * a.mean[..., None])
-        for p in lineage.grams_of(g.terms, np.sqrt(made.variance))
+        replace(p, values=p.values * y[..., None]) for p in lineage.grams_of(g.terms, np.sqrt(made.variance))
     )
     (factor,) = term.factors
     marks = tuple(p for t in a.terms for f in t.factors for p in f.parts if isinstance(p.latent, Keys))

@@ -12,10 +12,12 @@ from isometry.moments import axes as ax
 from isometry.moments import contract as con
 from isometry.moments import record as rec
 from isometry.moments import regrouping as reg
+from isometry.moments import saturation
 from isometry.moments.averages import mean_over, one_block
 from isometry.moments.axes import Array
 from isometry.moments.concrete import Concrete, equal_share
 from isometry.moments.record import Moments
+from isometry.moments.rules.attention import softmax
 from isometry.moments.rules.base import Context, rule
 from isometry.moments.rules.linear import plus
 from isometry.moments.rules.pointwise import times
@@ -23,31 +25,39 @@ from isometry.moments.rules.pointwise import times
 
 @rule("_log_softmax", accuracy="asymptotic")
 def log_softmax(ctx: Context, x: Moments, dim: int, half: bool) -> Moments:
-    """X − log Σ e^x, with the sum's logarithm at its expectation: log n + v/2 above the row's mean.
+    """X − log Σ e^x, for normal x of any variance v and any number n of classes.
 
-    Assumes normal x, many classes.
+    Mean and variance V of the sum's logarithm are exact for independent x (`saturation.log_sum`), and so is
+    its covariance v/n with x (Stein). Between rows of correlation r, V is taken as V·r.
     """
     dim %= len(x.dims)
     m = one_block(reg.single_axis(x, dim), (dim,))
+    if not m.dims[dim]:
+        return alg.constant(ctx.shape, 0.0)
+    n, (p,) = m.shape[dim], m.positions(dim)
     table = m.table - mean_over(m.table, m, (dim,))
-    offset = -(np.log(m.shape[dim]) + 0.5 * rec.diagonal(table, m.axes))
-    return alg.gaussian(
-        m.dims, table + rec.outer(offset, offset, m.axes), offset * np.ones([1] * len(m.axes))
-    )
+    within = table.take([0], axis=p) * (n / (n - 1.0))  # the covariance that varies along the classes
+    variance = np.maximum(rec.diagonal(within, m.axes), 0.0)
+    sums = np.array([saturation.log_sum(float(f"{v:.4g}"), n) for v in variance.ravel()])
+    offset, whole = -sums[:, 0].reshape(variance.shape), sums[:, 1].reshape(variance.shape)
+    beyond = np.sqrt(np.maximum(whole / np.maximum(variance, 1e-300) - 1.0 / n, 0.0))
+    table = table + within * rec.outer(beyond, beyond, m.axes) + rec.outer(offset, offset, m.axes)
+    return alg.gaussian(m.dims, table, offset * np.ones([1] * len(m.axes)))
 
 
 @rule("_log_softmax_backward_data", accuracy="asymptotic")
 def log_softmax_backward(ctx: Context, g: Moments, out: Moments, dim: int, *_: Any) -> Moments:
-    """G − softmax·Σg. Assumes that the gradient does not depend on the probabilities."""
+    """G − softmax·Σg, the probabilities as a softmax of the output, which differs from x by a constant.
+
+    Assumes that the gradient does not depend on the probabilities.
+    """
     dim %= len(g.dims)
-    g, p = reg.aligned(
-        one_block(reg.single_axis(g, dim), (dim,)), one_block(reg.single_axis(out, dim), (dim,))
-    )
+    probabilities = one_block(reg.single_axis(softmax(ctx, out, dim), dim), (dim,))
+    g, p = reg.aligned(one_block(reg.single_axis(g, dim), (dim,)), probabilities)
     n = g.shape[dim]
-    probabilities = alg.apply(p, np.exp)
     both = mean_over(g.table, g, (dim,))  # E[g Σg]/n, and E[(Σg)²]/n²
-    table = g.table - 2.0 * both + probabilities.table * both * n * n
-    mean = g.mean - probabilities.mean * n * g.mean
+    table = g.table - 2.0 * both + p.table * both * n * n
+    mean = g.mean - p.mean * n * g.mean
     return alg.gaussian(g.dims, table, mean)
 
 

@@ -172,6 +172,23 @@ def _trailing(rank: int, normalized: Any) -> tuple[int, ...]:
     return tuple(range(rank - len(normalized), rank))
 
 
+def _largest_share(x: Moments) -> float:
+    """Return the largest summand's share s of the variance of a sum, 0 where x is none.
+
+    That is a residual stream, and where norms follow sums it was normalised: the sum of its squares does not
+    scatter, and of the variance 2/n of the sum's mean square only (1 − s²)·2/n is left. Where norms come
+    first, more scatters, but most of the gradient passes the norm by.
+    """
+    factors = alg.collapse(x).terms[0].factors
+    if not factors:
+        return 0.0
+    form = lineage.form_of(factors[0])
+    variance = latents.mean(form**2) - latents.mean(form) ** 2
+    parts = factors[0].plain.values()
+    shares = [float(np.mean(latents.mean(p.values**2) / np.maximum(variance, 1e-300))) for p in parts]
+    return min(max(shares, default=0.0), 1.0)
+
+
 @rule("native_layer_norm", accuracy="asymptotic")
 def layer_norm(
     ctx: Context, x: Moments, normalized: Any, w: Moments | None, b: Moments | None, eps: float
@@ -185,6 +202,11 @@ def layer_norm(
     gone = [p for d in dims for p in unit.positions(d)]
     rstd = alg.assemble((*small, *((),) * len(dims)), (Term((1.0 / sigma).squeeze(tuple(gone))),))
     return out, alg.scale(rstd, 0.0), rstd
+
+
+def _scatter_of_rows(m: Moments, dims: tuple[int, ...], eps: float | Array) -> Array:
+    """Return `scatter_of_variance` of a sum, of which the largest summand does not scatter."""
+    return 1.0 + (scatter_of_variance(m, dims, eps) - 1.0) * (1.0 - _largest_share(m) ** 2)
 
 
 @rule("native_layer_norm_backward", accuracy="asymptotic")
@@ -206,7 +228,7 @@ def layer_norm_backward(
     dims = _trailing(len(x.dims), normalized)
     outer_dims = tuple(range(len(x.dims) - len(normalized)))
     weighted = g if w is None else times(g, w)
-    dx, unit = normalise_backward(weighted, x, dims, rstd)
+    dx, unit = normalise_backward(weighted, x, dims, rstd, _scatter_of_rows)
     dw = con.total(times(g, unit), outer_dims) if mask[1] else None
     db = con.total(g, outer_dims) if mask[2] else None
     return (with_shape(dx, ctx.shapes[0]) if mask[0] else None), dw, db

@@ -18,7 +18,6 @@ from isometry.moments.record import (
     Factor,
     Label,
     Moments,
-    Part,
     Run,
     Term,
     diagonal,
@@ -306,8 +305,7 @@ def from_surface(
     if not term.factors:
         return new_factor(axes, np.ones([1] * len(axes)), term.coef[..., None] * np.ones(len(latents.NODES)))
     known = [(g, (made @ latents.FEW_WEIGHTS)[at]), *([] if given_y is None else [(f, given_y)])]
-    parts = tuple(Part(x.latent, x.labels, (), given - latents.mean(given)[..., None]) for x, given in known)
-    return replace(term.factors[0], parts=parts, form=term.factors[0].values)
+    return replace(term.factors[0], parts=lineage.parts_through(term.factors[0].values, known))
 
 
 def absorbed(term: Term, axes: tuple[Axis, ...]) -> Factor | None:

@@ -48,6 +48,8 @@ from isometry.moments.record import (
 )
 
 MAX_PARTS = 6  # a latent forgets its weakest ancestors
+MAX_THROUGH = 2  # of what a product's variables depend on
+EDGE = 1e-3  # of a function's range: a score beyond is as good as at its end
 NEGLIGIBLE = 0.01  # correlations below are taken as independence
 
 
@@ -210,6 +212,57 @@ def given(factor: Factor, phi: Array) -> Array:
     rows, at = latents.distinct(factor.values, form, phi)
     expected = (surface(*rows) @ latents.FEW_WEIGHTS)[at]
     return np.asarray(expected - latents.mean(expected)[..., None])
+
+
+def parts_through(values: Array, known: Sequence[tuple[Factor, Array]]) -> tuple[Part, ...]:
+    """Return the parts of a new latent y, of whose function f the expectations E[f | z] are known.
+
+    Those z are its parts, and through each the strongest of what z itself depends on, E[E[f | z] | w].
+
+    Args:
+        values: f at the nodes of y, not falling.
+        known: Each z's factor, and E[f | z] at its nodes.
+    """
+    found: dict[object, Part] = {}
+    for factor, expected in known:
+        own = Part(factor.latent, factor.labels, (), expected)
+        found[own.key] = own
+    for factor, expected in known:
+        ranked = sorted(factor.plain.values(), key=lambda p: -float(latents.mean(p.values**2).max()))
+        for part in ranked[:MAX_THROUGH]:
+            if part.key not in found:
+                middle = latents.mean(expected)[..., None]
+                through = middle + given(replace(factor, values=expected), part.values)
+                found[part.key] = Part(part.latent, part.labels, (), through)
+    return tuple(replace(p, values=scores(values, p.values)) for p in found.values())
+
+
+def scores(values: Array, expected: Array) -> Array:
+    """Return h(z) so that f(h(z) + s·ε) has the expectation given, with s² = 1 − var h, at the nodes of z.
+
+    So f keeps its own values, 0 and 1 for a relu's slope, where its expectation lies between them.
+
+    Args:
+        values: f at the nodes of its own latent, not falling.
+        expected: E[f | z] at the nodes of z.
+    """
+    (own, wanted), at = latents.distinct(values, expected)
+    found = []
+    for f, m in zip(own, wanted, strict=True):
+        spread = 0.7
+        for _ in range(3):
+            points = latents.NODES[:, None] + spread * latents.FEW_NODES
+            reached = np.maximum.accumulate(np.interp(points, latents.NODES, f) @ latents.FEW_WEIGHTS)
+            edge = EDGE * np.ptp(f)
+            inside = np.flatnonzero((reached > reached[0] + edge) & (reached < reached[-1] - edge))
+            if not inside.size:
+                h = np.zeros_like(m)
+                break
+            h = np.interp(m, reached[inside], latents.NODES[inside])
+            h = h - latents.mean(h)
+            spread = max(1.0 - float(latents.mean(h * h)), 0.1) ** 0.5
+        found.append(h)
+    return np.stack(found)[at]
 
 
 def surface(values: Array, form: Array, phi: Array) -> Array:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from isometry.moments import algebra as alg
+from isometry.moments import lineage
 from isometry.moments.axes import Array
 from isometry.moments.record import Factor, Moments, Term
 
@@ -18,14 +20,57 @@ def with_table(g: Moments, table: Array) -> Moments:
     (that of a relu before a norm, whose own output went through a relu) is not taken as independent of it:
     γ gets the table that gives the product's. Else g is taken as normal.
     """
-    zero = np.zeros([1] * len(g.axes))
     if len(g.terms) == 1:
-        factors = g.terms[0].factors
-        carrier = next((f for f in factors if f.centred and alg.affine(f.values)), None)
-        rest = [f for f in factors if f is not carrier]
+        carrier, rest = _split(g.terms[0])
         if carrier is not None and rest:
             return _carried(g, rest, table)
-    return alg.gaussian(g.dims, table, zero)
+    return alg.gaussian(g.dims, table, np.zeros([1] * len(g.axes)))
+
+
+def merged(g: Moments) -> Moments:
+    """Return a sum of gradients γ_i·f_i with those that depend on one z as a single γ·m(z).
+
+    m² = Σ E[γ_i²]·E[f_i² | z]. What comes to a stream of sums is multiplied by slope upon slope on its way;
+    given the stream z where it is now, the slopes behind do not depend on those to come (exact for streams
+    that are Markov chains).
+    """
+    if len(g.terms) < 3:
+        return g
+    split = [_split(t) for t in g.terms]
+    bent = [
+        (t, carrier, rest[0])
+        for t, (carrier, rest) in zip(g.terms, split, strict=True)
+        if carrier and len(rest) == 1
+    ]
+    members: list[tuple[Term, Factor, Factor]] = []
+    for _, _, z in bent:
+        found = [x for x in bent if x[2].key == z.key or (*z.key, ()) in x[2].plain]
+        if len(found) > max(len(members), 1):
+            head, members = z, found
+    if not members:
+        return g
+    square: Array = np.zeros(1)
+    for term, carrier, slope in members:
+        size = term.coef**2 * carrier.square
+        square = square + size[..., None] * _square_given(slope, head)
+    together = tuple(term for term, _, _ in members)
+    slope = alg.changed(head, np.sqrt(np.maximum(square, 0.0)), g.axes)
+    carried = _carried(g, [slope], alg.assemble(g.dims, together).table)
+    return alg.assemble(g.dims, (*(t for t in g.terms if t not in together), *carried.terms))
+
+
+def _split(term: Term) -> tuple[Factor | None, list[Factor]]:
+    """Return the normal factor of mean 0 of a term, and its other factors."""
+    carrier = next((f for f in term.factors if f.centred and alg.affine(f.values)), None)
+    return carrier, [f for f in term.factors if f is not carrier]
+
+
+def _square_given(f: Factor, z: Factor) -> Array:
+    """Return E[f² | z] at the nodes of z, which is f's own variable or a part of it."""
+    if f.key == z.key:
+        return f.values**2
+    squared = replace(f, values=f.values**2)
+    return squared.mean[..., None] + lineage.given(squared, f.plain[(*z.key, ())].values)
 
 
 def _carried(g: Moments, rest: Sequence[Factor], table: Array) -> Moments:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from isometry.moments import algebra as alg
 from isometry.moments import regrouping as reg
+from isometry.moments import slopes
 from isometry.moments.contract import contract, shares_latents
 from isometry.moments.record import Moments
 from isometry.moments.rules.base import Context, rule
@@ -44,7 +45,7 @@ def dot(ctx: Context, a: Moments, b: Moments) -> Moments:
 
 def plus(a: Moments, b: Moments) -> Moments:
     """Return a + b with broadcasting."""
-    return alg.add(*reg.aligned(a, b))
+    return slopes.merged(alg.add(*reg.aligned(a, b)))
 
 
 def with_shape(m: Moments, shape: tuple[int, ...]) -> Moments:

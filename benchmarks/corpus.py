@@ -1,7 +1,8 @@
 """Real architectures with their own default initialisation, built offline, small but of realistic shape.
 
-Text models have 12 layers of width 192, image models their published widths at 64 pixels. Everything runs in
-training mode, as it comes from its constructor. Needs the dependency group `corpus` (transformers, timm,
+Text models have 12 layers of width 192. Image models have their published widths: convolutional networks at
+128 pixels, so that the last of five halvings leaves 4 of them, those of patches at 64, Swin at 56 and 112. All
+run in training mode, as they come from their constructors. Needs the dependency group `corpus` (transformers, timm,
 torchvision); an architecture whose library is missing is left out of `available()`.
 
 Each entry builds a fresh model and draws fresh inputs on every call, both from torch's global generator.
@@ -48,7 +49,7 @@ class Entry:
 # --- inputs -------------------------------------------------------------------------------------------------
 
 
-def images(size: int = 64, batch: int = BATCH, channels: int = 3) -> Inputs:
+def images(size: int = 128, batch: int = BATCH, channels: int = 3) -> Inputs:
     """Normal pixels."""
     return lambda: (torch.randn(batch, channels, size, size),)
 
@@ -128,7 +129,7 @@ TORCH = (
     Entry("lstm_bidirectional", "torch", lambda: Recurrent(nn.LSTM, bidirectional=True), tokens()),
     Entry("gru", "torch", lambda: Recurrent(nn.GRU), tokens()),
     Entry("rnn", "torch", lambda: Recurrent(nn.RNN), tokens()),
-    Entry("unet", "torch", UNet, images()),
+    Entry("unet", "torch", UNet, images(64)),
 )
 
 
@@ -164,21 +165,21 @@ TORCHVISION = (
     _torchvision("mobilenet_v3_large"),
     _torchvision("efficientnet_b0"),
     _torchvision("convnext_tiny"),
-    _torchvision("swin_t"),
+    _torchvision("swin_t", images(112)),
     _torchvision("squeezenet1_1"),
     _torchvision("shufflenet_v2_x1_0"),
-    _torchvision("googlenet", images(96), init_weights=True),
+    _torchvision("googlenet", init_weights=True),
     _torchvision("regnet_y_400mf"),
 )
 
 TIMM = (
-    _timm("vit_tiny_patch16_224", img_size=64),
-    _timm("deit3_small_patch16_224", img_size=64),
+    _timm("vit_tiny_patch16_224", images(64), img_size=64),
+    _timm("deit3_small_patch16_224", images(64), img_size=64),
     _timm("swin_tiny_patch4_window7_224", images(56), img_size=56),
     _timm("convnext_tiny"),
-    _timm("mixer_s16_224", img_size=64),
-    _timm("resmlp_12_224", img_size=64),
-    _timm("gmlp_s16_224", img_size=64),
+    _timm("mixer_s16_224", images(64), img_size=64),
+    _timm("resmlp_12_224", images(64), img_size=64),
+    _timm("gmlp_s16_224", images(64), img_size=64),
     _timm("efficientnet_b0"),
     _timm("mobilenetv3_large_100"),
     _timm("resnet50d"),
@@ -186,8 +187,8 @@ TIMM = (
     _timm("nf_resnet50"),
     _timm("regnetx_008"),
     _timm("poolformer_s12"),
-    _timm("beit_base_patch16_224", img_size=64, embed_dim=192, num_heads=3),
-    _timm("cait_xxs24_224", img_size=64),
+    _timm("beit_base_patch16_224", images(64), img_size=64, embed_dim=192, num_heads=3),
+    _timm("cait_xxs24_224", images(64), img_size=64),
     _timm("ghostnet_100"),
 )
 

@@ -18,6 +18,7 @@ from isometry.moments.record import (
     Factor,
     Label,
     Moments,
+    Part,
     Run,
     Term,
     diagonal,
@@ -305,7 +306,9 @@ def from_surface(
     if not term.factors:
         return new_factor(axes, np.ones([1] * len(axes)), term.coef[..., None] * np.ones(len(latents.NODES)))
     known = [(g, (made @ latents.FEW_WEIGHTS)[at]), *([] if given_y is None else [(f, given_y)])]
-    return replace(term.factors[0], parts=lineage.parts_through(term.factors[0].values, known))
+    values = term.factors[0].values
+    parts = tuple(Part(x.latent, x.labels, (), lineage.scores(values, given)) for x, given in known)
+    return replace(term.factors[0], parts=parts)
 
 
 def absorbed(term: Term, axes: tuple[Axis, ...]) -> Factor | None:

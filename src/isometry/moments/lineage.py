@@ -48,7 +48,6 @@ from isometry.moments.record import (
 )
 
 MAX_PARTS = 6  # a latent forgets its weakest ancestors
-MAX_THROUGH = 2  # of what a product's variables depend on
 EDGE = 1e-3  # of a function's range: a score beyond is as good as at its end
 NEGLIGIBLE = 0.01  # correlations below are taken as independence
 
@@ -214,29 +213,6 @@ def given(factor: Factor, phi: Array) -> Array:
     return np.asarray(expected - latents.mean(expected)[..., None])
 
 
-def parts_through(values: Array, known: Sequence[tuple[Factor, Array]]) -> tuple[Part, ...]:
-    """Return the parts of a new latent y, of whose function f the expectations E[f | z] are known.
-
-    Those z are its parts, and through each the strongest of what z itself depends on, E[E[f | z] | w].
-
-    Args:
-        values: f at the nodes of y, not falling.
-        known: Each z's factor, and E[f | z] at its nodes.
-    """
-    found: dict[object, Part] = {}
-    for factor, expected in known:
-        own = Part(factor.latent, factor.labels, (), expected)
-        found[own.key] = own
-    for factor, expected in known:
-        ranked = sorted(factor.plain.values(), key=lambda p: -float(latents.mean(p.values**2).max()))
-        for part in ranked[:MAX_THROUGH]:
-            if part.key not in found:
-                middle = latents.mean(expected)[..., None]
-                through = middle + given(replace(factor, values=expected), part.values)
-                found[part.key] = Part(part.latent, part.labels, (), through)
-    return tuple(replace(p, values=scores(values, p.values)) for p in found.values())
-
-
 def scores(values: Array, expected: Array) -> Array:
     """Return h(z) so that f(h(z) + s·ε) has the expectation given, with s² = 1 − var h, at the nodes of z.
 
@@ -250,7 +226,7 @@ def scores(values: Array, expected: Array) -> Array:
     found = []
     for f, m in zip(own, wanted, strict=True):
         spread = 0.7
-        for _ in range(3):
+        for _ in range(2):
             points = latents.NODES[:, None] + spread * latents.FEW_NODES
             reached = np.maximum.accumulate(np.interp(points, latents.NODES, f) @ latents.FEW_WEIGHTS)
             edge = EDGE * np.ptp(f)

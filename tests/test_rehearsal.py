@@ -95,3 +95,22 @@ def test_a_model_that_fails_is_named_by_its_module_and_left_alone():
         study(model, torch.ones(6, 4))
     assert torch.equal(torch.get_rng_state(), state)
     assert not model.inner._forward_hooks
+
+
+class Dropping(nn.Module):
+    """Layers that chance leaves out, written both ways round."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(16))
+
+    def forward(self, x):
+        for number, layer in enumerate(self.layers):
+            kept = torch.rand(1) > 0.5 if number % 2 else not torch.rand([]) < 0.5
+            x = torch.tanh(layer(x)) if kept else x
+        return x
+
+
+def test_layers_that_chance_may_drop_all_run():
+    roles = study(Dropping(), "8x4").roles.by_name.values()
+    assert "unused" not in {role.kind for role in roles}

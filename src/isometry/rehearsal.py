@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 import isometry.moments.rules  # noqa: F401  (registers the rules)
 from isometry.errors import InvalidTypeError, InvalidValueError, ModelError
@@ -194,7 +195,7 @@ class Rehearsal(Generic[T]):
         )
         stage = Stage(kind, model, twin, interpreter, values, args, kwargs)
         watcher = begin(stage)
-        with interpreter, torch.set_grad_enabled(self.backward):
+        with interpreter, _EveryLayer(), torch.set_grad_enabled(self.backward):
             try:
                 stage.output = twin(*args, **kwargs)
             except Exception as error:
@@ -256,6 +257,14 @@ def first_batch(inputs: object) -> Batch:
         raise InvalidValueError("inputs gave no batch: there is nothing to run the model on")
     check_finite(batch)
     return batch
+
+
+class _EveryLayer(TorchFunctionMode):
+    """Let every layer run that a single random number might drop: it is taken as the largest below 1."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        return torch.full_like(out, 1.0 - 2.0**-24) if func is torch.rand and out.numel() == 1 else out
 
 
 @contextmanager

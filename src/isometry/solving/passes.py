@@ -84,7 +84,7 @@ def settled(
 
     The first pass settles every weight that is read once. A weight that is read several times is solved where
     it is read last, with what the pass before gave it; a balance is told at the end of a pass. So both need
-    two passes, and a third to confirm.
+    two passes, and a third to confirm. Where nothing is aimed at the model is not run.
 
     Args:
         problem: The model, its inputs and its roles.
@@ -99,6 +99,8 @@ def settled(
     current = dict(laws)
     factors: dict[str, float] = {}
     found = Settled()
+    if not aims and not balances:
+        return found
     several = any(len([u for u in a.role.uses if u.kind == a.role.kind]) > 1 for a in aims)
     for number in range(1, PASSES + 1):
         stage, solver = _pass(problem, current, aims, balances, factors, measuring)

@@ -13,6 +13,7 @@ from isometry.errors import ModelError
 from isometry.fans import Fans, known_fans
 from isometry.flow.attention import Attention, attentions_of, averages
 from isometry.flow.cones import Cone, mapped_refs
+from isometry.flow.degrees import degree_of
 from isometry.flow.fans_of_use import fans_of_use
 from isometry.flow.graph import ADD, CONTRACTION, LINEAR, MULTIPLY, NORM, SOFTMAX, Flow, Node
 from isometry.flow.streams import Residual, Streams, ends_of, is_norm, streams_of
@@ -46,6 +47,8 @@ class Role:
         layer: Which of the weights that follow one another in that branch it is, from 1.
         ends: The residual sum whose branch it ends, so that it decides how large the branch is.
         skips: The residual sum on whose skip path it lies.
+        undone: Of a weight, whether the code divides it by its own size.
+        gain: Of such a weight, the scale that it is multiplied with instead.
         neutral: Of a scale, the value that leaves the signal as it is: 1, or 0 for a factor 1 + w.
         trainable: Whether it requires a gradient.
         aliases: Its other names, of tied weights.
@@ -65,6 +68,8 @@ class Role:
     layer: int = 0
     ends: Residual | None = None
     skips: Residual | None = None
+    undone: bool = False
+    gain: str | None = None
     neutral: float = 1.0
     trainable: bool = True
     aliases: tuple[str, ...] = ()
@@ -152,9 +157,8 @@ def roles_of(model: nn.Module, flow: Flow) -> Roles:
         roles.by_name[role.name] = role
         if role.kind == "weight":
             _describe_weight(roles, role, leading)
-        elif role.kind == "scale":
+        elif role.kind == "scale" and (read := role.uses[0].node).op not in CONTRACTION:
             role.neutral = _neutral(flow, role)
-            read = role.uses[0].node
             if is_norm(flow, read) or any(is_norm(flow, n) for n in list(flow.upstream(read))[1:4]):
                 role.feeds = ("norm",)
         for use in role.uses:
@@ -166,6 +170,9 @@ def roles_of(model: nn.Module, flow: Flow) -> Roles:
             if within and (role.residual is None or len(within.depths) < len(role.residual.depths)):
                 role.residual, role.layer = within, within.depths[use.node.index]
     _attention_outputs(roles)
+    for role in roles.by_name.values():
+        if role.kind == "weight" and len(role.nodes) == 1:
+            _tell_gain(roles, role)
     return roles
 
 
@@ -262,6 +269,16 @@ def _describe_weight(roles: Roles, role: Role, leading: set[int]) -> None:
         feeds.update(dict.fromkeys(_feeds(flow, u.cone)))
         parts |= _parts(roles, u, leading)
     role.feeds, role.parts = tuple(feeds), frozenset(parts)
+
+
+def _tell_gain(roles: Roles, role: Role) -> None:
+    """Say of a weight that the code standardises which parameter has its scale."""
+    operand = next(u.operand for u in role.uses if u.kind == "weight")
+    role.undone = degree_of(roles.flow, operand, role.nodes[0]) == 0.0
+    if role.undone:
+        scales = [r for r in roles.by_name.values() if r.kind == "scale" and len(r.nodes) == 1]
+        found = [r.name for r in scales if r.nodes[0] in operand.parameters]
+        role.gain = found[0] if len(found) == 1 else None
 
 
 def _feeds(flow: Flow, cone: Cone) -> list[str]:

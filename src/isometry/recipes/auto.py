@@ -93,6 +93,7 @@ class Draft:
             for residual in subject.roles.streams.residuals.values()
             if residual.order == 1
         }
+        self._gains = {role.gain for role in subject.roles.by_name.values()}
         plain = subject.objective == "forward" and subject.family is None
         self._woven = plain_choices(subject, activations=PLAIN) if plain else {}
         for role in subject.roles.by_name.values():
@@ -103,6 +104,8 @@ class Draft:
             self._fix(role, self._woven[role.name])
         elif role.kind == "weight":
             self._weight(role)
+        elif role.name in self._gains:
+            self.laws[role.name] = Constant(role.neutral), 1.0  # solved in its weight's place
         elif role.kind == "scale" and (role.ends is not None or self._enters(role)):
             self.laws[role.name] = Constant(role.neutral), 1.0
             if role.ends is not None:
@@ -134,6 +137,11 @@ class Draft:
             self._fix(role, Choice(Constant(0.0), "it reads nothing: its fan is zero", marks=("unused",)))
             return
         self.laws[role.name] = Normal(fan**-0.5), fan**-0.5
+        if role.undone:
+            whose = f": {role.gain} has it" if role.gain else ""
+            self._fix(role, Choice(Normal(fan**-0.5), f"the code undoes its own scale{whose}"))
+            if role.gain is None:
+                return
         if role.ends is not None:
             self._end(role)
         elif "head" in role.parts:
@@ -227,9 +235,10 @@ class Draft:
     ) -> None:
         use = _use(role)
         limit = self._limit(role, use) if role.kind == "weight" else None
-        self.reasons[role.name] = reason
+        knob = self.subject.roles[role.gain] if role.gain else role
+        self.reasons[knob.name] = reason
         if limit is None:
-            self.aims.append(Aim(role, use.node, size, watched))
+            self.aims.append(Aim(knob, use.node, size, watched))
             return
         boost, arriving = limit
 
@@ -237,7 +246,7 @@ class Draft:
             there = solver.rms(arriving)
             return size(solver) * (1.0 if there is None else min(1.0, boost * there))
 
-        self.aims.append(Aim(role, use.node, limited, (*watched, arriving)))
+        self.aims.append(Aim(knob, use.node, limited, (*watched, arriving)))
 
     def balances(self) -> list[Balance]:
         """Return what only a whole pass can tell: the spread of scores, the size at which a stream begins."""

@@ -45,6 +45,7 @@ class Stage:
         kwargs: Likewise, by name.
         note: Why it runs on real tensors, if it does.
         output: What the twin returned.
+        between: Called after the forward pass and before the backward one.
     """
 
     kind: Kind
@@ -56,6 +57,7 @@ class Stage:
     kwargs: dict[str, Any]
     note: str | None = None
     output: Any = None
+    between: Callable[[], None] | None = None
     _running: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -201,6 +203,8 @@ class Rehearsal(Generic[T]):
             except Exception as error:
                 raise ModelError(stage.failure(error)) from error
             interpreter.observer = None  # it follows the forward pass
+            if stage.between is not None:
+                stage.between()
             if self.backward:
                 self._run_backward(carrier, stage.output)
         return stage, watcher

@@ -1,4 +1,4 @@
-"""How a weight that is computed from parameters depends on the scale of each: its degree in that parameter."""
+"""How what is computed from parameters depends on the scale of each: its degree in that parameter."""
 
 from __future__ import annotations
 

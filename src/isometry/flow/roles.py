@@ -157,10 +157,8 @@ def roles_of(model: nn.Module, flow: Flow) -> Roles:
         roles.by_name[role.name] = role
         if role.kind == "weight":
             _describe_weight(roles, role, leading)
-        elif role.kind == "scale" and (read := role.uses[0].node).op not in CONTRACTION:
-            role.neutral = _neutral(flow, role)
-            if is_norm(flow, read) or any(is_norm(flow, n) for n in list(flow.upstream(read))[1:4]):
-                role.feeds = ("norm",)
+        elif role.kind == "scale" and role.uses[0].node.op not in CONTRACTION:
+            _describe_scale(flow, role)
         for use in role.uses:
             if role.kind in ("weight", "scale") and use.node.index in ends and role.ends is None:
                 role.ends = ends[use.node.index]
@@ -220,6 +218,13 @@ def _kind(role: Role) -> Kind:
         if kind in kinds:
             return kind
     return "unused"
+
+
+def _describe_scale(flow: Flow, role: Role) -> None:
+    role.neutral = _neutral(flow, role)
+    read = role.uses[0].node
+    if is_norm(flow, read) or any(is_norm(flow, n) for n in list(flow.upstream(read))[1:4]):
+        role.feeds = ("norm",)
 
 
 def _neutral(flow: Flow, role: Role) -> float:

@@ -64,12 +64,14 @@ class Settled:
         missed: Aims that could not be solved, with the reason.
         passes: How many passes it took.
         kind: On which carrier the last one ran.
+        laws: What each parameter is drawn from at its scale, with its standard deviation.
     """
 
     solved: dict[str, Solved] = field(default_factory=dict)
     missed: dict[str, str] = field(default_factory=dict)
     passes: int = 0
     kind: str = "meta"
+    laws: dict[str, tuple[Distribution, float]] = field(default_factory=dict)
 
 
 def settled(
@@ -98,13 +100,13 @@ def settled(
     """
     current = dict(laws)
     factors: dict[str, float] = {}
-    found = Settled()
+    found = Settled(laws=current)
     if not aims and not balances:
         return found
     several = any(len([u for u in a.role.uses if u.kind == a.role.kind]) > 1 for a in aims)
     for number in range(1, PASSES + 1):
         stage, solver = _pass(problem, current, aims, balances, factors, measuring)
-        found = Settled(solver.solved, solver.missed, number, stage.kind)
+        found = Settled(solver.solved, solver.missed, number, stage.kind, current)
         moved = _rebalance(solver, balances, factors)
         changed = several and _changed(current, solver.solved)
         for name, solved in solver.solved.items():

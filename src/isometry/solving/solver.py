@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from isometry.flow.graph import Node, Ref
+from isometry.flow.graph import Node, Ref, numbered
 from isometry.flow.roles import Role, Roles
 from isometry.moments import algebra as alg
 from isometry.moments import record as rec
@@ -117,9 +117,15 @@ class Solver:
 
     def rms(self, index: int) -> float | None:
         """Return the RMS of a watched node that has been reached; None where it is not known."""
-        tensor = self._tensors.get(index)
-        if tensor is None:
-            return None
+        tensor = self.tensor(index)
+        return None if tensor is None else self.size(tensor)
+
+    def tensor(self, index: int) -> Tensor | None:
+        """Return what a watched node gave; None where it has not been reached."""
+        return self._tensors.get(index)
+
+    def size(self, tensor: Tensor) -> float | None:
+        """Return the RMS of a tensor of the run; None where it is not known."""
         if self._real(self.measuring == "always"):
             return _rms(tensor)
         m = self.stage.interpreter.moments(tensor)
@@ -141,6 +147,8 @@ class Solver:
 
     def __call__(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         """Solve the aims of an operation."""
+        if not numbered(func):
+            return
         call, self._calls = self._calls, self._calls + 1
         aims = self.aims.get(call, ())
         if aims or call in self._nodes:

@@ -22,7 +22,7 @@ MARKS = {
     "measured": "solved on real values, because a record is unknown there",
     "unsolved": "no signal could be predicted or measured there: scaled by its fan alone",
     "unused": "no signal meets it with these inputs",
-    "kept": "left as it is: nothing is known of what it is for",
+    "kept": "left as constructed; the reason says why",
     "calibrated": "rescaled by what one draw gave on the batch",
 }
 

@@ -1,9 +1,10 @@
-"""Recurrent cells: gates that keep a state and let news in, and weights that read their own output."""
+"""Recurrent cells: what keeps a state and lets news in, and weights that read their own output."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from isometry.flow.cones import cone_of
 from isometry.flow.graph import ADD, MULTIPLY, Flow, Node
 from isometry.flow.roles import Role
 
@@ -44,6 +45,26 @@ def cells_of(flow: Flow) -> list[Cell]:
             at = news.index(True)
             found.append(Cell(node, gates[1 - at][0], gates[at][0]))
     return found
+
+
+def sets_decay(flow: Flow, node: Node) -> bool:
+    """Return whether a node is how long a step of a state is: exp(A·f(node)), A a parameter, keeps the state.
+
+    Args:
+        flow: The graph.
+        node: A signal.
+
+    Returns:
+        Whether nothing but itself and constants is in such an exponential.
+    """
+    inside = [flow.nodes[i] for i in sorted(cone_of(flow, node).nodes)]
+    rates = [flow.signals(n)[0] for n in inside if n.op == "exp" and n is not node]
+    return any(
+        step.op in MULTIPLY and any(flow.nodes[i].parameters for i in step.inputs)
+        for rate in rates
+        for step in flow.upstream(rate)
+        if step.index > node.index
+    )
 
 
 def loops(flow: Flow, role: Role) -> bool:

@@ -30,6 +30,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+from isometry.flow.gates import sets_decay
 from isometry.flow.graph import SOFTMAX, Flow, Node
 from isometry.flow.roles import Role, Use
 from isometry.flow.stacks import stacks_of
@@ -116,6 +117,10 @@ class Draft:
                 self._aim(role, lambda _: 1.0, "the residual stream begins behind it, at unit size")
         elif role.kind in ("embedding", "position", "token"):
             self._source(role)
+        elif role.kind == "bias" and sets_decay(self.flow, role.uses[0].node):
+            self._fix(
+                role, Choice(None, "it sets how long a state lasts: kept as constructed", marks=("kept",))
+            )
         else:
             self._fix(role, neutral(role))
 

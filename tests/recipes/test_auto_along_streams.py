@@ -79,3 +79,18 @@ def test_branches_without_a_weight_leave_the_stream_its_size_at_any_depth(depth)
     with torch.no_grad():
         model(x)
     assert 0.75 < seen[-1] / seen[0] <= 1.0
+
+
+def test_the_branches_that_read_the_encoder_add_as_much_as_the_stream():
+    """Of 9 branches, 3 read the encoder and share 1; the others share 0.3."""
+    model = nn.Transformer(16, 2, 2, 3, 32, dropout=0.0, batch_first=True)
+    plan = isometry.plan(model, "4x6x16,4x5x16")
+    told = {
+        name: plan[f"decoder.layers.0.{name}.weight"].reason.split(": ")[1].split()[0]
+        for name in ("self_attn.out_proj", "multihead_attn.out_proj", "linear2")
+    }
+    assert told == {
+        "self_attn.out_proj": f"{0.3 / 3:.2g}",
+        "multihead_attn.out_proj": f"{1 / math.sqrt(3):.2g}",
+        "linear2": f"{0.3 / 3:.2g}",
+    }

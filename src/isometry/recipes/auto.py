@@ -8,8 +8,8 @@ What is aimed at, in RMS:
 - 0.3·r/√(N + p − 1) at the end of the p-th of N residual branches, where r is the size of the stream there
   and p counts from the last norm on the stream: the stream grows by 5 % at most, however deep, gradients too
   (0.3·r/(N + p − 1) where the branch has no weight, because what such branches add does not average out;
-  r/√(N + p − 1), at most √2, where the scale of a norm ends the branch, and in a decoder, whose branches are
-  the only way back to the encoder);
+  r/√(N + p − 1), at most √2, where the scale of a norm ends the branch; as much for all the branches of a
+  decoder together that read the encoder, which are the only way back to it);
 - attention scores that vary by 1 along the softmax: query and key share what is missing;
 - √(0.06·ln C) for C logits: cross-entropy then begins 3 % above ln C, its value for equal chances.
 
@@ -94,7 +94,7 @@ class Draft:
         self.reasons: dict[str, str] = {}
         self.fixed: dict[str, Choice] = {}
         self._biases = score_sums(subject.roles)
-        self._decoding = {stack.stream for stack in stacks_of(subject.roles) if stack.reads}
+        self._reading = {node: stack.reading for stack in stacks_of(subject.roles) for node in stack.reading}
         self._stages = stages_of(self.flow, subject.roles.streams)
         self._gains = {role.gain for role in subject.roles.by_name.values()}
         plain = subject.objective == "forward" and subject.family is None
@@ -206,9 +206,9 @@ class Draft:
 
     def _whole(self, role: Role, residual: Residual) -> float:
         """Return what all branches of a stream together may add, as a share of its size."""
-        if residual.layers == 0:
-            return SHARE
-        return SHARE if role.kind == "weight" and residual.stream not in self._decoding else 1.0
+        if residual.node in self._reading:
+            return math.sqrt(residual.number / len(self._reading[residual.node]))
+        return SHARE if role.kind == "weight" or residual.layers == 0 else 1.0
 
     def _source(self, role: Role) -> None:
         use = role.uses[-1]

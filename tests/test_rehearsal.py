@@ -114,3 +114,30 @@ class Dropping(nn.Module):
 def test_layers_that_chance_may_drop_all_run():
     roles = study(Dropping(), "8x4").roles.by_name.values()
     assert "unused" not in {role.kind for role in roles}
+
+
+class Halving(nn.Module):
+    """Its code asks for the value of a parameter, which is known because all its entries are one number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor, self.layer = nn.Parameter(torch.full((3,), 0.5)), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.layer(x) * (2.0 if float((self.factor * 2).sum()) == 3.0 else 1.0)
+
+
+@pytest.mark.parametrize("make", [net, Halving])
+def test_without_predictions_the_same_operations_run(make):
+    def ops(predicted: bool) -> list[str]:
+        seen: list[str] = []
+
+        def begin(stage: Stage) -> None:
+            assert stage.kind == "meta"
+            seen.clear()  # the first run may fail
+            stage.interpreter.observer = lambda func, *_: seen.append(str(func))
+
+        Rehearsal[None](make(), "8x4", backward=False, predicted=predicted).run(begin)
+        return seen
+
+    assert ops(predicted=False) == ops(predicted=True)

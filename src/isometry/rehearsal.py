@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -101,6 +101,8 @@ class Rehearsal(Generic[T]):
         backward: Whether to run backward.
         assumed: What a parameter or buffer without values is taken for; None: that is an error.
         prefer: The carrier to begin with.
+        predicted: Whether moments are carried along; else only what is known in numbers is, which is all that
+            most models' code asks for, in a small part of the time.
     """
 
     source: nn.Module | Builder
@@ -109,6 +111,7 @@ class Rehearsal(Generic[T]):
     backward: bool = True
     assumed: Assumed | None = None
     prefer: Kind = "meta"
+    predicted: bool = True
 
     def run(self, begin: Callable[[Stage], T]) -> tuple[Stage, T]:
         """Run the model.
@@ -135,6 +138,11 @@ class Rehearsal(Generic[T]):
             restore()
 
     def _run(self, begin: Callable[[Stage], T]) -> tuple[Stage, T]:
+        if not self.predicted and self.prefer == "meta":
+            interpreter = _Unpredicted()
+            model, values = self._built(interpreter)
+            with suppress(ModelError):
+                return self._on("meta", model, values, interpreter, begin)
         interpreter = Interpreter()
         model, values = self._built(interpreter)
         if self.prefer == "real":
@@ -261,6 +269,15 @@ def first_batch(inputs: object) -> Batch:
         raise InvalidValueError("inputs gave no batch: there is nothing to run the model on")
     check_finite(batch)
     return batch
+
+
+class _Unpredicted(Interpreter):
+    """Carries numbers alone: whatever else an operation gives is unknown, and its rule is not asked."""
+
+    def _by_rule(
+        self, func: Any, name: str, args: Any, kwargs: dict[str, Any], outputs: list[Tensor]
+    ) -> list[Value | None]:
+        return [self._no_rule(name, "not predicted")] * len(outputs)
 
 
 class _EveryLayer(TorchFunctionMode):

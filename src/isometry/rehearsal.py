@@ -139,10 +139,10 @@ class Rehearsal(Generic[T]):
 
     def _run(self, begin: Callable[[Stage], T]) -> tuple[Stage, T]:
         if not self.predicted and self.prefer == "meta":
-            interpreter = _Unpredicted()
-            model, values = self._built(interpreter)
+            numbers = _Unpredicted()
+            model, values = self._built(numbers)
             with suppress(ModelError):
-                return self._on("meta", model, values, interpreter, begin)
+                return self._on("meta", model, values, numbers, begin)
         interpreter = Interpreter()
         model, values = self._built(interpreter)
         if self.prefer == "real":
@@ -271,7 +271,7 @@ def first_batch(inputs: object) -> Batch:
     return batch
 
 
-class _Unpredicted(Interpreter):
+class _Unpredicted(Interpreter):  # type: ignore[no-untyped-call]
     """Carries numbers alone: whatever else an operation gives is unknown, and its rule is not asked."""
 
     def _by_rule(

@@ -1,31 +1,37 @@
 """What the recipe auto does along a residual stream: stages, and branches without a weight."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 import isometry
 
 
 class Block(nn.Module):
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, bend: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        self.norm, self.up, self.down = nn.LayerNorm(width), nn.Linear(width, width), nn.Linear(width, width)
+        self.norm, self.bend = nn.LayerNorm(width), bend
+        self.up, self.down = nn.Linear(width, width), nn.Linear(width, width)
 
     def forward(self, x):
-        return x + self.down(F.gelu(self.up(self.norm(x))))
+        return x + self.down(self.bend(self.up(self.norm(x))))
 
 
-def staged(*widths: int) -> nn.Sequential:
+def in_place(x: Tensor) -> Tensor:
+    return F.hardswish(x, inplace=True)  # autograd copies what it overwrites
+
+
+def staged(*widths: int, bend: Callable[[Tensor], Tensor] = F.gelu) -> nn.Sequential:
     """Two blocks per width, a linear map between widths, a head behind a norm."""
     layers: list[nn.Module] = [nn.Linear(16, widths[0])]
     for number, width in enumerate(widths):
         if number:
             layers.append(nn.Linear(widths[number - 1], width))
-        layers += [Block(width), Block(width)]
+        layers += [Block(width, bend), Block(width, bend)]
     return nn.Sequential(*layers, nn.LayerNorm(widths[-1]), nn.Linear(widths[-1], 10))
 
 
@@ -36,8 +42,9 @@ def measured(model: nn.Module) -> dict[str, tuple[float, float]]:
     return {s.name: (s.forward.rms, s.backward.rms) for s in profile.signals if s.name.isdigit()}
 
 
-def test_sizes_and_gradients_share_what_changes_between_stages():
-    found = measured(staged(256, 128, 32))
+@pytest.mark.parametrize("bend", [F.gelu, in_place])
+def test_sizes_and_gradients_share_what_changes_between_stages(bend):
+    found = measured(staged(256, 128, 32, bend=bend))
     (f0, b0), (f1, b1), (f2, b2) = (found[name] for name in ("1", "4", "7"))
     # size · gradient · √entries is kept by a linear map of any scale
     assert f2 * b2 / (f0 * b0) == pytest.approx(math.sqrt(8), rel=0.1)
@@ -94,3 +101,24 @@ def test_the_branches_that_read_the_encoder_add_as_much_as_the_stream():
         "multihead_attn.out_proj": f"{1 / math.sqrt(3):.2g}",
         "linear2": f"{0.3 / 3:.2g}",
     }
+
+
+class Halves(nn.Module):
+    """A branch that ends in two maps, whose outputs are put side by side or added."""
+
+    def __init__(self, *, added: bool) -> None:
+        super().__init__()
+        self.added, width = added, 32 if added else 16
+        self.up, self.a, self.b = nn.Linear(32, 32), nn.Linear(32, width), nn.Linear(32, width)
+
+    def forward(self, x):
+        h = torch.relu(self.up(x))
+        a, b = self.a(h), self.b(h)
+        return x + (a + b if self.added else torch.cat([a, b], -1))
+
+
+@pytest.mark.parametrize("added", [True, False])
+def test_ends_side_by_side_do_not_share(added):
+    plan = isometry.plan(Halves(added=added), "64x32")
+    share = 0.3 / math.sqrt(2) if added else 0.3
+    assert f"{share:.2g} of the stream" in plan["a.weight"].reason

@@ -176,8 +176,7 @@ class Node:
         op: The ATen operation's name, without the underscore of in-place twins.
         shape: The output's shape.
         module: Path of the module that ran it.
-        call: The operation's number in the run, the same in any run of the same code; -1 for a leaf and a
-            detached copy, see `numbered`.
+        call: The operation's number in the run, the same in any run of the same code; -1 for a leaf.
         slot: Which output of the operation.
         func: The operation, to run it again; in-place ones as their functional twins.
         args: Its arguments, tensors as `Ref`.
@@ -321,8 +320,7 @@ class Tracer:
             func, name = functional(func) or func, name[:-1]
         refs = mapped((tuple(args), dict(kwargs)), lambda t: Ref(self._find(t)))
         inputs = tuple(r.node for r in _refs(refs))
-        call = self._calls if numbered(func) else -1
-        self._calls += numbered(func)
+        call, self._calls = self._calls, self._calls + 1
         for slot, tensor in enumerate([args[0]] if written else list(tensors_in(out))):
             read = inputs
             if written and (name == "copy" or name in BLANK):
@@ -413,11 +411,6 @@ class Tracer:
         known[key] = index
         if written or key[0] not in self._last:
             self._last[key[0]] = index
-
-
-def numbered(func: Any) -> bool:
-    """Return whether an operation counts in a run: autograd detaches what it saves, where it is on."""
-    return bool(func is not torch.ops.aten.detach.default)
 
 
 def _floats(tensor: Tensor) -> bool:

@@ -190,11 +190,7 @@ class Draft:
     def _end(self, role: Role) -> None:
         residual = role.ends
         assert residual is not None
-        sharing = sum(
-            other.ends is residual and other.kind == role.kind
-            for other in self.subject.roles.by_name.values()
-        )
-        share = self._whole(role, residual) / math.sqrt(max(sharing, 1))
+        share = self._whole(role, residual) / math.sqrt(self._terms(role, residual))
         place = residual.number + residual.since - 1
         # Without a weight nothing in it is random: what such branches add does not average out.
         share /= place if residual.layers == 0 else math.sqrt(place)
@@ -203,6 +199,12 @@ class Draft:
         )
         watched = (residual.skip, residual.fork)
         self._aim(role, lambda solver: share * stream_size(solver, residual), reason, watched)
+
+    def _terms(self, role: Role, residual: Residual) -> float:
+        """Return how many ends of a branch are summed in one of its entries; halves side by side are not."""
+        ends = [r for r in self.subject.roles.by_name.values() if r.ends is residual and r.kind == role.kind]
+        entries = sum(math.prod(_use(end).node.shape) for end in ends)
+        return max(entries / max(math.prod(self.flow.nodes[residual.node].shape), 1), 1.0)
 
     def _whole(self, role: Role, residual: Residual) -> float:
         """Return what all branches of a stream together may add, as a share of its size."""

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from isometry.flow.graph import Node, Ref, numbered
+from isometry.flow.graph import Node, Ref
 from isometry.flow.roles import Role, Roles
 from isometry.moments import algebra as alg
 from isometry.moments import record as rec
@@ -147,8 +147,6 @@ class Solver:
 
     def __call__(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         """Solve the aims of an operation."""
-        if not numbered(func):
-            return
         call, self._calls = self._calls, self._calls + 1
         aims = self.aims.get(call, ())
         if aims or call in self._nodes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from isometry.flow.graph import ADD, BLANK, CONTRACTION, LINEAR, MULTIPLY, NORM, Flow, Node
+from isometry.flow.walks import walk
 
 _POWERS = {
     "sqrt": 0.5, "rsqrt": -0.5, "reciprocal": -1.0, "abs": 1.0, "clamp": 1.0, "clamp_min": 1.0,
@@ -36,13 +37,11 @@ def degree_of(flow: Flow, node: Node, leaf: int) -> float | None:
 
 def _between(flow: Flow, node: Node, leaf: int) -> list[int]:
     """Return the nodes on the way from a parameter to a node, in order."""
-    found, waiting = {node.index}, [node.index]
-    while waiting:
-        for i in flow.nodes[waiting.pop()].inputs:
-            if i not in found and leaf in flow.nodes[i].parameters:
-                found.add(i)
-                waiting.append(i)
-    return sorted(found)
+
+    def before(n: Node) -> list[Node]:
+        return [flow.nodes[i] for i in n.inputs if leaf in flow.nodes[i].parameters]
+
+    return sorted(n.index for n in walk([node], before))
 
 
 def _degree(flow: Flow, node: Node, known: dict[int, float | None]) -> float | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from isometry.flow.cones import cone_of
 from isometry.flow.graph import ADD, MULTIPLY, Flow, Node
 from isometry.flow.roles import Role
+from isometry.flow.walks import walk
 
 
 @dataclass(frozen=True)
@@ -80,13 +81,6 @@ def loops(flow: Flow, role: Role) -> bool:
     uses = [u for u in role.uses if u.kind == "weight"]
     if len(uses) < 2:
         return False
-    first = uses[0].node.index
-    waiting, seen = [uses[-1].node.index], set[int]()
-    while waiting:
-        for signal in flow.signals(flow.nodes[waiting.pop()]):
-            if signal.index == first:
-                return True
-            if signal.index > first and signal.index not in seen:
-                seen.add(signal.index)
-                waiting.append(signal.index)
-    return False
+    first, last = uses[0].node.index, uses[-1].node
+    back = walk([last], lambda n: [s for s in flow.signals(n) if s.index >= first])
+    return last.index != first and any(n.index == first for n in back)

@@ -20,6 +20,7 @@ from isometry.flow.streams import Residual, Streams, ends_of, is_norm, streams_o
 from isometry.flow.uses import Kind as Kind
 from isometry.flow.uses import Use as Use
 from isometry.flow.uses import uses_of
+from isometry.flow.walks import walk
 from isometry.parametrised import shape_of
 from isometry.sampling.places import Places
 
@@ -356,14 +357,12 @@ def _gates_itself(flow: Flow, use: Use) -> bool:
     for exit_ in use.cone.exits:
         consumer = flow.nodes[exit_.consumer]
         others = [s for s in flow.signals(consumer) if s.index not in use.cone.nodes]
-        waiting, seen = others if consumer.op in MULTIPLY else [], set[int]()
-        while waiting:
-            node = waiting.pop()
-            if node.index in use.cone.nodes:
-                return True
-            if node.index > use.node.index and node.index not in seen:
-                seen.add(node.index)
-                waiting += flow.signals(node)
+        back = walk(
+            others if consumer.op in MULTIPLY else [],
+            lambda n: flow.signals(n) if n.index > use.node.index else [],
+        )
+        if any(n.index in use.cone.nodes for n in back):
+            return True
     return False
 
 
@@ -382,19 +381,14 @@ def _attention_outputs(roles: Roles) -> None:
 def _readers(flow: Flow, attention: Attention) -> list[int]:
     """Return the weighted contractions that an attention's average reaches through views."""
     products = averages(flow, flow.nodes[attention.softmax])
-    found: list[int] = []
-    waiting, seen = [n.index for n in products], {n.index for n in products}
-    while waiting:
-        for i in flow.consumers[waiting.pop()]:
-            node = flow.nodes[i]
-            if i in seen or not node.signal:
-                continue
-            seen.add(i)
-            if flow.weight(node) is not None:
-                found.append(i)
-            elif flow.transparent(node):
-                waiting.append(i)
-    return found
+
+    def readers(node: Node) -> list[Node]:
+        if flow.weight(node) is not None:
+            return []
+        read = (flow.nodes[i] for i in flow.consumers[node.index])
+        return [n for n in read if n.signal and (flow.transparent(n) or flow.weight(n) is not None)]
+
+    return [n.index for n in walk(products, readers) if flow.weight(n) is not None]
 
 
 def _places_in_branches(streams: Streams) -> tuple[dict[int, Residual], dict[int, Residual]]:

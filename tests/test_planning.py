@@ -134,3 +134,15 @@ def test_unused_parameters_are_reported_and_kept() -> None:
 def test_biases_are_zero() -> None:
     plan = isometry.plan(Stack(), batch())
     assert all(row.law == Constant(0.0) for row in plan if row.name.endswith("bias"))
+
+
+def test_a_mark_is_shown_once_however_often_it_is_earned():
+    plan = isometry.plan(Stack(), batch(), recipe="lsuv", calibrate=True)
+    assert all(len(set(row.marks)) == len(row.marks) for row in plan)
+    assert sum(note.startswith("calibrated:") for note in plan.notes) == 1
+
+
+def test_a_neutral_table_is_told_in_english():
+    table = nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 2))
+    plan = isometry.plan(table, torch.arange(5), recipe="kaiming")
+    assert plan["0.weight"].reason == "an embedding is a row of unit entries"

@@ -95,3 +95,49 @@ def test_a_model_that_fails_is_named_by_its_module_and_left_alone():
         study(model, torch.ones(6, 4))
     assert torch.equal(torch.get_rng_state(), state)
     assert not model.inner._forward_hooks
+
+
+class Dropping(nn.Module):
+    """Layers that chance leaves out, written both ways round."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(16))
+
+    def forward(self, x):
+        for number, layer in enumerate(self.layers):
+            kept = torch.rand(1) > 0.5 if number % 2 else not torch.rand([]) < 0.5
+            x = torch.tanh(layer(x)) if kept else x
+        return x
+
+
+def test_layers_that_chance_may_drop_all_run():
+    roles = study(Dropping(), "8x4").roles.by_name.values()
+    assert "unused" not in {role.kind for role in roles}
+
+
+class Halving(nn.Module):
+    """Its code asks for the value of a parameter, which is known because all its entries are one number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor, self.layer = nn.Parameter(torch.full((3,), 0.5)), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.layer(x) * (2.0 if float((self.factor * 2).sum()) == 3.0 else 1.0)
+
+
+@pytest.mark.parametrize("make", [net, Halving])
+def test_without_predictions_the_same_operations_run(make):
+    def ops(predicted: bool) -> list[str]:
+        seen: list[str] = []
+
+        def begin(stage: Stage) -> None:
+            assert stage.kind == "meta"
+            seen.clear()  # the first run may fail
+            stage.interpreter.observer = lambda func, *_: seen.append(str(func))
+
+        Rehearsal[None](make(), "8x4", backward=False, predicted=predicted).run(begin)
+        return seen
+
+    assert ops(predicted=False) == ops(predicted=True)

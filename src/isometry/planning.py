@@ -22,7 +22,7 @@ MARKS = {
     "measured": "solved on real values, because a record is unknown there",
     "unsolved": "no signal could be predicted or measured there: scaled by its fan alone",
     "unused": "no signal meets it with these inputs",
-    "kept": "left as it is: nothing is known of what it is for",
+    "kept": "left as constructed; the reason says why",
     "calibrated": "rescaled by what one draw gave on the batch",
 }
 
@@ -173,10 +173,15 @@ def _calibrated(subject: Subject, made: Plan) -> Plan:
     problem = Problem(subject.source, subject.inputs, subject.roles, subject.seed)
     found = calibrated(problem, laws)
     rows = tuple(
-        replace(row, law=scaled(row.law, found.factors[row.name]), marks=(*row.marks, "calibrated"))
+        replace(row, law=scaled(row.law, found.factors[row.name]), marks=_once(*row.marks, "calibrated"))
         if row.law is not None and row.name in found.factors
         else row
         for row in made
     )
     note = f"calibrated: {MARKS['calibrated']}, with seed {subject.seed}"
-    return replace(made, rows=rows, notes=(*made.notes, note))
+    others = (told for told in made.notes if not told.startswith("calibrated:"))
+    return replace(made, rows=rows, notes=(*others, note))
+
+
+def _once(*marks: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(marks))

@@ -100,19 +100,14 @@ def _write(model: nn.Module, output: Path, made: Plan) -> None:
 @app.command(name="recipes", epilog=examples("recipes", "recipes --json recipes.json"))
 def _recipes(json: JsonFile = None) -> None:
     """List the recipes: what they do, where they come from, their options."""
-    table = Table(
-        [
-            Column("Recipe", "left"),
-            Column("What it does", "left"),
-            Column("Options", "left"),
-            Column("Source", "left"),
-        ],
-        [[r.name, r.summary, ", ".join(r.options) or "–", r.source] for _, r in sorted(RECIPES.items())],
-        title="Recipes",
-    )
-    show_table(screen(json), table)
+    found = [recipe for _, recipe in sorted(RECIPES.items())]
+    columns = [Column("Recipe", "left"), Column("What it does", "left")]
+    told = screen(json)
+    show_table(told, Table(columns, [[r.name, r.summary] for r in found], title="Recipes"))
+    for r in found:
+        options = f"; options: {', '.join(r.options)}" if r.options else ""
+        told.print(Text(f"{r.name}: {r.source}{options}"), style="dim", soft_wrap=True)
     rows: list[dict[str, Any]] = [
-        {"name": r.name, "summary": r.summary, "options": list(r.options), "source": r.source}
-        for _, r in sorted(RECIPES.items())
+        {"name": r.name, "summary": r.summary, "options": list(r.options), "source": r.source} for r in found
     ]
     write_json(dump({"schema": "isometry.recipes", "version": 1, "recipes": rows}), json)

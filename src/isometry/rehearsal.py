@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 import isometry.moments.rules  # noqa: F401  (registers the rules)
 from isometry.errors import InvalidTypeError, InvalidValueError, ModelError
@@ -44,6 +45,7 @@ class Stage:
         kwargs: Likewise, by name.
         note: Why it runs on real tensors, if it does.
         output: What the twin returned.
+        between: Called after the forward pass and before the backward one.
     """
 
     kind: Kind
@@ -55,6 +57,7 @@ class Stage:
     kwargs: dict[str, Any]
     note: str | None = None
     output: Any = None
+    between: Callable[[], None] | None = None
     _running: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -98,6 +101,8 @@ class Rehearsal(Generic[T]):
         backward: Whether to run backward.
         assumed: What a parameter or buffer without values is taken for; None: that is an error.
         prefer: The carrier to begin with.
+        predicted: Whether moments are carried along; else only what is known in numbers is, which is all that
+            most models' code asks for, in a small part of the time.
     """
 
     source: nn.Module | Builder
@@ -106,6 +111,7 @@ class Rehearsal(Generic[T]):
     backward: bool = True
     assumed: Assumed | None = None
     prefer: Kind = "meta"
+    predicted: bool = True
 
     def run(self, begin: Callable[[Stage], T]) -> tuple[Stage, T]:
         """Run the model.
@@ -132,6 +138,11 @@ class Rehearsal(Generic[T]):
             restore()
 
     def _run(self, begin: Callable[[Stage], T]) -> tuple[Stage, T]:
+        if not self.predicted and self.prefer == "meta":
+            numbers = _Unpredicted()
+            model, values = self._built(numbers)
+            with suppress(ModelError):
+                return self._on("meta", model, values, numbers, begin)
         interpreter = Interpreter()
         model, values = self._built(interpreter)
         if self.prefer == "real":
@@ -194,12 +205,14 @@ class Rehearsal(Generic[T]):
         )
         stage = Stage(kind, model, twin, interpreter, values, args, kwargs)
         watcher = begin(stage)
-        with interpreter, torch.set_grad_enabled(self.backward):
+        with interpreter, _EveryLayer(), torch.set_grad_enabled(self.backward):
             try:
                 stage.output = twin(*args, **kwargs)
             except Exception as error:
                 raise ModelError(stage.failure(error)) from error
             interpreter.observer = None  # it follows the forward pass
+            if stage.between is not None:
+                stage.between()
             if self.backward:
                 self._run_backward(carrier, stage.output)
         return stage, watcher
@@ -256,6 +269,23 @@ def first_batch(inputs: object) -> Batch:
         raise InvalidValueError("inputs gave no batch: there is nothing to run the model on")
     check_finite(batch)
     return batch
+
+
+class _Unpredicted(Interpreter):  # type: ignore[no-untyped-call]
+    """Carries numbers alone: whatever else an operation gives is unknown, and its rule is not asked."""
+
+    def _by_rule(
+        self, func: Any, name: str, args: Any, kwargs: dict[str, Any], outputs: list[Tensor]
+    ) -> list[Value | None]:
+        return [self._no_rule(name, "not predicted")] * len(outputs)
+
+
+class _EveryLayer(TorchFunctionMode):
+    """Let every layer run that a single random number might drop: it is taken as the largest below 1."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        return torch.full_like(out, 1.0 - 2.0**-24) if func is torch.rand and out.numel() == 1 else out
 
 
 @contextmanager

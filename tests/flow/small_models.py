@@ -53,3 +53,11 @@ def pictures() -> Tensor:
 
 def blocks(make, number: int = 2) -> nn.ModuleList:
     return nn.ModuleList(make() for _ in range(number))
+
+
+def kinds(read: Roles) -> dict[str, str]:
+    return {name: role.kind for name, role in read.by_name.items()}
+
+
+def vectors() -> Tensor:
+    return torch.randn(B, D)

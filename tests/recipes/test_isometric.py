@@ -245,6 +245,8 @@ def test_two_heads_on_one_trunk() -> None:
 def test_an_even_activation_is_at_the_edge_of_chaos() -> None:
     """cos: σ_w² = 1/E[sin²(√q z)] with q = σ_w²·E[cos²(√q z)], solved here by iteration."""
     model = mlp([64] * 20 + [10], torch.cos)
+    for layer in model[::2]:
+        layer.bias = None  # a bias would move cos to where it is odd
     found = isometry.init_(model, unit(64, 64), recipe="isometric")
     q = 1.0
     for _ in range(1000):
@@ -255,6 +257,25 @@ def test_an_even_activation_is_at_the_edge_of_chaos() -> None:
     assert any("told apart for" in note for note in found.notes)
     rows = model[4].weight.detach()
     assert float(rows.square().sum(1).mean().sqrt()) == pytest.approx(sigma, rel=1e-5)
+
+
+def shifted(x: Tensor) -> Tensor:
+    return torch.asinh(x) + 0.25 * torch.exp(-x * x)
+
+
+@pytest.mark.parametrize(("function", "centre"), [(torch.cos, -math.pi / 2), (shifted, None), (F.mish, 0.0)])
+def test_biases_move_units_to_where_their_activation_is_zero(function, centre) -> None:
+    model = mlp([64] * 20 + [10], function)
+    x = unit(64, 64)
+    found = isometry.init_(model, x, recipe="isometric")
+    bias = model[4].bias.detach()
+    if centre is None:
+        assert float(function(bias).abs().max()) < 1e-6
+        assert "is zero" in found["4.bias"].reason
+    else:
+        assert bias.tolist() == pytest.approx([centre] * 64)
+    model.double()
+    check_flat(model, x[:1], 10, factor=2.0)
 
 
 @pytest.mark.parametrize(

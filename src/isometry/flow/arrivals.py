@@ -13,6 +13,7 @@ from isometry.errors import ModelError
 from isometry.flow.cones import PARTS, replayed
 from isometry.flow.graph import ADD, CONTRACTION, LINEAR, MULTIPLY, REDUCTION, SOFTMAX, Flow, Node, Ref
 from isometry.flow.streams import is_norm
+from isometry.flow.walks import walk
 
 Kind = Literal["input", "activation", "product", "norm", "sum", "linear", "average", "table", "other"]
 # Arithmetic that many activations are written with; another name tells more.
@@ -136,13 +137,9 @@ def _opens(flow: Flow, node: Node) -> bool:
 
 def _region(flow: Flow, source: Node, node: Node) -> list[Node]:
     """Return the nodes between a node and its source, in order, views left out."""
-    found, waiting = {source.index}, [node.index]
-    while waiting:
-        i = waiting.pop()
-        if i not in found:
-            found.add(i)
-            waiting += [s.index for s in flow.signals(flow.nodes[i])]
-    return [flow.nodes[i] for i in sorted(found) if i != source.index and flow.nodes[i].op not in LINEAR]
+    back = walk([node], lambda n: [] if n is source else flow.signals(n))
+    found = [n for n in back if n is not source and n.op not in LINEAR]
+    return sorted(found, key=lambda n: n.index)
 
 
 def _bends(flow: Flow, source: Node, node: Node) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import prod
 
 from isometry.flow.graph import CONTRACTION, MULTIPLY, NORM, SOFTMAX, Flow, Node
+from isometry.flow.walks import walk
 
 
 @dataclass(frozen=True)
@@ -182,15 +183,10 @@ def _comes_from(flow: Flow, node: Node, source: Node) -> bool:
 
 def _weights(flow: Flow, operand: Node, sums: Collection[int]) -> tuple[int, ...]:
     """Return the weighted contractions behind an operand: back through views, norms and rotations."""
-    found: list[int] = []
-    waiting, seen = [operand], set()
-    while waiting:
-        node = waiting.pop()
-        if node.index in seen or node.index in sums:
-            continue
-        seen.add(node.index)
-        if flow.weight(node) is not None:
-            found.append(node.index)
-        elif node.op not in CONTRACTION and not is_softmax(flow, node):
-            waiting += flow.signals(node)
+
+    def before(node: Node) -> list[Node]:
+        ends = node.index in sums or node.op in CONTRACTION or is_softmax(flow, node)
+        return [] if ends else flow.signals(node)
+
+    found = (n.index for n in walk([operand], before) if flow.weight(n) is not None and n.index not in sums)
     return tuple(sorted(found))

@@ -1,11 +1,13 @@
-"""Recurrent cells: gates that keep a state and let news in, and weights that read their own output."""
+"""Recurrent cells: what keeps a state and lets news in, and weights that read their own output."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from isometry.flow.cones import cone_of
 from isometry.flow.graph import ADD, MULTIPLY, Flow, Node
 from isometry.flow.roles import Role
+from isometry.flow.walks import walk
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,26 @@ def cells_of(flow: Flow) -> list[Cell]:
     return found
 
 
+def sets_decay(flow: Flow, node: Node) -> bool:
+    """Return whether a node is how long a step of a state is: exp(A·f(node)), A a parameter, keeps the state.
+
+    Args:
+        flow: The graph.
+        node: A signal.
+
+    Returns:
+        Whether nothing but itself and constants is in such an exponential.
+    """
+    inside = [flow.nodes[i] for i in sorted(cone_of(flow, node).nodes)]
+    rates = [flow.signals(n)[0] for n in inside if n.op == "exp" and n is not node]
+    return any(
+        step.op in MULTIPLY and any(flow.nodes[i].parameters for i in step.inputs)
+        for rate in rates
+        for step in flow.upstream(rate)
+        if step.index > node.index
+    )
+
+
 def loops(flow: Flow, role: Role) -> bool:
     """Return whether a weight reads what came of its own output, as those between hidden states do.
 
@@ -59,13 +81,6 @@ def loops(flow: Flow, role: Role) -> bool:
     uses = [u for u in role.uses if u.kind == "weight"]
     if len(uses) < 2:
         return False
-    first = uses[0].node.index
-    waiting, seen = [uses[-1].node.index], set[int]()
-    while waiting:
-        for signal in flow.signals(flow.nodes[waiting.pop()]):
-            if signal.index == first:
-                return True
-            if signal.index > first and signal.index not in seen:
-                seen.add(signal.index)
-                waiting.append(signal.index)
-    return False
+    first, last = uses[0].node.index, uses[-1].node
+    back = walk([last], lambda n: [s for s in flow.signals(n) if s.index >= first])
+    return last.index != first and any(n.index == first for n in back)

@@ -13,12 +13,14 @@ from isometry.errors import ModelError
 from isometry.fans import Fans, known_fans
 from isometry.flow.attention import Attention, attentions_of, averages
 from isometry.flow.cones import Cone, mapped_refs
+from isometry.flow.degrees import degree_of
 from isometry.flow.fans_of_use import fans_of_use
 from isometry.flow.graph import ADD, CONTRACTION, LINEAR, MULTIPLY, NORM, SOFTMAX, Flow, Node
 from isometry.flow.streams import Residual, Streams, ends_of, is_norm, streams_of
 from isometry.flow.uses import Kind as Kind
 from isometry.flow.uses import Use as Use
 from isometry.flow.uses import uses_of
+from isometry.flow.walks import walk
 from isometry.parametrised import shape_of
 from isometry.sampling.places import Places
 
@@ -46,6 +48,8 @@ class Role:
         layer: Which of the weights that follow one another in that branch it is, from 1.
         ends: The residual sum whose branch it ends, so that it decides how large the branch is.
         skips: The residual sum on whose skip path it lies.
+        undone: Of a weight, whether the code divides it by its own size.
+        gain: Of such a weight, the scale that it is multiplied with instead.
         neutral: Of a scale, the value that leaves the signal as it is: 1, or 0 for a factor 1 + w.
         trainable: Whether it requires a gradient.
         aliases: Its other names, of tied weights.
@@ -65,6 +69,8 @@ class Role:
     layer: int = 0
     ends: Residual | None = None
     skips: Residual | None = None
+    undone: bool = False
+    gain: str | None = None
     neutral: float = 1.0
     trainable: bool = True
     aliases: tuple[str, ...] = ()
@@ -152,11 +158,8 @@ def roles_of(model: nn.Module, flow: Flow) -> Roles:
         roles.by_name[role.name] = role
         if role.kind == "weight":
             _describe_weight(roles, role, leading)
-        elif role.kind == "scale":
-            role.neutral = _neutral(flow, role)
-            read = role.uses[0].node
-            if is_norm(flow, read) or any(is_norm(flow, n) for n in list(flow.upstream(read))[1:4]):
-                role.feeds = ("norm",)
+        elif role.kind == "scale" and role.uses[0].node.op not in CONTRACTION:
+            _describe_scale(flow, role)
         for use in role.uses:
             if role.kind in ("weight", "scale") and use.node.index in ends and role.ends is None:
                 role.ends = ends[use.node.index]
@@ -166,6 +169,9 @@ def roles_of(model: nn.Module, flow: Flow) -> Roles:
             if within and (role.residual is None or len(within.depths) < len(role.residual.depths)):
                 role.residual, role.layer = within, within.depths[use.node.index]
     _attention_outputs(roles)
+    for role in roles.by_name.values():
+        if role.kind == "weight" and len(role.nodes) == 1:
+            _tell_gain(roles, role)
     return roles
 
 
@@ -215,6 +221,13 @@ def _kind(role: Role) -> Kind:
     return "unused"
 
 
+def _describe_scale(flow: Flow, role: Role) -> None:
+    role.neutral = _neutral(flow, role)
+    read = role.uses[0].node
+    if is_norm(flow, read) or any(is_norm(flow, n) for n in list(flow.upstream(read))[1:4]):
+        role.feeds = ("norm",)
+
+
 def _neutral(flow: Flow, role: Role) -> float:
     """Return the value of a scale that leaves the signal as it is: 1, or 0 where the factor is 1 + w."""
     use = role.uses[0]
@@ -262,6 +275,16 @@ def _describe_weight(roles: Roles, role: Role, leading: set[int]) -> None:
         feeds.update(dict.fromkeys(_feeds(flow, u.cone)))
         parts |= _parts(roles, u, leading)
     role.feeds, role.parts = tuple(feeds), frozenset(parts)
+
+
+def _tell_gain(roles: Roles, role: Role) -> None:
+    """Say of a weight that the code standardises which parameter has its scale."""
+    operand = next(u.operand for u in role.uses if u.kind == "weight")
+    role.undone = degree_of(roles.flow, operand, role.nodes[0]) == 0.0
+    if role.undone:
+        scales = [r for r in roles.by_name.values() if r.kind == "scale" and len(r.nodes) == 1]
+        found = [r.name for r in scales if r.nodes[0] in operand.parameters]
+        role.gain = found[0] if len(found) == 1 else None
 
 
 def _feeds(flow: Flow, cone: Cone) -> list[str]:
@@ -334,14 +357,12 @@ def _gates_itself(flow: Flow, use: Use) -> bool:
     for exit_ in use.cone.exits:
         consumer = flow.nodes[exit_.consumer]
         others = [s for s in flow.signals(consumer) if s.index not in use.cone.nodes]
-        waiting, seen = others if consumer.op in MULTIPLY else [], set[int]()
-        while waiting:
-            node = waiting.pop()
-            if node.index in use.cone.nodes:
-                return True
-            if node.index > use.node.index and node.index not in seen:
-                seen.add(node.index)
-                waiting += flow.signals(node)
+        back = walk(
+            others if consumer.op in MULTIPLY else [],
+            lambda n: flow.signals(n) if n.index > use.node.index else [],
+        )
+        if any(n.index in use.cone.nodes for n in back):
+            return True
     return False
 
 
@@ -360,19 +381,14 @@ def _attention_outputs(roles: Roles) -> None:
 def _readers(flow: Flow, attention: Attention) -> list[int]:
     """Return the weighted contractions that an attention's average reaches through views."""
     products = averages(flow, flow.nodes[attention.softmax])
-    found: list[int] = []
-    waiting, seen = [n.index for n in products], {n.index for n in products}
-    while waiting:
-        for i in flow.consumers[waiting.pop()]:
-            node = flow.nodes[i]
-            if i in seen or not node.signal:
-                continue
-            seen.add(i)
-            if flow.weight(node) is not None:
-                found.append(i)
-            elif flow.transparent(node):
-                waiting.append(i)
-    return found
+
+    def readers(node: Node) -> list[Node]:
+        if flow.weight(node) is not None:
+            return []
+        read = (flow.nodes[i] for i in flow.consumers[node.index])
+        return [n for n in read if n.signal and (flow.transparent(n) or flow.weight(n) is not None)]
+
+    return [n.index for n in walk(products, readers) if flow.weight(n) is not None]
 
 
 def _places_in_branches(streams: Streams) -> tuple[dict[int, Residual], dict[int, Residual]]:

@@ -23,6 +23,7 @@ class Stack:
         attends: Whether a branch has an attention.
         reads: The streams whose values its attentions read: it decodes them.
         read_by: The streams that read it: it encodes for them.
+        reading: Its sums whose branch reads another stream.
     """
 
     stream: int
@@ -32,6 +33,7 @@ class Stack:
     attends: bool
     reads: frozenset[int]
     read_by: frozenset[int]
+    reading: frozenset[int]
 
 
 def stacks_of(roles: Roles) -> list[Stack]:
@@ -62,6 +64,7 @@ def stacks_of(roles: Roles) -> list[Stack]:
                 bool(attending),
                 reads[stream],
                 read_by,
+                frozenset(r.node for r, a in within[stream] if _read(roles, stream, [a])),
             )
         )
     return stacks

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from isometry.flow.graph import ADD, Flow, Node
 from isometry.flow.roles import Roles
+from isometry.flow.walks import walk
 
 
 class Terms(NamedTuple):
@@ -78,16 +79,8 @@ def score_sums(roles: Roles) -> set[int]:
 
 def _reaches(flow: Flow, node: Node, target: int) -> bool:
     """Return whether a node is computed from another one."""
-    waiting, seen = [node.index], {node.index}
-    while waiting:
-        i = waiting.pop()
-        if i == target:
-            return True
-        for s in flow.signals(flow.nodes[i]):
-            if s.index >= target and s.index not in seen:
-                seen.add(s.index)
-                waiting.append(s.index)
-    return False
+    back = walk([node], lambda n: [s for s in flow.signals(n) if s.index >= target])
+    return any(n.index == target for n in back)
 
 
 def sums_behind(flow: Flow, node: Node) -> set[int]:
@@ -100,16 +93,12 @@ def sums_behind(flow: Flow, node: Node) -> set[int]:
     Returns:
         The sums.
     """
-    found: set[int] = {node.index}
-    waiting, seen = [node.index], {node.index}
-    while waiting:
-        for i in flow.consumers[waiting.pop()]:
-            reader = flow.nodes[i]
-            if i in seen or not reader.signal:
-                continue
-            seen.add(i)
-            if reader.op in ADD and len(flow.signals(reader)) == 2:
-                found.add(i)
-            elif flow.transparent(reader):
-                waiting.append(i)
-    return found
+
+    def adds(n: Node) -> bool:
+        return n.op in ADD and len(flow.signals(n)) == 2
+
+    def readers(n: Node) -> list[Node]:
+        read = [flow.nodes[i] for i in flow.consumers[n.index]] if n is node or not adds(n) else []
+        return [r for r in read if r.signal and (adds(r) or flow.transparent(r))]
+
+    return {node.index} | {n.index for n in walk([node], readers) if adds(n)}

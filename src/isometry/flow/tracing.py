@@ -69,7 +69,9 @@ def study(source: nn.Module | Callable[[], nn.Module], inputs: object, *, prefer
         interpreter.observer = tracer
         return tracer
 
-    rehearsal = Rehearsal[Tracer](source, inputs, backward=False, assumed=assumption(assumed), prefer=prefer)
+    rehearsal = Rehearsal[Tracer](
+        source, inputs, backward=False, assumed=assumption(assumed), prefer=prefer, predicted=False
+    )
     stage, tracer = rehearsal.run(begin)
     flow = tracer.finish(stage.output)
     tell(flow)

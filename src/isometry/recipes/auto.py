@@ -7,8 +7,9 @@ What is aimed at, in RMS:
   has 0.3 of the size of what it is added to, so that tokens begin as tokens;
 - 0.3·r/√(N + p − 1) at the end of the p-th of N residual branches, where r is the size of the stream there
   and p counts from the last norm on the stream: the stream grows by 5 % at most, however deep, gradients too
-  (r/√(N + p − 1), at most √2, where the scale of a norm ends the branch, and in a decoder, whose branches are
-  the only way back to the encoder);
+  (0.3·r/(N + p − 1) where the branch has no weight, because what such branches add does not average out;
+  r/√(N + p − 1), at most √2, where the scale of a norm ends the branch; as much for all the branches of a
+  decoder together that read the encoder, which are the only way back to it);
 - attention scores that vary by 1 along the softmax: query and key share what is missing;
 - √(0.06·ln C) for C logits: cross-entropy then begins 3 % above ln C, its value for equal chances.
 
@@ -27,11 +28,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
+from isometry.flow.gates import sets_decay
 from isometry.flow.graph import SOFTMAX, Flow, Node
 from isometry.flow.roles import Role, Use
 from isometry.flow.stacks import stacks_of
-from isometry.flow.streams import Residual, deciders
+from isometry.flow.stages import stages_of
+from isometry.flow.streams import Residual
 from isometry.flow.sums import parallel_terms, score_sums, sums_behind
 from isometry.init.structured import of_kind
 from isometry.plans import std_of
@@ -39,6 +43,7 @@ from isometry.recipes.base import Choice, Subject, neutral, recipe
 from isometry.recipes.gradients import for_gradients
 from isometry.recipes.isometric import plain_choices
 from isometry.sampling import Constant, Distribution, Normal
+from isometry.solving.evening import even_sizes
 from isometry.solving.passes import Balance, Problem, Settled, settled
 from isometry.solving.solver import Aim, Solver
 
@@ -64,6 +69,8 @@ def auto(subject: Subject) -> Mapping[str, Choice]:
     balances = draft.balances()
     aims = for_gradients(subject, draft.aims, balances, draft.reasons)
     found = settled(problem, draft.laws, aims, balances)
+    if evened := draft.evened(problem, found, balances):
+        found = settled(problem, draft.laws, aims, evened)
     return {name: draft.choice(name, found) for name in subject.roles.by_name}
 
 
@@ -87,12 +94,9 @@ class Draft:
         self.reasons: dict[str, str] = {}
         self.fixed: dict[str, Choice] = {}
         self._biases = score_sums(subject.roles)
-        self._decoding = {stack.stream for stack in stacks_of(subject.roles) if stack.reads}
-        self._entries = {
-            residual.fork: deciders(self.flow, self.flow.nodes[residual.fork])
-            for residual in subject.roles.streams.residuals.values()
-            if residual.order == 1
-        }
+        self._reading = {node: stack.reading for stack in stacks_of(subject.roles) for node in stack.reading}
+        self._stages = stages_of(self.flow, subject.roles.streams)
+        self._gains = {role.gain for role in subject.roles.by_name.values()}
         plain = subject.objective == "forward" and subject.family is None
         self._woven = plain_choices(subject, activations=PLAIN) if plain else {}
         for role in subject.roles.by_name.values():
@@ -103,6 +107,8 @@ class Draft:
             self._fix(role, self._woven[role.name])
         elif role.kind == "weight":
             self._weight(role)
+        elif role.name in self._gains:
+            self.laws[role.name] = Constant(role.neutral), 1.0  # solved in its weight's place
         elif role.kind == "scale" and (role.ends is not None or self._enters(role)):
             self.laws[role.name] = Constant(role.neutral), 1.0
             if role.ends is not None:
@@ -111,13 +117,17 @@ class Draft:
                 self._aim(role, lambda _: 1.0, "the residual stream begins behind it, at unit size")
         elif role.kind in ("embedding", "position", "token"):
             self._source(role)
+        elif role.kind == "bias" and sets_decay(self.flow, role.uses[0].node):
+            self._fix(
+                role, Choice(None, "it sets how long a state lasts: kept as constructed", marks=("kept",))
+            )
         else:
             self._fix(role, neutral(role))
 
     def _enters(self, role: Role) -> bool:
         """Return whether a parameter decides how large a residual stream is where it begins."""
         reading = {use.node.index for use in role.uses}
-        return any(node.index in reading for nodes in self._entries.values() for node in nodes)
+        return any(not reading.isdisjoint(stage.deciders) for stage in self._stages)
 
     def _fix(self, role: Role, choice: Choice) -> None:
         self.fixed[role.name] = choice
@@ -134,6 +144,11 @@ class Draft:
             self._fix(role, Choice(Constant(0.0), "it reads nothing: its fan is zero", marks=("unused",)))
             return
         self.laws[role.name] = Normal(fan**-0.5), fan**-0.5
+        if role.undone:
+            whose = f": {role.gain} has it" if role.gain else ""
+            self._fix(role, Choice(Normal(fan**-0.5), f"the code undoes its own scale{whose}"))
+            if role.gain is None:
+                return
         if role.ends is not None:
             self._end(role)
         elif "head" in role.parts:
@@ -175,17 +190,27 @@ class Draft:
     def _end(self, role: Role) -> None:
         residual = role.ends
         assert residual is not None
-        sharing = sum(
-            other.ends is residual and other.kind == role.kind
-            for other in self.subject.roles.by_name.values()
-        )
-        whole = SHARE if role.kind == "weight" and residual.stream not in self._decoding else 1.0
-        share = whole / math.sqrt((residual.number + residual.since - 1) * max(sharing, 1))
+        share = self._whole(role, residual) / math.sqrt(self._terms(role, residual))
+        place = residual.number + residual.since - 1
+        # Without a weight nothing in it is random: what such branches add does not average out.
+        share /= place if residual.layers == 0 else math.sqrt(place)
         reason = (
             f"ends residual branch {residual.order} of {residual.number}: {share:.2g} of the stream's size"
         )
         watched = (residual.skip, residual.fork)
         self._aim(role, lambda solver: share * stream_size(solver, residual), reason, watched)
+
+    def _terms(self, role: Role, residual: Residual) -> float:
+        """Return how many ends of a branch are summed in one of its entries; halves side by side are not."""
+        ends = [r for r in self.subject.roles.by_name.values() if r.ends is residual and r.kind == role.kind]
+        entries = sum(math.prod(_use(end).node.shape) for end in ends)
+        return max(entries / max(math.prod(self.flow.nodes[residual.node].shape), 1), 1.0)
+
+    def _whole(self, role: Role, residual: Residual) -> float:
+        """Return what all branches of a stream together may add, as a share of its size."""
+        if residual.node in self._reading:
+            return math.sqrt(residual.number / len(self._reading[residual.node]))
+        return SHARE if role.kind == "weight" or residual.layers == 0 else 1.0
 
     def _source(self, role: Role) -> None:
         use = role.uses[-1]
@@ -227,9 +252,10 @@ class Draft:
     ) -> None:
         use = _use(role)
         limit = self._limit(role, use) if role.kind == "weight" else None
-        self.reasons[role.name] = reason
+        knob = self.subject.roles[role.gain] if role.gain else role
+        self.reasons[knob.name] = reason
         if limit is None:
-            self.aims.append(Aim(role, use.node, size, watched))
+            self.aims.append(Aim(knob, use.node, size, watched))
             return
         boost, arriving = limit
 
@@ -237,7 +263,7 @@ class Draft:
             there = solver.rms(arriving)
             return size(solver) * (1.0 if there is None else min(1.0, boost * there))
 
-        self.aims.append(Aim(role, use.node, limited, (*watched, arriving)))
+        self.aims.append(Aim(knob, use.node, limited, (*watched, arriving)))
 
     def balances(self) -> list[Balance]:
         """Return what only a whole pass can tell: the spread of scores, the size at which a stream begins."""
@@ -248,11 +274,27 @@ class Draft:
                 # A fused weight makes both factors, two weights one each: a half of what is missing.
                 scores = self.flow.signals(self.flow.nodes[attention.softmax])[0].index
                 found.append(Balance(scores, names, 1.0, spread=True, power=0.5))
-        for fork, nodes in self._entries.items():
-            names = self._readers(tuple(n.index for n in nodes))
+        for stage in self._stages:
+            names = self._readers(stage.deciders)
             if names:
-                found.append(Balance(fork, names, 1.0))
+                found.append(Balance(stage.begin, names, 1.0))
         return found
+
+    def evened(self, problem: Problem, found: Settled, balances: list[Balance]) -> list[Balance]:
+        """Return the balances with sizes at which gradients are as even as sizes; none where they are."""
+        sizes: dict[int, float] = {}
+        for stream in {stage.stream for stage in self._stages}:
+            stages = [stage for stage in self._stages if stage.stream == stream]
+            if len(stages) > 1 and stages[0].first not in self.subject.roles.streams.outer:
+                told = even_sizes(problem, found.laws, stages)
+                sizes |= {stage.begin: told.get(stage.first, 1.0) for stage in stages[1:]}
+        for balance in balances:
+            for name in balance.names if balance.node in sizes else ():
+                self.reasons[name] = (
+                    f"a stage of the residual stream begins behind it, at {sizes[balance.node]:.2g}: as far "
+                    "from the first stage's as its gradient is"
+                )
+        return [replace(b, target=sizes.get(b.node, b.target)) for b in balances] if sizes else []
 
     def _readers(self, nodes: tuple[int, ...]) -> tuple[str, ...]:
         """Return the parameters with an aim that operations read."""

@@ -153,7 +153,8 @@ def neutral(role: Role) -> Choice:
     if role.kind == "scale":
         return Choice(Constant(role.neutral), "a scale starts neutral")
     if role.kind in ("embedding", "position", "token"):
-        return Choice(Normal(1.0), f"a {role.kind} is a row of unit entries")
+        article = "an" if role.kind == "embedding" else "a"
+        return Choice(Normal(1.0), f"{article} {role.kind} is a row of unit entries")
     if role.kind == "slope":
         return Choice(Constant(0.25), "torch's own slope of a PReLU")
     if role.kind == "unused":

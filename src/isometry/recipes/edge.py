@@ -175,13 +175,21 @@ def _choices(
     )
     found = {layer.role.name: Choice(law, words, marks=("refused",))}
     if after is not None and after.point.bias_std > 0:
-        for bias in _biases(subject, layer):
+        for bias in biases_of(subject, layer):
             found[bias] = Choice(Normal(after.point.bias_std), "the bias of the critical point")
     return found
 
 
-def _biases(subject: Subject, layer: Layer) -> list[str]:
-    """Return the biases that are added to a layer's output before anything else is."""
+def biases_of(subject: Subject, layer: Layer) -> list[str]:
+    """Return the biases that are added to a layer's output before anything else is.
+
+    Args:
+        subject: What a recipe is given.
+        layer: The layer.
+
+    Returns:
+        Their names.
+    """
     cone = layer.role.uses[0].cone
     nodes = cone.nodes if cone else frozenset([layer.node.index])
     return [

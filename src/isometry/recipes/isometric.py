@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from isometry.errors import InvalidValueError
+from isometry.errors import InvalidValueError, ModelError
 from isometry.flow.chains import Chain, Layer, Reading, chains_of
 from isometry.flow.graph import Node
 from isometry.init.mirrored import Box
@@ -16,9 +17,10 @@ from isometry.initialisers import chain as weaving
 from isometry.initialisers.chain import interfaces, woven
 from isometry.moments.calls import tensors_in
 from isometry.recipes.base import Choice, Subject, recipe
-from isometry.recipes.edge import edge_choices
-from isometry.recipes.operating import Bend, Operating, bend_of, logits_size, operating_point
+from isometry.recipes.edge import biases_of, edge_choices
+from isometry.recipes.operating import Bend, Operating, bend_of, centre_of, logits_size, operating_point
 from isometry.rehearsal import first_batch
+from isometry.sampling import Constant
 
 
 def plain_choices(subject: Subject, *, activations: int = 2) -> dict[str, Choice]:
@@ -41,7 +43,8 @@ def plain_choices(subject: Subject, *, activations: int = 2) -> dict[str, Choice
             found |= weaver.choices()
         except InvalidValueError as refusal:
             arriving = {id(layer): weaver.second_moment(layer) for layer in chain.layers}
-            found |= edge_choices(subject, chain, str(refusal), weaver.bends, arriving)
+            plain = _Weaver(subject, chain, bends, centred=False)
+            found |= edge_choices(subject, chain, str(refusal), plain.bends, arriving)
     return found
 
 
@@ -66,27 +69,34 @@ def isometric(subject: Subject) -> Mapping[str, Choice]:
 class _Weaver:
     """The laws of one chain."""
 
-    def __init__(self, subject: Subject, chain: Chain, bends: dict[Any, Bend]) -> None:
+    def __init__(
+        self, subject: Subject, chain: Chain, bends: dict[Any, Bend], *, centred: bool = True
+    ) -> None:
         self.subject, self.chain = subject, chain
         self.refused = chain.refused
         self.index = {id(layer): i for i, layer in enumerate(chain.layers)}
         self.bends: dict[int, Bend] = {}
         self.frames: dict[int, Box] = {}  # taps that overlap
+        self.biases: dict[str, Choice] = {}  # those that are not to be zero
         for layer in chain.layers:
             if layer.readers:
-                self._bend(layer, bends)
+                self._bend(layer, bends, centred)
 
-    def _bend(self, layer: Layer, known: dict[Any, Bend]) -> None:
+    def _bend(self, layer: Layer, known: dict[Any, Bend], centred: bool) -> None:
         """Find the function behind a layer, the same for all its readers."""
         found: list[Bend] = []
-        for reading in [r for reader in layer.readers for r in reader.reads if r.layer is layer]:
-            if reading.key not in known:
+        readings = [r for reader in layer.readers for r in reader.reads if r.layer is layer]
+        centre = self._centre(layer, readings) if centred else 0.0
+        for reading in readings:
+            key = reading.key, centre
+            if key not in known:
+                function = reading.function if not centre else _shifted(reading.function, centre)
                 try:
-                    known[reading.key] = bend_of(reading.function, _named(layer, reading))
+                    known[key] = bend_of(function, _named(layer, reading))
                 except InvalidValueError as error:
                     self.refused = self.refused or str(error)
                     return
-            found.append(known[reading.key])
+            found.append(known[key])
         if any(bend is not found[0] for bend in found):
             self.refused = self.refused or f"{layer.role.name} is read through different functions"
         if found[0].parity == "even":
@@ -95,8 +105,22 @@ class _Weaver:
             )
         self.bends[id(layer)] = found[0]
 
+    def _centre(self, layer: Layer, readings: list[Reading]) -> float:
+        """Let a layer's biases move its units to where what reads them is zero, if that is not at 0."""
+        biases = biases_of(self.subject, layer)
+        if len(biases) != 1 or len({reading.key for reading in readings}) != 1:
+            return 0.0
+        try:
+            centre = centre_of(readings[0].function)
+        except (ModelError, RuntimeError, TypeError):
+            return 0.0
+        if centre:
+            reason = f"at {centre:.4g} {_named(layer, readings[0])} is zero"
+            self.biases[biases[0]] = Choice(Constant(centre), reason)
+        return centre
+
     def choices(self) -> dict[str, Choice]:
-        """Return the choices of the chain's weights.
+        """Return the choices of the chain's weights, and of the biases that are not to be zero.
 
         Raises:
             InvalidValueError: The chain cannot be woven; the message says why.
@@ -123,7 +147,7 @@ class _Weaver:
         return {
             layer.role.name: Choice(law, self._reason(layer, gain, point, sides))
             for layer, law, gain in zip(self.chain.layers, laws, gains, strict=True)
-        }
+        } | self.biases
 
     def _spread_taps(self) -> None:
         """Let convolutions before a pooling read neighbours, as far as their channels carry more than now.
@@ -221,6 +245,10 @@ class _Weaver:
         if any(r.maxima for r in layer.reads):
             words.append("up to max pooling, which is odd but not linear")
         return ", ".join(words)
+
+
+def _shifted(function: Callable[[Tensor], Tensor], by: float) -> Callable[[Tensor], Tensor]:
+    return lambda x: function(x + by)
 
 
 def box_of(layer: Layer) -> Box | None:

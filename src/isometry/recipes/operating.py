@@ -133,6 +133,38 @@ def bend_of(function: Callable[[Tensor], Tensor], name: str) -> Bend:
     return Bend(phi, "linear", slope / 2, name) if parity == "odd" else Bend(phi, parity, slope, name)
 
 
+def centre_of(function: Callable[[Tensor], Tensor]) -> float:
+    """Return where a pointwise function is zero, if its sign changes within 2 of zero; else 0.
+
+    Units that work around such a point hand on nothing that all samples share: a φ(0) that is not 0 reaches
+    every unit behind it, mirrored weights take it away, and the first steps of training bring it back.
+
+    Args:
+        function: φ, of float64 tensors.
+
+    Returns:
+        The zero that is nearest to 0.
+
+    Example:
+        >>> round(centre_of(torch.cos), 3), centre_of(torch.relu), centre_of(torch.sigmoid)
+        (-1.571, 0.0, 0.0)
+    """
+    x = torch.linspace(-2, 2, 401, dtype=torch.float64)
+    values = function(x)
+    if not bool(values.isfinite().all()) or float(values[200].abs()) <= 1e-6 * float(values.abs().max()):
+        return 0.0
+    crossed = torch.nonzero(values[:-1] * values[1:] < 0).flatten().tolist()
+    if not crossed:
+        return 0.0
+    at = min(crossed, key=lambda i: abs(float(x[i] + x[i + 1])))
+    low, high = x[at : at + 1], x[at + 1 : at + 2]
+    for _ in range(50):
+        middle = (low + high) / 2
+        below = float(function(middle) * values[at]) > 0
+        low, high = (middle, high) if below else (low, middle)
+    return float(low)
+
+
 @dataclass(frozen=True)
 class Operating:
     """Where a chain works.

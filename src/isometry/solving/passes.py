@@ -64,12 +64,14 @@ class Settled:
         missed: Aims that could not be solved, with the reason.
         passes: How many passes it took.
         kind: On which carrier the last one ran.
+        laws: What each parameter is drawn from at its scale, with its standard deviation.
     """
 
     solved: dict[str, Solved] = field(default_factory=dict)
     missed: dict[str, str] = field(default_factory=dict)
     passes: int = 0
     kind: str = "meta"
+    laws: dict[str, tuple[Distribution, float]] = field(default_factory=dict)
 
 
 def settled(
@@ -84,7 +86,7 @@ def settled(
 
     The first pass settles every weight that is read once. A weight that is read several times is solved where
     it is read last, with what the pass before gave it; a balance is told at the end of a pass. So both need
-    two passes, and a third to confirm.
+    two passes, and a third to confirm. Where nothing is aimed at the model is not run.
 
     Args:
         problem: The model, its inputs and its roles.
@@ -98,11 +100,13 @@ def settled(
     """
     current = dict(laws)
     factors: dict[str, float] = {}
-    found = Settled()
+    found = Settled(laws=current)
+    if not aims and not balances:
+        return found
     several = any(len([u for u in a.role.uses if u.kind == a.role.kind]) > 1 for a in aims)
     for number in range(1, PASSES + 1):
         stage, solver = _pass(problem, current, aims, balances, factors, measuring)
-        found = Settled(solver.solved, solver.missed, number, stage.kind)
+        found = Settled(solver.solved, solver.missed, number, stage.kind, current)
         moved = _rebalance(solver, balances, factors)
         changed = several and _changed(current, solver.solved)
         for name, solved in solver.solved.items():

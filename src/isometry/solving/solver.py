@@ -117,9 +117,15 @@ class Solver:
 
     def rms(self, index: int) -> float | None:
         """Return the RMS of a watched node that has been reached; None where it is not known."""
-        tensor = self._tensors.get(index)
-        if tensor is None:
-            return None
+        tensor = self.tensor(index)
+        return None if tensor is None else self.size(tensor)
+
+    def tensor(self, index: int) -> Tensor | None:
+        """Return what a watched node gave; None where it has not been reached."""
+        return self._tensors.get(index)
+
+    def size(self, tensor: Tensor) -> float | None:
+        """Return the RMS of a tensor of the run; None where it is not known."""
         if self._real(self.measuring == "always"):
             return _rms(tensor)
         m = self.stage.interpreter.moments(tensor)

@@ -1,7 +1,7 @@
 """Real architectures with their own default initialisation, built offline, small but of realistic shape.
 
 Text models have 12 layers of width 192. Image models have their published widths: convolutional networks at
-128 pixels, so that the last of five halvings leaves 4 of them, those of patches at 64, Swin at 56 and 112. All
+128 pixels, so that the last of five halvings leaves 4 of them, those of patches at 64, Swin at 56 and 224. All
 run in training mode, as they come from their constructors. Needs the dependency group `corpus` (transformers, timm,
 torchvision); an architecture whose library is missing is left out of `available()`.
 
@@ -165,7 +165,7 @@ TORCHVISION = (
     _torchvision("mobilenet_v3_large"),
     _torchvision("efficientnet_b0"),
     _torchvision("convnext_tiny"),
-    _torchvision("swin_t", images(112)),
+    _torchvision("swin_t", images(224)),
     _torchvision("squeezenet1_1"),
     _torchvision("shufflenet_v2_x1_0"),
     _torchvision("googlenet", init_weights=True),

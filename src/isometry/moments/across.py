@@ -12,6 +12,7 @@ h − x·E[x h]/E[x²]: nothing at all for h = x. So no scale in front of such a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
 
@@ -19,29 +20,69 @@ import numpy as np
 
 from isometry.moments import algebra as alg
 from isometry.moments import axes as ax
-from isometry.moments import latents
-from isometry.moments.record import Across, Factor, Moments, Part, Term
+from isometry.moments import fan, latents, slopes
+from isometry.moments import record as rec
+from isometry.moments.record import Across, Factor, Moments, Normed, Part, Term
+from isometry.moments.taps import Window
 
 
-def orthogonal(g: Moments, x: Moments) -> Moments:
+def orthogonal(g: Moments, x: Moments, coherent: float) -> Moments:
     """Return a normal gradient at x that is orthogonal to each channel of it, the second dim.
 
     As it is where x is more than a function of one variable.
+
+    Args:
+        g: The gradient, without its coherent part.
+        x: The input.
+        coherent: The square of the part that is proportional to x less its mean, by that of the rest.
     """
     factor = alg.absorbed(x.terms[0], x.axes) if len(x.terms) == 1 else None
     if factor is None or g.axes != x.axes or len(g.terms) != 1 or len(g.terms[0].factors) != 1:
         return g
     count = prod(ax.size(x.axes[p]) for d in range(len(x.dims)) if d != 1 for p in x.positions(d))
     share = factor.values**2 / np.maximum(factor.square[..., None] * count, 1e-300)
-    slope = np.sqrt(np.maximum(1.0 - share, 0.0))
-    slope = slope / np.sqrt(latents.mean(slope**2))[..., None]
-    (term,) = g.terms
-    (own,) = term.factors
-    mark = Part(Across(factor), (None,) * len(g.axes), (), np.zeros([1] * (len(g.axes) + 1)))
-    own = replace(own, parts=(*own.parts, mark))
+    own = np.maximum(1.0 - share, 0.0)
+    apart = (factor.values - factor.mean[..., None]) ** 2
+    spread = np.maximum(latents.mean(apart), 1e-300)[..., None]
+    square = own / latents.mean(own)[..., None] + coherent * apart / spread
+    slope = np.sqrt(square / (1.0 + coherent))
+    table = np.array(g.table)
+    rec.diagonal(table, g.axes)[...] *= 1.0 + coherent
     bent = alg.changed(factor, slope, x.axes)
-    table = own.table / np.where(np.abs(bent.table) > 1e-9, bent.table, 1.0)
-    return alg.assemble(g.dims, (Term(term.coef, (replace(own, table=table), bent)),))
+    shape = np.broadcast_shapes(table.shape, bent.table.shape)
+    ratio = np.divide(table, bent.table, out=np.zeros(shape), where=np.abs(bent.table) > 1e-9)
+    carrier = alg.gaussian(g.dims, ratio, np.zeros([1] * len(g.axes))).terms[0]
+    if not carrier.factors:
+        return g
+    mark = Part(Across(factor), (None,) * len(g.axes), (), np.zeros([1] * (len(g.axes) + 1)))
+    marked = replace(carrier.factors[0], parts=(mark,))
+    return alg.assemble(g.dims, (Term(carrier.coef, (marked, bent)),))
+
+
+def coherence(g: Moments, windows: Sequence[Window]) -> float:
+    """Return the square of what a depthwise convolution's gradients at an entry add up to, by the rest.
+
+    The outputs y that read x have the gradients g = γ·s(y), and their slope knows the weight that x went
+    through: E[w_k s(y) | x] = σ_w·x·E[s′(y)]/√(K Var x). Where the γ of neighbouring outputs have the
+    correlation r, those of the n that read an entry add (n − 1)·r·E[s′]²/(K·E[s²]) to the square, all of it
+    along x.
+    """
+    mark = fan.mark_of(g, Normed)
+    carrier, rest = slopes.split(g.terms[0])
+    slope = next((f for f in rest if mark is not None and f.latent == mark.latent), None)
+    if carrier is None or slope is None:
+        return 0.0
+    first, square = latents.coefficients(slope.values)[..., 1], slope.square
+    near = carrier.table
+    for axis in reversed(g.axes[-len(windows) :]):  # neighbours, by the pairs that differ along each axis
+        near = near[..., 0] if near.shape[-1] == 1 else near[..., len(axis) :].mean(-1)
+    alone = float(np.mean(carrier.square))
+    together = rec.average(rec.diagonal(near, g.axes[: near.ndim]), g.axes[: near.ndim])
+    taps = [len(w.taps()[0]) for w in windows]
+    read = prod(n / w.inputs for n, w in zip(taps, windows, strict=True))
+    terms = prod(n / w.outputs for n, w in zip(taps, windows, strict=True))
+    weight = float(np.mean(first**2) / max(float(np.mean(square)), 1e-300))
+    return max((read - 1.0) / terms * weight * together / max(alone, 1e-300), 0.0)
 
 
 def product(g: Moments, h: Moments) -> Moments:

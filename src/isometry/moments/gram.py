@@ -135,6 +135,7 @@ def passed_on(
         )
         labels = tuple(None if k is None else part.labels[k] for k in order)
         own = tuple(part.labels[k] for k in common if part.labels[k] is not None)
+        size = np.minimum(size, 1.0)  # no part has more of the variance than there is
         given.append(Part(part.latent, labels, (*part.gone, *own), size[..., None]))
     (factor,) = term.factors
     return replace(made, terms=(Term(term.coef, (replace(factor, parts=(*factor.parts, *given)),)),))
@@ -175,7 +176,7 @@ def of_sum(m: Moments, positions: Sequence[int]) -> tuple[Part, ...]:
         shape = np.broadcast_shapes(part.values.shape, std.shape)
         values = np.divide(part.values, std, out=np.zeros(shape), where=std > 0)
         labels = tuple(label for k, label in enumerate(part.labels) if k not in positions)
-        given.append(Part(part.latent, labels, part.gone, values.mean(tuple(positions))))
+        given.append(Part(part.latent, labels, part.gone, np.minimum(values, 1.0).mean(tuple(positions))))
     return tuple(given)
 
 

@@ -110,6 +110,7 @@ def grams_of(terms: Sequence[Term], std: Array | None = None) -> tuple[Part, ...
                 if std is not None:
                     shape = np.broadcast_shapes(square.shape, std.shape)
                     square = np.divide(square, std**2, out=np.zeros(shape), where=std > 0)
+                    square = np.minimum(square, 1.0)
                 size = square[..., None] * part.values**2
                 if not size.any():
                     continue

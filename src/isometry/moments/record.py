@@ -97,10 +97,12 @@ class Normed(NamedTuple):
     """Marks a `Part` of a gradient that was divided by the sizes of sums with a `Fan` of so many weights.
 
     `share` is the part of what it was divided by that is theirs, in the square; the rest is a norm's ε.
+    `latent` is that of the sums.
     """
 
     weights: float
     share: float
+    latent: object
 
 
 class Across(NamedTuple):

@@ -20,28 +20,25 @@ def with_table(g: Moments, table: Array) -> Moments:
     (that of a relu before a norm, whose own output went through a relu) is not taken as independent of it:
     γ gets the table that gives the product's. Else g is taken as normal.
     """
+    g = merged(g, least=2)
     if len(g.terms) == 1:
-        carrier, rest = _split(g.terms[0])
+        carrier, rest = split(g.terms[0])
         if carrier is not None and rest:
             return _carried(g, rest, table)
     return alg.gaussian(g.dims, table, np.zeros([1] * len(g.axes)))
 
 
-def merged(g: Moments) -> Moments:
+def merged(g: Moments, least: int = 3) -> Moments:
     """Return a sum of gradients γ_i·f_i with those that depend on one z as a single γ·m(z).
 
     m² = Σ E[γ_i²]·E[f_i² | z]. What comes to a stream of sums is multiplied by slope upon slope on its way;
     given the stream z where it is now, the slopes behind do not depend on those to come (exact for streams
     that are Markov chains).
     """
-    if len(g.terms) < 3:
+    if len(g.terms) < least:
         return g
-    split = [_split(t) for t in g.terms]
-    bent = [
-        (t, carrier, rest[0])
-        for t, (carrier, rest) in zip(g.terms, split, strict=True)
-        if carrier and len(rest) == 1
-    ]
+    apart = [(term, *split(term)) for term in g.terms]
+    bent = [(term, carrier, rest[0]) for term, carrier, rest in apart if carrier and len(rest) == 1]
     members: list[tuple[Term, Factor, Factor]] = []
     for _, _, z in bent:
         found = [x for x in bent if x[2].key == z.key or (*z.key, ()) in x[2].plain]
@@ -59,7 +56,7 @@ def merged(g: Moments) -> Moments:
     return alg.assemble(g.dims, (*(t for t in g.terms if t not in together), *carried.terms))
 
 
-def _split(term: Term) -> tuple[Factor | None, list[Factor]]:
+def split(term: Term) -> tuple[Factor | None, list[Factor]]:
     """Return the normal factor of mean 0 of a term, and its other factors."""
     carrier = next((f for f in term.factors if f.centred and alg.affine(f.values)), None)
     return carrier, [f for f in term.factors if f is not carrier]

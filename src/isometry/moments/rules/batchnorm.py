@@ -115,8 +115,9 @@ def _batch_norm_backward(
     if training or mean is None or var is None:
         dx, unit = normalise_backward(weighted, x, over, eps, _scatter)
         known = fan.mark_of(x, Fan)
-        if known is not None:
-            dx = fan.marked(dx, Normed(known.weights, _share(x, over, eps)))
+        if known is not None and unit.terms[0].factors:
+            latent = unit.terms[0].factors[0].latent
+            dx = fan.marked(dx, Normed(known.weights, _share(x, over, eps), latent))
     else:
         unit, inverse = _standardised(x, mean, var, eps)
         dx = times(weighted, inverse)

@@ -279,23 +279,14 @@ def dependent_product(f: Factor, g: Factor, phi: Array, axes: tuple[Axis, ...]) 
     Here φ is g's part in f (see `lineage.link`).
 
     It knows E[f g | z] for the variable z of g, and takes E[f g | y] for that of f as E[g | y] f with z and
-    y normal; see `known_power`.
+    y normal.
     """
     form = lineage.form_of(f)
     (*rows, theirs), at = latents.distinct(f.values, form, phi, g.values)
     made = lineage.surface(*rows) * theirs[:, :, None]
     r = latents.coefficients(phi)[..., 1] / np.maximum(latents.coefficients(form)[..., 1], 1e-300)
-    p = known_power(made)
-    given_y = f.values**p * latents.conditional(g.values**p, np.clip(r, -1.0, 1.0))
+    given_y = f.values * latents.conditional(g.values, np.clip(r, -1.0, 1.0))
     return from_surface(f, g, phi, made, at, given_y, axes)
-
-
-def known_power(made: Array) -> int:
-    """Return the power p of a function of which it is known what E[f^p | z] is.
-
-    Slopes, which are not negative, are multiplied with gradients, of which the squares count.
-    """
-    return 2 if made.min() >= 0.0 else 1
 
 
 def from_surface(
@@ -303,8 +294,8 @@ def from_surface(
 ) -> Factor:
     """Return a function of two variables, given on the nodes of `lineage.surface`, as one of one new latent.
 
-    `at` says which row of `made` is each block's. It knows its expectation (or that of its square, see
-    `known_power`) given the variable of g, and `given_y`, that given the variable of f.
+    `at` says which row of `made` is each block's. It knows its expectation given the variable of g, and
+    `given_y`, that given the variable of f.
     """
     table, mean = lineage.surface_moments(f, g, phi, made, at, axes)
     thin = latents.WEIGHTS.reshape(-1, 3).sum(1)  # the form alone: table and mean are set exactly
@@ -315,10 +306,8 @@ def from_surface(
     if not term.factors:
         return new_factor(axes, np.ones([1] * len(axes)), term.coef[..., None] * np.ones(len(latents.NODES)))
     values = term.factors[0].values
-    p = known_power(made)
-    given_z = (made**p @ latents.FEW_WEIGHTS)[at]
-    known = [(g, given_z), *([] if given_y is None else [(f, given_y)])]
-    parts = tuple(Part(x.latent, x.labels, (), lineage.scores(values**p, given)) for x, given in known)
+    known = [(g, (made @ latents.FEW_WEIGHTS)[at]), *([] if given_y is None else [(f, given_y)])]
+    parts = tuple(Part(x.latent, x.labels, (), lineage.scores(values, given)) for x, given in known)
     return replace(term.factors[0], parts=parts)
 
 

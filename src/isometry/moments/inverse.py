@@ -60,7 +60,8 @@ def loss_of_strong(x: Moments, over: tuple[int, ...], table: Array) -> Array | N
         An array over the blocks of the other axes and the pair classes, of one block, of the dims' axes.
     """
     own, times, positions = _eigenvalues(x, over, table)
-    if not positions or own.max() < _STRONG or np.ptp(own[..., times > 0], axis=-1).max() < _STRONG / 10:
+    uneven = np.where((times > 0) & (own > 1e-6 * own.max()), own, own.max(-1, keepdims=True))
+    if not positions or own.max() < _STRONG or np.ptp(uneven, axis=-1).max() < _STRONG / 10:
         return None
     share = own / np.maximum((own * times).sum(-1, keepdims=True), 1e-300)
     weights = np.exp(_falling(share, times) + _GRID)[..., None, :] / (1.0 + 2.0 * share[..., None] * _T)

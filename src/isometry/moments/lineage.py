@@ -110,7 +110,6 @@ def grams_of(terms: Sequence[Term], std: Array | None = None) -> tuple[Part, ...
                 if std is not None:
                     shape = np.broadcast_shapes(square.shape, std.shape)
                     square = np.divide(square, std**2, out=np.zeros(shape), where=std > 0)
-                    square = np.minimum(square, 1.0)
                 size = square[..., None] * part.values**2
                 if not size.any():
                     continue
@@ -215,7 +214,7 @@ def given(factor: Factor, phi: Array) -> Array:
 
 
 def scores(values: Array, expected: Array) -> Array:
-    """Return h(z) so that f(h(z) + s·ε) has the expectation given, with s² = 1 − var h, at the nodes of z.
+    """Return h(z) so that f(h(z) + s·ε) has the expectation given, with s² = 1 − E[h²], at the nodes of z.
 
     So f keeps its own values, 0 and 1 for a relu's slope, where its expectation lies between them.
 
@@ -226,20 +225,23 @@ def scores(values: Array, expected: Array) -> Array:
     (own, wanted), at = latents.distinct(values, expected)
     found = []
     for f, m in zip(own, wanted, strict=True):
-        spread = 0.7
-        for _ in range(2):
-            points = latents.NODES[:, None] + spread * latents.FEW_NODES
-            reached = np.maximum.accumulate(np.interp(points, latents.NODES, f) @ latents.FEW_WEIGHTS)
-            edge = EDGE * np.ptp(f)
-            inside = np.flatnonzero((reached > reached[0] + edge) & (reached < reached[-1] - edge))
-            if not inside.size:
-                h = np.zeros_like(m)
-                break
-            h = np.interp(m, reached[inside], latents.NODES[inside])
-            h = h - latents.mean(h)
-            spread = max(1.0 - float(latents.mean(h * h)), 0.1) ** 0.5
+        square = 0.5
+        for grid in (latents.FEW_NODES, latents.FEW_NODES, latents.FEW_NODES, latents.NODES):
+            h = _score(f, m, square**0.5, grid)
+            square = min(max(square / (square + float(latents.mean(h * h))), 0.02), 1.0)
         found.append(h)
     return np.stack(found)[at]
+
+
+def _score(f: Array, expected: Array, spread: float, grid: Array) -> Array:
+    """Return h with E[f(h + spread·ε)] as expected, by interpolation over a grid of h."""
+    points = grid[:, None] + spread * latents.FEW_NODES
+    reached = np.maximum.accumulate(np.interp(points, latents.NODES, f) @ latents.FEW_WEIGHTS)
+    edge = EDGE * np.ptp(f)
+    inside = np.flatnonzero((reached > reached[0] + edge) & (reached < reached[-1] - edge))
+    if not inside.size:
+        return np.zeros_like(expected)
+    return np.interp(expected, reached[inside], grid[inside])
 
 
 def surface(values: Array, form: Array, phi: Array) -> Array:

@@ -338,7 +338,7 @@ def _of_two(
     made = np.array(np.broadcast_to(made, (len(form), len(latents.NODES), len(latents.FEW_NODES))))
     given = None
     if apart:  # a function of ε, which is then f's latent
-        known = np.einsum("rze,z->re", made ** alg.known_power(made), latents.WEIGHTS)
+        known = np.einsum("rze,z->re", made, latents.WEIGHTS)
         given = np.stack([np.interp(latents.NODES, latents.FEW_NODES, row) for row in known])[at]
     factor = alg.from_surface(f, g, phi, made, at, given, axes)
     return alg.assemble(reference.dims, (Term(np.ones([1] * len(axes)), (factor,)),))

@@ -78,9 +78,10 @@ def coherence(g: Moments, windows: Sequence[Window]) -> float:
         near = near[..., 0] if near.shape[-1] == 1 else near[..., len(axis) :].mean(-1)
     alone = float(np.mean(carrier.square))
     together = rec.average(rec.diagonal(near, g.axes[: near.ndim]), g.axes[: near.ndim])
-    taps = [len(w.taps()[0]) for w in windows]
-    read = prod(n / w.inputs for n, w in zip(taps, windows, strict=True))
-    terms = prod(n / w.outputs for n, w in zip(taps, windows, strict=True))
+    taps = [w.taps() for w in windows]
+    reads = [np.bincount(i).astype(np.float64) for _, _, i in taps]  # how many outputs read an entry
+    read = prod(float((n**2).sum() / n.sum()) for n in reads)
+    terms = prod(len(o) / w.outputs for (o, _, _), w in zip(taps, windows, strict=True))
     weight = float(np.mean(first**2) / max(float(np.mean(square)), 1e-300))
     return max((read - 1.0) / terms * weight * together / max(alone, 1e-300), 0.0)
 

@@ -10,8 +10,9 @@ larger square than 1/E[v] tells. The gradient at x is a sum of w/√v, and w is 
 
     E[|w|²/v]·E[v]/E[|w|²] ≈ d/(d − 2)·(1 − 2/K),
 
-which is 1 for S a multiple of the identity: w/|w| has a fixed length. `Fan` marks such sums, `Normed` their
-gradients. A weight that c_k of the outputs use counts by its share: K = (Σ c)²/Σ c².
+which is 1 for S a multiple of the identity: w/|w| has a fixed length. Weights of excess kurtosis κ add κ/2K
+to 1/d, and have K/(1 + κ/2) in place of K: those of a uniform law scatter less. `Fan` marks such sums,
+`Normed` their gradients. A weight that c_k of the outputs use counts by its share: K = (Σ c)²/Σ c².
 
 S itself scatters where x is made of such sums: their inner products between samples follow those of what they
 are sums of, so that 1/d of the one adds to that of the other. A function f of a sum hands on the share s² of

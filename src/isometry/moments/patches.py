@@ -46,19 +46,21 @@ def fan_of(x: Moments, w: Moments, windows: Sequence[Window]) -> Fan | None:
     if total <= 0:
         return None
     alike = float(np.prod([(u.diagonal() ** 2).sum() / u.trace() ** 2 for u in map(_used, windows)]))
-    weights, groups = x.shape[2] / alike, x.shape[1]
+    weights, groups, kurtosis = x.shape[2] / alike, x.shape[1], fan.kurtosis(w)
     handed = fan.of_sum(x.terms)  # the window's mean of it
     scatter = _weighted(table**2, pairs) / total**2 + (alike / handed.shared if handed else 0.0)
     tail = (fan.kurtosis(x) + 2.0) / (weights * groups) + (alike * handed.tail if handed else 0.0)
-    return Fan(weights, 1.0 / scatter, groups / scatter, tail)
+    directions = 1.0 / max(scatter + 0.5 * kurtosis / weights, 0.1 * scatter)
+    return Fan(2.0 * weights / max(kurtosis + 2.0, 0.1), directions, groups / scatter, tail)
 
 
-def summed(y: Moments, x: Moments, windows: Sequence[Window], mark: Fan | None) -> Moments:
+def summed(y: Moments, x: Moments, w: Moments, windows: Sequence[Window], mark: Fan | None) -> Moments:
     """Return a convolution's output y of x with its mark, and the tails that sums of few or uneven x have."""
     if mark is None:
         return y
-    terms = x.shape[2] * float(np.prod([len(w.taps()[0]) / w.outputs for w in windows]))
-    own, handed = 3.0 / (terms + 2.0), fan.of_sum(x.terms)
+    terms = x.shape[2] * float(np.prod([len(o.taps()[0]) / o.outputs for o in windows]))
+    fourth = fan.kurtosis(w) + 3.0
+    own, handed = min(fourth / (terms + fourth - 1.0), 1.0), fan.of_sum(x.terms)
     tail = handed.tail if handed else 0.0
     return fan.marked(fan.with_tails(y, own * fan.kurtosis(x) + (1.0 - own) * 3.0 * tail), mark)
 

@@ -205,7 +205,7 @@ def convolution(
         y = windowed("ngo,goc->ngc", x, w, "oki", windows)
     else:
         y = windowed("ngc,goc->ngo", x, w, "iko", windows)
-        y = patches.summed(y, x, windows, patches.fan_of(_spatial(x, 3), w, windows))
+        y = patches.summed(y, x, w, windows, patches.fan_of(_spatial(x, 3), w, windows))
     y = _ungrouped(y, 1)
     if b is not None:
         y = plus(y, replace(b, dims=(b.dims[0], *[()] * rank)))

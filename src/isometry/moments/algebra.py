@@ -11,7 +11,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from isometry.moments import fan, latents, lineage
+from isometry.moments import fan, latents, lineage, surfaces
 from isometry.moments.axes import Array, Axis, Index
 from isometry.moments.record import (
     Dims,
@@ -281,9 +281,9 @@ def dependent_product(f: Factor, g: Factor, phi: Array, axes: tuple[Axis, ...]) 
     It knows E[f g | z] for the variable z of g, and takes E[f g | y] for that of f as E[g | y] f with z and
     y normal.
     """
-    form = lineage.form_of(f)
+    form = surfaces.form_of(f)
     (*rows, theirs), at = latents.distinct(f.values, form, phi, g.values)
-    made = lineage.surface(*rows) * theirs[:, :, None]
+    made = surfaces.surface(*rows) * theirs[:, :, None]
     r = latents.coefficients(phi)[..., 1] / np.maximum(latents.coefficients(form)[..., 1], 1e-300)
     given_y = f.values * latents.conditional(g.values, np.clip(r, -1.0, 1.0))
     return from_surface(f, g, phi, made, at, given_y, axes)
@@ -292,12 +292,12 @@ def dependent_product(f: Factor, g: Factor, phi: Array, axes: tuple[Axis, ...]) 
 def from_surface(
     f: Factor, g: Factor, phi: Array, made: Array, at: Index, given_y: Array | None, axes: tuple[Axis, ...]
 ) -> Factor:
-    """Return a function of two variables, given on the nodes of `lineage.surface`, as one of one new latent.
+    """Return a function of two variables, given on the nodes of `surfaces.surface`, as one of one new latent.
 
     `at` says which row of `made` is each block's. It knows its expectation given the variable of g, and
     `given_y`, that given the variable of f.
     """
-    table, mean = lineage.surface_moments(f, g, phi, made, at, axes)
+    table, mean = surfaces.surface_moments(f, g, phi, made, at, axes)
     thin = latents.WEIGHTS.reshape(-1, 3).sum(1)  # the form alone: table and mean are set exactly
     weights = np.multiply.outer(thin, latents.FEW_WEIGHTS).ravel()
     flat = made[:, 1::3].reshape(-1, weights.size)
@@ -307,7 +307,7 @@ def from_surface(
         return new_factor(axes, np.ones([1] * len(axes)), term.coef[..., None] * np.ones(len(latents.NODES)))
     values = term.factors[0].values
     known = [(g, (made @ latents.FEW_WEIGHTS)[at]), *([] if given_y is None else [(f, given_y)])]
-    parts = tuple(Part(x.latent, x.labels, (), lineage.scores(values, given)) for x, given in known)
+    parts = tuple(Part(x.latent, x.labels, (), surfaces.scores(values, given)) for x, given in known)
     return replace(term.factors[0], parts=parts)
 
 

@@ -34,7 +34,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from isometry.moments import latents, lineage
+from isometry.moments import latents, surfaces
 from isometry.moments.axes import Array
 from isometry.moments.record import Factor, Fan, Moments, Normed, Part, Term
 
@@ -77,7 +77,7 @@ def of_sum(terms: Sequence[Term]) -> Fan | None:
         total += float(np.mean(square - term.coef**2 * factor.mean**2))
         mark = next((p.latent for p in factor.parts if isinstance(p.latent, Fan)), None)
         if mark is not None:
-            form = lineage.form_of(factor)
+            form = surfaces.form_of(factor)
             linear = factor.slope**2 * (latents.mean(form**2) - latents.mean(form) ** 2)
             known = float(np.mean(term.coef**2 * linear)) ** 2
             own, shared = own + known / mark.directions, shared + known / mark.shared
@@ -89,7 +89,7 @@ def of_sum(terms: Sequence[Term]) -> Fan | None:
 
 def _growth(factor: Factor) -> Array:
     """Return half the derivative of a variance by the logarithm of its latent's scale, by block."""
-    form = lineage.form_of(factor)
+    form = surfaces.form_of(factor)
     form, values = np.broadcast_arrays(form - latents.mean(form)[..., None], factor.values)
     rise = np.diff(values, axis=-1) / np.maximum(np.diff(form, axis=-1), 1e-12)
     slope = 0.5 * (np.concatenate([rise[..., :1], rise], -1) + np.concatenate([rise, rise[..., -1:]], -1))
@@ -127,7 +127,7 @@ def with_tails(m: Moments, excess: float) -> Moments:
 def excess(fan: Fan, share: float) -> float:
     """Return E[1/(v + ε)]·E[v + ε] over the channels, where v has this share of v + ε on average.
 
-    ∫ e^{−(1 − s)t} (1 + 2st/d)^{−d/2} dt, which is d/(d − 2) for s = 1.
+    ∫ e^{−(1 − s)t} (1 + 2·s·t/d)^{−d/2} dt, which is d/(d − 2) for s = 1.
     """
     directions = max(fan.directions, _LEAST)
     t = np.exp(np.linspace(-16.0, 14.0, 301))

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from isometry.moments import across, fan, latents, lineage, slopes
+from isometry.moments import across, fan, latents, lineage, slopes, surfaces
 from isometry.moments import algebra as alg
 from isometry.moments import axes as ax
 from isometry.moments import contract as con
@@ -182,7 +182,7 @@ def _largest_share(x: Moments) -> float:
     factors = alg.collapse(x).terms[0].factors
     if not factors:
         return 0.0
-    form = lineage.form_of(factors[0])
+    form = surfaces.form_of(factors[0])
     variance = latents.mean(form**2) - latents.mean(form) ** 2
     parts = factors[0].plain.values()
     shares = [float(np.mean(latents.mean(p.values**2) / np.maximum(variance, 1e-300))) for p in parts]

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from isometry.moments import algebra as alg
-from isometry.moments import latents, lineage, symbolic
+from isometry.moments import latents, lineage, surfaces, symbolic
 from isometry.moments import regrouping as reg
 from isometry.moments.axes import Array
 from isometry.moments.concrete import Concrete
@@ -309,7 +309,7 @@ def _of_two(
 ) -> Moments:
     """Run func on the product of the nodes of two variables.
 
-    Exact at one entry; see `lineage.surface_moments`.
+    Exact at one entry; see `surfaces.surface_moments`.
     """
     reference = next(iter(tensors.values()))
     axes = reference.axes
@@ -324,13 +324,13 @@ def _of_two(
     if apart:
         phi = phi.reshape([1] * len(axes) + [-1])
     own = [tensors[k].terms[0].coef[..., None] if x is None else x.values for k, x in factors.items()]
-    (form, part, *rows), at = latents.distinct(lineage.form_of(f), phi, *own)
+    (form, part, *rows), at = latents.distinct(surfaces.form_of(f), phi, *own)
     nodes: list[Any] = list(args)
     for (k, factor), values in zip(factors.items(), rows, strict=True):
         if factor is None or factor.key == g.key:
             laid = values[:, :, None]
         else:
-            laid = lineage.surface(values, form, part)
+            laid = surfaces.surface(values, form, part)
         nodes[k] = torch.from_numpy(np.array(laid))
     if seed:
         nodes[0] = torch.ones((), dtype=torch.float64)

@@ -1,9 +1,9 @@
 """Real architectures with their own default initialisation, built offline, small but of realistic shape.
 
 Text models have 12 layers of width 192. Image models have their published widths: convolutional networks at
-128 pixels, so that the last of five halvings leaves 4 of them, those of patches at 64, Swin at 56 and 224. All
-run in training mode, as they come from their constructors. Needs the dependency group `corpus` (transformers, timm,
-torchvision); an architecture whose library is missing is left out of `available()`.
+128 pixels, so that the last of five halvings leaves 4 of them, those of patches at 64, Swin at 56 and 224.
+All run in training mode, as they come from their constructors. Needs the dependency group `corpus`
+(transformers, timm, torchvision); an architecture whose library is missing is left out of `available()`.
 
 Each entry builds a fresh model and draws fresh inputs on every call, both from torch's global generator.
 """

@@ -235,3 +235,18 @@ def test_the_zeros_of_a_dropout_are_told(p):
     found = predict(lambda: nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Dropout(p)), "32x64")
     # A node of the quadrature that the mask's edge cuts is worth up to 2 % of the draws.
     assert found["2"].forward.zeros == pytest.approx(1 - 0.5 * (1 - p), abs=0.02)
+
+
+@pytest.mark.parametrize(("std", "depth"), [(1e-3, 300), (1.0, 80)])
+def test_signals_may_fade_to_nothing_or_explode(std: float, depth: int) -> None:
+    def build() -> nn.Module:
+        layers: list[nn.Module] = []
+        for _ in range(depth):
+            layers += [nn.Linear(64, 64), nn.ReLU()]
+            nn.init.normal_(layers[-2].weight, std=std)
+            nn.init.zeros_(layers[-2].bias)
+        return nn.Sequential(*layers)
+
+    profile = predict(build, "8x64")
+    per_layer = 64**0.5 * std / 2**0.5
+    assert profile["99"].forward.rms == pytest.approx(per_layer**50, rel=1e-6)

@@ -23,7 +23,7 @@ Reference: Hanin & Nica 2018 (products of random matrices in finite networks).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from math import prod, sqrt
 from typing import Any
@@ -211,8 +211,10 @@ def _total(m: Moments) -> float:
 def local_variance(m: Moments) -> float:
     """Return Var M/(E M)² for M the mean square over the entries of a record, by pairs; see the module."""
     size, square = _size(m), rec.average(m.square, m.axes)
-    if square <= 0:
+    if not 1e-280 < square < 1e280:  # nothing there, or nothing that could be squared
         return 0.0
+    if not 1e-60 < square < 1e60:
+        m, square = _of_size_one(m, square), 1.0
     if len(m.terms) == 1 and not _normal(m.terms[0]):
         total = _pair_total(_squares(m.terms[0], m), m) - _pair_total(_product(m), m)
     else:  # normal entries, or taken as such
@@ -220,6 +222,19 @@ def local_variance(m: Moments) -> float:
         both = 2.0 * centred**2 + 4.0 * rec.outer(m.mean, m.mean, m.axes) * centred
         total = _pair_total(both, m)
     return max(total / (size * square) ** 2, 0.0)
+
+
+def _of_size_one(m: Moments, square: float) -> Moments:
+    """Return a record divided by its RMS, its factors by theirs, so that their squares can be squared."""
+    terms = []
+    for term in m.terms:
+        coef, factors = term.coef * square**-0.5, []
+        for f in term.factors:
+            size = float(f.square.max()) ** 0.5 or 1.0
+            coef = coef * size
+            factors.append(replace(f, values=f.values / size, table=f.table / size**2))
+        terms.append(Term(coef, tuple(factors)))
+    return Moments(m.dims, tuple(terms), m.table / square, m.mean * square**-0.5)
 
 
 _PROBES = np.array([7, 100, 191, 250, 371])  # nodes at which a line is told from a curve

@@ -13,7 +13,6 @@ h − x·E[x h]/E[x²]: nothing at all for h = x. So no scale in front of such a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from math import prod
 
 import numpy as np
@@ -22,7 +21,7 @@ from isometry.moments import algebra as alg
 from isometry.moments import axes as ax
 from isometry.moments import fan, latents, slopes
 from isometry.moments import record as rec
-from isometry.moments.record import Across, Factor, Moments, Normed, Part, Term
+from isometry.moments.record import Across, Moments, Normed, Term
 from isometry.moments.taps import Window
 
 
@@ -49,14 +48,7 @@ def orthogonal(g: Moments, x: Moments, coherent: float) -> Moments:
     table = np.array(g.table)
     rec.diagonal(table, g.axes)[...] *= 1.0 + coherent
     bent = alg.changed(factor, slope, x.axes)
-    shape = np.broadcast_shapes(table.shape, bent.table.shape)
-    ratio = np.divide(table, bent.table, out=np.zeros(shape), where=np.abs(bent.table) > 1e-9)
-    carrier = alg.gaussian(g.dims, ratio, np.zeros([1] * len(g.axes))).terms[0]
-    if not carrier.factors:
-        return g
-    mark = Part(Across(factor), (None,) * len(g.axes), (), np.zeros([1] * (len(g.axes) + 1)))
-    marked = replace(carrier.factors[0], parts=(mark,))
-    return alg.assemble(g.dims, (Term(carrier.coef, (marked, bent)),))
+    return fan.marked(slopes.carried(g, [bent], table), Across(factor))
 
 
 def coherence(g: Moments, windows: Sequence[Window]) -> float:
@@ -92,7 +84,7 @@ def product(g: Moments, h: Moments) -> Moments:
     Of a gradient orthogonal to x, only what h has across x counts.
     """
     both = alg.multiply(g, h)
-    mark = next((p.latent for f in _factors(g) for p in f.parts if isinstance(p.latent, Across)), None)
+    mark = fan.mark_of(g, Across)
     if mark is None or len(both.terms) != 1:
         return both
     (term,) = both.terms
@@ -104,7 +96,3 @@ def product(g: Moments, h: Moments) -> Moments:
     across = alg.changed(found[0], along - weight[..., None] * x, both.axes)
     rest = tuple(f for f in term.factors if f is not found[0])
     return alg.assemble(both.dims, (Term(term.coef, (*rest, across)),))
-
-
-def _factors(m: Moments) -> tuple[Factor, ...]:
-    return m.terms[0].factors if len(m.terms) == 1 else ()

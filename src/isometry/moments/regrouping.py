@@ -45,7 +45,7 @@ def remap(
         values = how.on_blocks(f.values, position)
         table = how.on_pairs(f.table, position)
         if averaging:
-            values = _respread(values, diagonal(table, given))
+            values = respread(values, diagonal(table, given))
 
         def relabelled(ls: tuple[Label, ...]) -> tuple[Label, ...]:
             return (*ls[:position], *labels(ls[position:stop]), *ls[stop:])
@@ -74,7 +74,7 @@ def remap(
     return Moments(dims, terms, how.on_pairs(m.table, position), how.on_blocks(m.mean, position))
 
 
-def _respread(values: Array, square: Array) -> Array:
+def respread(values: Array, square: Array) -> Array:
     """Stretch values about their mean until their second moment is `square`.
 
     Averaged node values have lost spread.

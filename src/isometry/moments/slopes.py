@@ -24,7 +24,7 @@ def with_table(g: Moments, table: Array) -> Moments:
     if len(g.terms) == 1:
         carrier, rest = split(g.terms[0])
         if carrier is not None and rest:
-            return _carried(g, rest, table)
+            return carried(g, rest, table)
     return alg.gaussian(g.dims, table, np.zeros([1] * len(g.axes)))
 
 
@@ -52,8 +52,8 @@ def merged(g: Moments, least: int = 3) -> Moments:
         square = square + size[..., None] * _square_given(slope, head)
     together = tuple(term for term, _, _ in members)
     slope = alg.changed(head, np.sqrt(np.maximum(square, 0.0)), g.axes)
-    carried = _carried(g, [slope], alg.assemble(g.dims, together).table)
-    return alg.assemble(g.dims, (*(t for t in g.terms if t not in together), *carried.terms))
+    whole = carried(g, [slope], alg.assemble(g.dims, together).table)
+    return alg.assemble(g.dims, (*(t for t in g.terms if t not in together), *whole.terms))
 
 
 def split(term: Term) -> tuple[Factor | None, list[Factor]]:
@@ -70,7 +70,7 @@ def _square_given(f: Factor, z: Factor) -> Array:
     return squared.mean[..., None] + lineage.given(squared, f.plain[(*z.key, ())].values)
 
 
-def _carried(g: Moments, rest: Sequence[Factor], table: Array) -> Moments:
+def carried(g: Moments, rest: Sequence[Factor], table: Array) -> Moments:
     """Return slopes times a normal γ whose second moments make those of the product."""
     one = np.ones([1] * len(g.axes))
     slopes = alg.assemble(g.dims, (Term(one, tuple(rest)),))

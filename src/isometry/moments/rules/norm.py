@@ -61,7 +61,7 @@ def normalise(
         return alg.assemble(m.dims, (Term(mean),)), sigma
     values = (factor.values - middle[..., None]) / divisor[..., None]
     if strong is None and float(np.max(shared / np.maximum(variance, 1e-300))) < 0.02:
-        values = _stretched(values, rec.diagonal(table, m.axes))  # each entry had a share of the mean
+        values = reg.respread(values, rec.diagonal(table, m.axes))  # each entry had a share of the mean
         own = replace(factor, values=values, table=table)
         unit = Moments(m.dims, (Term(np.ones([1] * len(m.axes)), (own,)),), table, mean)
         return _of_length_one(unit, m, dims, eps), sigma
@@ -103,7 +103,7 @@ def _of_length_one(unit: Moments, m: Moments, dims: tuple[int, ...], eps: float 
     (factor,) = term.factors
     n = 2.0 / excess + 2.0
     values = latents.at_points(factor.values, latents.places(latents.on_sphere(round(n, 1))))
-    values = _stretched(values, factor.square)
+    values = reg.respread(values, factor.square)
     positions = [p for d in dims for p in m.positions(d)]
     own = replace(factor, values=values, length=_bound(factor.table.shape, m, positions, -1.0 / (n + 2.0)))
     return replace(unit, terms=(Term(term.coef, (own,)),))
@@ -115,14 +115,6 @@ def _bound(shape: tuple[int, ...], m: Moments, positions: list[int], by: float) 
     length[tuple([slice(None) if k in positions else slice(len(a)) for k, a in enumerate(m.axes)])] = by
     rec.diagonal(length, m.axes)[...] = 0.0
     return length
-
-
-def _stretched(values: Array, square: Array) -> Array:
-    """Return node values stretched about their mean so that their second moment is `square`."""
-    mean = latents.mean(values)[..., None]
-    spread = latents.mean((values - mean) ** 2)
-    size = np.sqrt(np.maximum(square - mean[..., 0] ** 2, 0.0) / np.maximum(spread, 1e-300))
-    return np.asarray(mean + (values - mean) * size[..., None])
 
 
 def normalise_backward(

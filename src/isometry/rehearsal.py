@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ from isometry.moments.interpreter import Interpreter
 from isometry.moments.recording import recorded
 from isometry.moments.rules.base import Value
 from isometry.names import unwrap
-from isometry.restore import random_state
+from isometry.restore import collector_paused, random_state
 
 Loss = Callable[..., Tensor]
 Builder = Callable[[], nn.Module]
@@ -132,7 +131,7 @@ class Rehearsal(Generic[T]):
         self._batch = first_batch(self.inputs)
         restore = random_state()
         try:
-            with torch.inference_mode(mode=False), _plain_kernels(), _no_collection():
+            with torch.inference_mode(mode=False), _plain_kernels(), collector_paused():
                 return self._run(begin)
         finally:
             restore()
@@ -300,18 +299,6 @@ def _plain_kernels() -> Iterator[None]:
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
         torch._C._set_mkldnn_enabled(fused)
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Leave out the search for garbage in cycles: it goes through all records again and again, in vain."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _check(model: nn.Module) -> None:

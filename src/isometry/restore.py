@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import warnings
 from collections.abc import Callable, Iterator
@@ -14,6 +15,21 @@ from torch import Tensor, nn
 
 from isometry.errors import IsometryWarning
 from isometry.names import canonical_name
+
+
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """Keep Python's collector of cycles from looking through all objects of a large model again and again.
+
+    Thousands of short-lived objects set it off, none of which forms a cycle. It is put back as it was.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @contextmanager

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Literal, NamedTuple
 
 import torch
@@ -12,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from isometry.errors import InvalidTypeError, InvalidValueError, ModelError
+from isometry.restore import collector_paused
 from isometry.sampling import engine, workers
 from isometry.sampling.distributions import Distribution, Whole
 from isometry.sampling.engine import Draw
@@ -73,7 +72,7 @@ def write_(
     """
     if not isinstance(model, nn.Module):
         raise InvalidTypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    with _collector_paused():
+    with collector_paused():
         jobs = list(check(Places(model), distributions, seed=seed, keep=keep))
         write_jobs(model, jobs, seed=seed, finish=finish)
 
@@ -178,21 +177,6 @@ def write_jobs(
         engine.finish([sharded[job.name].local if job.name in sharded else job.tensor for job in plain])
         if finish is not None:
             finish()
-
-
-@contextmanager
-def _collector_paused() -> Iterator[None]:
-    """Keep Python's collector of cycles from looking through all of a large model's objects, again and again.
-
-    Ten thousand parameters make as many short-lived objects as set it off, and none of them forms a cycle.
-    """
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _draws(jobs: Iterable[Job], sharded: Mapping[str, Shard], seed: int) -> Iterator[Draw | Task]:

@@ -19,63 +19,127 @@ import numpy as np
 
 from isometry.moments import algebra as alg
 from isometry.moments import axes as ax
-from isometry.moments import fan, latents, slopes
+from isometry.moments import fan, latents, slopes, surfaces
 from isometry.moments import record as rec
-from isometry.moments.record import Across, Moments, Normed, Term
+from isometry.moments.axes import Array, Axis
+from isometry.moments.record import Across, Factor, Moments, Normed, Term
 from isometry.moments.taps import Window
 
 
-def orthogonal(g: Moments, x: Moments, coherent: float) -> Moments:
-    """Return a normal gradient at x that is orthogonal to each channel of it, the second dim.
+_SQUARES = np.concatenate([np.linspace(0.0, 4.0, 17), np.geomspace(5.0, 100.0, 16)])
+_SIZES = np.geomspace(0.1, 6.0, 60)
 
-    As it is where x is more than a function of one variable.
+
+def orthogonal(dx: Moments, x: Moments, g: Moments, windows: Sequence[Window]) -> Moments:
+    """Return a depthwise convolution's gradient at its input x with what it owes to x.
+
+    It is orthogonal to each channel of x, the second dim. As it is where x is more than a function of one
+    variable.
 
     Args:
-        g: The gradient, without its coherent part.
+        dx: The gradient at x as if it were independent of x.
         x: The input.
-        coherent: The square of the part that is proportional to x less its mean, by that of the rest.
+        g: The gradient at the output.
+        windows: One per spatial dim.
     """
     factor = alg.absorbed(x.terms[0], x.axes) if len(x.terms) == 1 else None
-    if factor is None or g.axes != x.axes or len(g.terms) != 1 or len(g.terms[0].factors) != 1:
-        return g
+    if factor is None or dx.axes != x.axes or len(dx.terms) != 1 or len(dx.terms[0].factors) != 1:
+        return dx
     count = prod(ax.size(x.axes[p]) for d in range(len(x.dims)) if d != 1 for p in x.positions(d))
     share = factor.values**2 / np.maximum(factor.square[..., None] * count, 1e-300)
-    own = np.maximum(1.0 - share, 0.0)
-    apart = (factor.values - factor.mean[..., None]) ** 2
+    # The outputs are centred, which takes off what of the mean their windows read on average.
+    apart = (factor.values - _terms(windows) / prod(w.kernel for w in windows) * factor.mean[..., None]) ** 2
     spread = np.maximum(latents.mean(apart), 1e-300)[..., None]
-    square = own / latents.mean(own)[..., None] + coherent * apart / spread
-    slope = np.sqrt(square / (1.0 + coherent))
-    table = np.array(g.table)
-    rec.diagonal(table, g.axes)[...] *= 1.0 + coherent
-    bent = alg.changed(factor, slope, x.axes)
-    return fan.marked(slopes.carried(g, [bent], table), Across(factor))
+    alone, added = _given_square(g, windows, fan.kurtosis(x))
+    own = np.maximum(1.0 - share, 0.0) * np.interp(apart / spread, _SQUARES, alone)
+    square = own / latents.mean(own)[..., None] + np.interp(apart / spread, _SQUARES, added)
+    gained = latents.mean(square)
+    table = np.array(dx.table)
+    rec.diagonal(table, dx.axes)[...] *= gained
+    bent = alg.changed(factor, np.sqrt(square / gained[..., None]), x.axes)
+    return fan.marked(slopes.carried(dx, [bent], table), Across(factor))
 
 
-def coherence(g: Moments, windows: Sequence[Window]) -> float:
-    """Return the square of what a depthwise convolution's gradients at an entry add up to, by the rest.
+def _given_square(g: Moments, windows: Sequence[Window], excess: float) -> tuple[Array, Array]:
+    """Return what a depthwise convolution's gradients add up to at an entry x, given x².
 
-    The outputs y that read x have the gradients g = γ·s(y), and their slope knows the weight that x went
-    through: E[w_k s(y) | x] = σ_w·x·E[s′(y)]/√(K Var x). Where the γ of neighbouring outputs have the
-    correlation r, those of the n that read an entry add (n − 1)·r·E[s′]²/(K·E[s²]) to the square, all of it
-    along x.
+    The outputs y = Σ w x that read x have the gradients g = γ·s(y), and their slope knows the weight that x
+    went through. For K normal weights of a fixed length, x in units of its standard deviation, v = (x² + Q)/K
+    with the sum Q of the squares of the other entries of a window, and y = √v·ε with a normal ε,
+
+        E[w² s²| x] = E[s² + (ε² − 1)·s²·(x²/v − 1)/(K − 1)| x],
+        E[w_k s(y)| x] = x·E[s′(y)| x]/√K       (w² = 1 on average).
+
+    So where the γ of neighbouring outputs have the correlation r, those of the n that read an entry add
+    (n − 1)·r·x²·E[s′| x]²/(K + 2) to the square: along x, and exact for linear s where x is independent of
+    its neighbours. Asymptotic in K.
+
+    Args:
+        g: The gradient at the outputs.
+        windows: One per spatial dim.
+        excess: The excess kurtosis of x.
+
+    Returns:
+        The first in units of its mean, and what is added in units of E[s²], by `_SQUARES`.
     """
     mark = fan.mark_of(g, Normed)
     carrier, rest = slopes.split(g.terms[0])
     slope = next((f for f in rest if mark is not None and f.latent == mark.latent), None)
     if carrier is None or slope is None:
-        return 0.0
-    first, square = latents.coefficients(slope.values)[..., 1], slope.square
-    near = carrier.table
-    for axis in reversed(g.axes[-len(windows) :]):  # neighbours, by the pairs that differ along each axis
-        near = near[..., 0] if near.shape[-1] == 1 else near[..., len(axis) :].mean(-1)
-    alone = float(np.mean(carrier.square))
-    together = rec.average(rec.diagonal(near, g.axes[: near.ndim]), g.axes[: near.ndim])
-    taps = [w.taps() for w in windows]
-    reads = [np.bincount(i).astype(np.float64) for _, _, i in taps]  # how many outputs read an entry
+        return np.ones_like(_SQUARES), np.zeros_like(_SQUARES)
+    reads = [np.bincount(w.taps()[2]).astype(np.float64) for w in windows]  # how many outputs read an entry
     read = prod(float((n**2).sum() / n.sum()) for n in reads)
-    terms = prod(len(o) / w.outputs for (o, _, _), w in zip(taps, windows, strict=True))
-    weight = float(np.mean(first**2) / max(float(np.mean(square)), 1e-300))
-    return max((read - 1.0) / terms * weight * together / max(alone, 1e-300), 0.0)
+    terms = max(_terms(windows), 2.0)
+    y, s = (_of_all(f, g.axes) for f in (surfaces.form_of(slope), slope.values))
+    y = (y - latents.mean(y)) / max(float(latents.mean(y**2) - latents.mean(y) ** 2), 1e-300) ** 0.5
+    own, bend, rise = _scaled(y, s)
+    v = (_SQUARES[:, None] + _others(terms, excess)) / terms
+    fixed = (_SQUARES[:, None] / v - 1.0) / (terms - 1.0)
+    own, bend, rise = (np.interp(v**0.5, _SIZES, f) for f in (own, bend, rise))
+    alone = np.maximum((own + bend * fixed) @ latents.FEW_WEIGHTS, 0.0)
+    whole = max(float(latents.mean(s**2)), 1e-300)
+    pairs = (read - 1.0) / (terms + 2.0) * _likeness(carrier, g.axes, len(windows))
+    return alone / whole, pairs * _SQUARES * (rise @ latents.FEW_WEIGHTS) ** 2 / whole
+
+
+def _terms(windows: Sequence[Window]) -> float:
+    """Return how many entries an output reads, on average."""
+    return prod(len(w.taps()[0]) / w.outputs for w in windows)
+
+
+def _likeness(carrier: Factor, axes: Sequence[Axis], rank: int) -> float:
+    """Return the correlation of neighbours, by the pairs that differ along each of the last axes."""
+    near = carrier.table
+    for axis in reversed(axes[-rank:]):
+        near = near[..., 0] if near.shape[-1] == 1 else near[..., len(axis) :].mean(-1)
+    left = tuple(axes[: near.ndim])
+    together = rec.average(rec.diagonal(near, left), left)
+    return max(together / max(rec.average(carrier.square, tuple(axes)), 1e-300), 0.0)
+
+
+def _of_all(values: Array, axes: Sequence[Axis]) -> Array:
+    """Return the mean over all entries of values at the nodes, given by block."""
+    for axis in axes:
+        values = values[0] if values.shape[0] == 1 else np.tensordot(ax.shares(axis), values, axes=1)
+    return values
+
+
+def _others(terms: float, excess: float) -> Array:
+    """Return the sum of the squares of K − 1 entries of variance 1, at the few nodes of a normal variable.
+
+    A gamma variable of their mean and variance, by Wilson and Hilferty's approximation.
+    """
+    shape = (terms - 1.0) / max(excess + 2.0, 0.1)
+    root = 1.0 - 1.0 / (9.0 * shape) + latents.FEW_NODES / (3.0 * shape**0.5)
+    made = np.maximum(root, 1e-3) ** 3
+    return (terms - 1.0) * made / float(made @ latents.FEW_WEIGHTS)
+
+
+def _scaled(y: Array, s: Array) -> tuple[Array, Array, Array]:
+    """Return E[s²], E[(ε² − 1)s²] and E[s′] of s(√v·ε) with normal ε, by √v; s is given where it is at y."""
+    moved = np.interp(_SIZES[:, None] * latents.NODES, y, s)
+    bent = (latents.NODES**2 - 1.0) * moved**2
+    return latents.mean(moved**2), latents.mean(bent), latents.mean(moved * latents.NODES) / _SIZES
 
 
 def product(g: Moments, h: Moments) -> Moments:

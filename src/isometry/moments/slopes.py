@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -37,23 +38,34 @@ def merged(g: Moments, least: int = 3) -> Moments:
     """
     if len(g.terms) < least:
         return g
-    apart = [(term, *split(term)) for term in g.terms]
-    bent = [(term, carrier, rest[0]) for term, carrier, rest in apart if carrier and len(rest) == 1]
-    members: list[tuple[Term, Factor, Factor]] = []
-    for _, _, z in bent:
-        found = [x for x in bent if x[2].key == z.key or (*z.key, ()) in x[2].plain]
+    bent = [(term, z, size) for term in g.terms for z, size in _bends(term)]
+    members: list[tuple[Term, Factor, Array]] = []
+    for _, z, _ in bent:
+        found = [x for x in bent if x[1].key == z.key or (*z.key, ()) in x[1].plain]
         if len(found) > max(len(members), 1):
             head, members = z, found
     if not members:
         return g
     square: Array = np.zeros(1)
-    for term, carrier, slope in members:
-        size = term.coef**2 * carrier.square
+    for _, slope, size in members:
         square = square + size[..., None] * _square_given(slope, head)
     together = tuple(term for term, _, _ in members)
     slope = alg.changed(head, np.sqrt(np.maximum(square, 0.0)), g.axes)
     whole = carried(g, [slope], alg.assemble(g.dims, together).table)
     return alg.assemble(g.dims, (*(t for t in g.terms if t not in together), *whole.terms))
+
+
+def _bends(term: Term) -> list[tuple[Factor, Array]]:
+    """Return each slope of a gradient's term, and the square of what it multiplies.
+
+    Nothing where one slope is made from another's variable, as a product of such is a slope of neither.
+    """
+    carrier, rest = split(term)
+    if carrier is None or any(f.latent in other.ancestors for f in rest for other in rest):
+        return []
+    whole = term.coef**2 * carrier.square
+    others = [[f.square for f in rest if f is not z] for z in rest]
+    return [(z, functools.reduce(np.multiply, squares, whole)) for z, squares in zip(rest, others, strict=True)]
 
 
 def split(term: Term) -> tuple[Factor | None, list[Factor]]:

@@ -257,7 +257,7 @@ def convolution_backward(
         dx = alg.scale(dx, np.sqrt(fan.kept(g)))
         dx = with_shape(dx if len(shape) == rank + 2 else replace(dx, dims=dx.dims[1:]), shape)
         if not transposed and _is_free_of_scale(g, w):
-            dx = across.orthogonal(dx, at, across.coherence(g, windows))
+            dx = across.orthogonal(dx, at, g, windows)
     if mask[1]:
         small_one, large_one = (x, g) if transposed else (g, x)
         dw = _ungrouped(windowed("ngo,ngc->goc", small_one, large_one, "oik", windows, w), 0)

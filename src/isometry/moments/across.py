@@ -107,14 +107,10 @@ def _terms(windows: Sequence[Window]) -> float:
     return prod(len(w.taps()[0]) / w.outputs for w in windows)
 
 
-def _likeness(carrier: Factor, axes: Sequence[Axis], rank: int) -> float:
-    """Return the correlation of neighbours, by the pairs that differ along each of the last axes."""
-    near = carrier.table
-    for axis in reversed(axes[-rank:]):
-        near = near[..., 0] if near.shape[-1] == 1 else near[..., len(axis) :].mean(-1)
-    left = tuple(axes[: near.ndim])
-    together = rec.average(rec.diagonal(near, left), left)
-    return max(together / max(rec.average(carrier.square, tuple(axes)), 1e-300), 0.0)
+def _likeness(carrier: Factor, axes: tuple[Axis, ...], rank: int) -> float:
+    """Return the correlation of entries at different places, which the last axes are."""
+    together = rec.average_differ(carrier.table, axes, range(len(axes) - rank, len(axes)))
+    return max(together / max(rec.average(carrier.square, axes), 1e-300), 0.0)
 
 
 def _of_all(values: Array, axes: Sequence[Axis]) -> Array:

@@ -30,7 +30,7 @@ _SQUARES = np.concatenate([np.linspace(0.0, 4.0, 17), np.geomspace(5.0, 100.0, 1
 _SIZES = np.geomspace(0.1, 6.0, 60)
 
 
-def orthogonal(dx: Moments, x: Moments, g: Moments, windows: Sequence[Window]) -> Moments:
+def orthogonal(dx: Moments, x: Moments, g: Moments, windows: Sequence[Window], share: float) -> Moments:
     """Return a depthwise convolution's gradient at its input x with what it owes to x.
 
     It is orthogonal to each channel of x, the second dim. As it is where x is more than a function of one
@@ -41,23 +41,26 @@ def orthogonal(dx: Moments, x: Moments, g: Moments, windows: Sequence[Window]) -
         x: The input.
         g: The gradient at the output.
         windows: One per spatial dim.
+        share: The output's own part of what the norm behind it divides by; ε takes the rest.
     """
     factor = alg.absorbed(x.terms[0], x.axes) if len(x.terms) == 1 else None
     if factor is None or dx.axes != x.axes or len(dx.terms) != 1 or len(dx.terms[0].factors) != 1:
         return dx
     count = prod(ax.size(x.axes[p]) for d in range(len(x.dims)) if d != 1 for p in x.positions(d))
-    share = factor.values**2 / np.maximum(factor.square[..., None] * count, 1e-300)
+    part = factor.values**2 / np.maximum(factor.square[..., None] * count, 1e-300)
     # The outputs are centred, which takes off what of the mean their windows read on average.
     apart = (factor.values - _terms(windows) / prod(w.kernel for w in windows) * factor.mean[..., None]) ** 2
     spread = np.maximum(latents.mean(apart), 1e-300)[..., None]
     alone, added = _given_square(g, windows, fan.kurtosis(x))
-    own = np.maximum(1.0 - share, 0.0) * np.interp(apart / spread, _SQUARES, alone)
+    own = np.maximum(1.0 - share * part, 0.0) * np.interp(apart / spread, _SQUARES, alone)
     square = own / latents.mean(own)[..., None] + np.interp(apart / spread, _SQUARES, added)
-    gained = latents.mean(square)
+    gained = latents.mean(square)[..., None]
     table = np.array(dx.table)
-    rec.diagonal(table, dx.axes)[...] *= gained
-    bent = alg.changed(factor, np.sqrt(square / gained[..., None]), x.axes)
-    return fan.marked(slopes.carried(dx, [bent], table), Across(factor))
+    rec.diagonal(table, dx.axes)[...] *= gained[..., 0]
+    bent = alg.changed(factor, np.sqrt(square / gained), x.axes)
+    alone = np.sqrt(own / latents.mean(own)[..., None] / gained)
+    mark = Across(factor, bent.values, alone, share, _loose(windows))
+    return fan.marked(slopes.carried(dx, [bent], table), mark)
 
 
 def _given_square(g: Moments, windows: Sequence[Window], excess: float) -> tuple[Array, Array]:
@@ -138,10 +141,20 @@ def _scaled(y: Array, s: Array) -> tuple[Array, Array, Array]:
     return latents.mean(moved**2), latents.mean(bent), latents.mean(moved * latents.NODES) / _SIZES
 
 
+def _loose(windows: Sequence[Window]) -> float:
+    """Return what of a gradient's square does not sum to zero, because windows at the border miss entries.
+
+    Behind a norm the gradients at the outputs sum to zero, and so do those at the inputs but for the taps
+    that are missing: Σ f(1 − f)/Σ f over the kernel's entries, each used by the share f of the outputs.
+    """
+    used = [np.bincount(w.taps()[1], minlength=w.kernel) / w.outputs for w in windows]
+    return 1.0 - prod(float(f @ f) for f in used) / prod(float(f.sum()) for f in used)
+
+
 def product(g: Moments, h: Moments) -> Moments:
     """Return g·h of aligned records for a sum over batch and space.
 
-    Of a gradient orthogonal to x, only what h has across x counts.
+    Of a gradient orthogonal to x, only what h has across x counts, and across 1 but for what is loose of it.
     """
     both = alg.multiply(g, h)
     mark = fan.mark_of(g, Across)
@@ -151,8 +164,23 @@ def product(g: Moments, h: Moments) -> Moments:
     found = [f for f in term.factors if f.key == mark.to.key]
     if len(found) != 1 or found[0].values.shape != mark.to.values.shape:
         return both
-    x, along = mark.to.values, found[0].values
-    weight = latents.mean(x * along) / np.maximum(latents.mean(x * x), 1e-300)
-    across = alg.changed(found[0], along - weight[..., None] * x, both.axes)
+    x, one = mark.to.values, np.ones_like(mark.to.values)
+    along = _across(found[0].values / np.maximum(mark.bent, 1e-150), x, mark.share)
+    level = _across(one, x, mark.share)
+    weight = latents.mean(along * level) / np.maximum(latents.mean(level * level), 1e-300)
+    along = along - (1.0 - mark.loose**0.5) * weight[..., None] * level
     rest = tuple(f for f in term.factors if f is not found[0])
-    return alg.assemble(both.dims, (Term(term.coef, (*rest, across)),))
+    return alg.assemble(
+        both.dims, (Term(term.coef, (*rest, alg.changed(found[0], along * mark.alone, both.axes))),)
+    )
+
+
+def itself(g: Moments) -> Moments:
+    """Return g for a sum over batch and space; see `product`."""
+    return product(g, alg.assemble(g.dims, (Term(np.ones([1] * len(g.axes))),)))
+
+
+def _across(h: Array, x: Array, share: float) -> Array:
+    """Return a function h of a variable less this share of its part along x."""
+    weight = latents.mean(x * h) / np.maximum(latents.mean(x * x), 1e-300)
+    return h - share * weight[..., None] * x

@@ -105,13 +105,20 @@ class Normed(NamedTuple):
     latent: object
 
 
-class Across(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Across:
     """Marks a `Part` of a gradient that is orthogonal, over batch and space, to every channel of `to`.
 
-    `to` is the function of one latent that the gradient is one of; see `across`.
+    `to` is the function of one latent that the gradient is one of. It has the size `bent` at its nodes, of
+    which what is independent from entry to entry is `alone`. `share` is what of its size it is orthogonal in,
+    and `loose` that of its square which does not sum to zero over a channel. See `across`.
     """
 
     to: Factor
+    bent: Array
+    alone: Array
+    share: float
+    loose: float
 
 
 Loose = Keys | Fan | Normed | Across  # marks that belong to no variable

@@ -65,7 +65,9 @@ def _bends(term: Term) -> list[tuple[Factor, Array]]:
         return []
     whole = term.coef**2 * carrier.square
     others = [[f.square for f in rest if f is not z] for z in rest]
-    return [(z, functools.reduce(np.multiply, squares, whole)) for z, squares in zip(rest, others, strict=True)]
+    return [
+        (z, functools.reduce(np.multiply, squares, whole)) for z, squares in zip(rest, others, strict=True)
+    ]
 
 
 def split(term: Term) -> tuple[Factor | None, list[Factor]]:

@@ -122,7 +122,8 @@ def _batch_norm_backward(
         unit, inverse = _standardised(x, mean, var, eps)
         dx = times(weighted, inverse)
     dw = con.total(across.product(*reg.aligned(g, unit)), over) if mask[1] else None
-    return (with_shape(dx, x.shape) if mask[0] else None), dw, con.total(g, over) if mask[2] else None
+    db = con.total(across.itself(g), over) if mask[2] else None
+    return (with_shape(dx, x.shape) if mask[0] else None), dw, db
 
 
 @rule("native_batch_norm_backward", "batch_norm_backward", accuracy="asymptotic")

@@ -212,15 +212,6 @@ def convolution(
     return y if len(ctx.shape) == rank + 2 else replace(y, dims=y.dims[1:])
 
 
-def _is_free_of_scale(g: Moments, w: Moments) -> bool:
-    """Return whether what is behind a convolution does not change when a channel of its input is stretched.
-
-    Every channel goes alone, and is divided by its size.
-    """
-    mark = fan.mark_of(g, Normed)
-    return mark is not None and mark.share > 0.9 and w.shape[2] == 1
-
-
 @rule("convolution_backward", "convolution_backward_overrideable", accuracy="asymptotic")
 def convolution_backward(
     ctx: Context,
@@ -256,8 +247,9 @@ def convolution_backward(
         dx = _ungrouped(windowed(spec, g, w, roles, windows, x), 1)
         dx = alg.scale(dx, np.sqrt(fan.kept(g)))
         dx = with_shape(dx if len(shape) == rank + 2 else replace(dx, dims=dx.dims[1:]), shape)
-        if not transposed and _is_free_of_scale(g, w):
-            dx = across.orthogonal(dx, at, g, windows)
+        normed = fan.mark_of(g, Normed)
+        if normed is not None and w.shape[2] == 1 and not transposed:
+            dx = across.orthogonal(dx, at, g, windows, normed.share)
     if mask[1]:
         small_one, large_one = (x, g) if transposed else (g, x)
         dw = _ungrouped(windowed("ngo,ngc->goc", small_one, large_one, "oik", windows, w), 0)

@@ -25,7 +25,6 @@ from isometry.moments.axes import Array, Axis
 from isometry.moments.record import Across, Factor, Moments, Normed, Term
 from isometry.moments.taps import Window
 
-
 _SQUARES = np.concatenate([np.linspace(0.0, 4.0, 17), np.geomspace(5.0, 100.0, 16)])
 _SIZES = np.geomspace(0.1, 6.0, 60)
 

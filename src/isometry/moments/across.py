@@ -92,7 +92,7 @@ def _given_square(g: Moments, windows: Sequence[Window], excess: float) -> tuple
     reads = [np.bincount(w.taps()[2]).astype(np.float64) for w in windows]  # how many outputs read an entry
     read = prod(float((n**2).sum() / n.sum()) for n in reads)
     terms = max(_terms(windows), 2.0)
-    y, s = (_of_all(f, g.axes) for f in (surfaces.form_of(slope), slope.values))
+    y, s = (rec.pooled(f, g.axes) for f in (surfaces.form_of(slope), slope.values))
     y = (y - latents.mean(y)) / max(float(latents.mean(y**2) - latents.mean(y) ** 2), 1e-300) ** 0.5
     own, bend, rise = _scaled(y, s)
     v = (_SQUARES[:, None] + _others(terms, excess)) / terms
@@ -113,13 +113,6 @@ def _likeness(carrier: Factor, axes: tuple[Axis, ...], rank: int) -> float:
     """Return the correlation of entries at different places, which the last axes are."""
     together = rec.average_differ(carrier.table, axes, range(len(axes) - rank, len(axes)))
     return max(together / max(rec.average(carrier.square, axes), 1e-300), 0.0)
-
-
-def _of_all(values: Array, axes: Sequence[Axis]) -> Array:
-    """Return the mean over all entries of values at the nodes, given by block."""
-    for axis in axes:
-        values = values[0] if values.shape[0] == 1 else np.tensordot(ax.shares(axis), values, axes=1)
-    return values
 
 
 def _others(terms: float, excess: float) -> Array:

@@ -35,6 +35,7 @@ from typing import TypeVar
 import numpy as np
 
 from isometry.moments import latents, surfaces
+from isometry.moments import record as rec
 from isometry.moments.axes import Array
 from isometry.moments.record import Across, Factor, Fan, Moments, Normed, Part, Term
 
@@ -87,12 +88,54 @@ def of_sum(terms: Sequence[Term]) -> Fan | None:
     return Fan(math.inf, total**2 / own, total**2 / shared, tail / total**2)
 
 
+def scatter_of_power(m: Moments, offset: float) -> float:
+    """Return how much the mean square of a function f of normed sums scatters between channels, relatively.
+
+    The mean T of q(z) = (f(z) − offset·E f)² over the n entries z of a channel, which the norm made to have
+    the mean 0 and the mean square 1: these three move together, so that
+
+        n·Var T = Var(q − E[q′]·z − E[z q′]/2·z²),
+
+    which is 0 for f = z. That the sizes of entries vary by the `tail` τ is taken as z·√(1 ± √τ).
+    """
+    factor = m.terms[0].factors[0] if len(m.terms) == 1 and len(m.terms[0].factors) == 1 else None
+    mark = mark_of(m, Fan)
+    if factor is None or mark is None or not mark.normed:
+        return 0.0
+    z = surfaces.form_of(factor) + 0.0 * factor.values
+    middle = float(latents.mean(rec.pooled(z, m.axes)))
+    z = (z - middle) / max(float(latents.mean(rec.pooled((z - middle) ** 2, m.axes))), 1e-300) ** 0.5
+    q = (factor.values - offset * rec.average(factor.mean, m.axes)) ** 2
+    sizes = [(1.0 + sign * min(mark.tail, 0.9) ** 0.5) ** 0.5 for sign in (-1.0, 1.0)]
+    spread = [(size * z, _stretched(q, z, size)) for size in sizes]
+
+    def mean(*at: Array) -> float:
+        return float(np.mean([latents.mean(rec.pooled(values, m.axes)) for values in at]))
+
+    slope = mean(*[_derivative(f, x) for x, f in spread])
+    growth = mean(*[x * _derivative(f, x) for x, f in spread])
+    left = [f - slope * x - 0.5 * growth * x * x for x, f in spread]
+    power = max(mean(*[f for _, f in spread]), 1e-300)
+    return max(mean(*[f * f for f in left]) - mean(*left) ** 2, 0.0) / (power**2 * mark.normed)
+
+
+def _stretched(values: Array, z: Array, size: float) -> Array:
+    """Return a function of z, given where z is at the nodes, at size·z."""
+    rows = zip(values.reshape(-1, values.shape[-1]), z.reshape(-1, z.shape[-1]), strict=True)
+    return np.reshape([np.interp(size * at, at, row) for row, at in rows], values.shape)
+
+
+def _derivative(values: Array, z: Array) -> Array:
+    """Return df/dz by differences."""
+    rise = np.diff(values, axis=-1) / np.maximum(np.diff(z, axis=-1), 1e-12)
+    return 0.5 * (np.concatenate([rise[..., :1], rise], -1) + np.concatenate([rise, rise[..., -1:]], -1))
+
+
 def _growth(factor: Factor) -> Array:
     """Return half the derivative of a variance by the logarithm of its latent's scale, by block."""
     form = surfaces.form_of(factor)
     form, values = np.broadcast_arrays(form - latents.mean(form)[..., None], factor.values)
-    rise = np.diff(values, axis=-1) / np.maximum(np.diff(form, axis=-1), 1e-12)
-    slope = 0.5 * (np.concatenate([rise[..., :1], rise], -1) + np.concatenate([rise, rise[..., -1:]], -1))
+    slope = _derivative(values, form)
     return latents.mean((values - factor.mean[..., None]) * slope * form)
 
 

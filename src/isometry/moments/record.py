@@ -84,13 +84,15 @@ class Fan(NamedTuple):
     `weights` is their effective number, `directions` that of the directions of x: the mean square of a
     channel scatters between channels by 2/`directions`. `shared` is the number of directions of all channels
     together, more where groups of channels read different x; `tail` is the relative variance, from entry to
-    entry, of the mean square over all channels. See `fan`.
+    entry, of the mean square over all channels. `normed` entries of each channel have since been divided by
+    their size, if not 0. See `fan`.
     """
 
     weights: float
     directions: float
     shared: float
     tail: float
+    normed: int = 0
 
 
 class Normed(NamedTuple):
@@ -333,6 +335,13 @@ def average(blocks: Array, axes: tuple[Axis, ...]) -> float:
     for axis in axes:
         blocks = blocks[0] if blocks.shape[0] == 1 else (blocks.T @ ax.shares(axis)).T
     return float(blocks)
+
+
+def pooled(values: Array, axes: Sequence[Axis]) -> Array:
+    """Return the mean over all entries of values at the nodes, given by block."""
+    for axis in axes:
+        values = values[0] if values.shape[0] == 1 else np.tensordot(ax.shares(axis), values, axes=1)
+    return values
 
 
 def average_differ(table: Array, axes: tuple[Axis, ...], positions: Sequence[int]) -> float:

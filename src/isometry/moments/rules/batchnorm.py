@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -53,7 +54,11 @@ def _batch_norm(
     if not training and mean is not None and var is not None:
         unit, _ = _standardised(x, mean, var, eps)
         return (_affine(unit, w, b), *rest)
-    unit, sigma = normalise(x, _others(len(x.dims)), eps, _scatter)
+    over = _others(len(x.dims))
+    unit, sigma = normalise(x, over, eps, _scatter)
+    known = fan.mark_of(unit, Fan)
+    if known is not None:
+        unit = fan.marked(unit, known._replace(normed=prod(x.shape[d] for d in over)))
     if len(rest) > 1:
         rest[1] = alg.constant(ctx.shapes[2], float(np.mean(1.0 / sigma)))
     return (_affine(unit, w, b), *rest)

@@ -169,6 +169,8 @@ def product(g: Moments, h: Moments) -> Moments:
 
 def itself(g: Moments) -> Moments:
     """Return g for a sum over batch and space; see `product`."""
+    if fan.mark_of(g, Across) is None:
+        return g
     return product(g, alg.assemble(g.dims, (Term(np.ones([1] * len(g.axes))),)))
 
 

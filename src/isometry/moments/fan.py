@@ -41,6 +41,7 @@ from isometry.moments.record import Across, Factor, Fan, Moments, Normed, Part, 
 
 T = TypeVar("T", Fan, Normed, Across)
 
+_NONE = 1e-3  # a share that is as good as nothing
 _LEAST = 2.5  # directions; with two or fewer 1/v has no mean
 _LEAST_KURTOSIS, _MOST_KURTOSIS = 0.02, 3.0  # less is taken as none; beyond, the expansion fails
 
@@ -168,20 +169,25 @@ def with_tails(m: Moments, excess: float) -> Moments:
 
 
 def excess(fan: Fan, share: float) -> float:
-    """Return E[1/(v + ε)]·E[v + ε] over the channels, where v has this share of v + ε on average.
+    """Return E[1/(v + ε)]·E[v + ε] over the channels, where v has this share of v + ε on average."""
+    return _excess(fan.directions, share)
 
-    ∫ e^{−(1 − s)t} (1 + 2·s·t/d)^{−d/2} dt, which is d/(d − 2) for s = 1.
-    """
-    directions = max(fan.directions, _LEAST)
+
+def _excess(directions: float, share: float) -> float:
+    """Return ∫ e^{−(1 − s)t} (1 + 2·s·t/d)^{−d/2} dt, which is d/(d − 2) for s = 1."""
+    directions = max(directions, _LEAST)
     t = np.exp(np.linspace(-16.0, 14.0, 301))
     falling = -(1.0 - share) * t - 0.5 * directions * np.log1p(2.0 * share * t / directions)
     return float(np.trapezoid(np.exp(falling) * t, np.log(t)))
 
 
 def kept(m: Moments) -> float:
-    """Return the share 1 − 2s/K of a gradient's square that weights of a fixed length pass on.
+    """Return the share of a gradient's square that weights pass on whose sums' sizes it was divided by.
 
-    1 for a gradient that was not divided by their sums' sizes.
+    E[w²/(v + ε)]/(E[w²]·E[1/(v + ε)]) for v proportional to |w|², which is (1/X − 1 + s)/s for the share s of v
+    in v + ε and X = E[1/(v + ε)]·E[v + ε]: 1 − 2/K without ε.
     """
     mark = mark_of(m, Normed)
-    return 1.0 if mark is None else 1.0 - 2.0 * mark.share / max(mark.weights, _LEAST)
+    if mark is None or mark.share < _NONE:
+        return 1.0
+    return (1.0 / _excess(mark.weights, mark.share) - 1.0 + mark.share) / mark.share

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import isometry
 from isometry.moments import algebra as alg
 from isometry.moments import fan, inverse, latents
-from isometry.moments.record import Fan
+from isometry.moments.record import Fan, Normed
 from isometry.moments.taps import Window
 
 DRAWS = 300
@@ -118,3 +118,87 @@ def test_slopes_along_a_stream_remember_one_another() -> None:
         return nn.Sequential(nn.Linear(48, 192, bias=False), nn.ReLU(), *[Residual(192) for _ in range(7)])
 
     agrees(build, lambda: (torch.randn(64, 48),), ["2.map", "4.map", "6.map"], within=0.04)
+
+
+class Squeeze(nn.Module):
+    """Channels times a gate of their means."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.gate = nn.Sequential(
+            nn.Conv2d(channels, 8, 1), nn.ReLU(), nn.Conv2d(8, channels, 1), nn.Sigmoid()
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gate(x.mean((2, 3), keepdim=True))
+
+
+def depthwise(act: type[nn.Module], kernel: int, squeeze: bool) -> nn.Module:
+    mixed = [Squeeze(48), nn.Conv2d(48, 48, 1, bias=False), nn.BatchNorm2d(48), act()] if squeeze else []
+    filtered = nn.Conv2d(48, 48, kernel, padding=kernel // 2, groups=48, bias=False)
+    layers = [
+        nn.Conv2d(32, 48, 1, bias=False),
+        nn.BatchNorm2d(48),
+        act(),
+        filtered,
+        nn.BatchNorm2d(48),
+        act(),
+    ]
+    return nn.Sequential(*layers, *mixed, nn.AdaptiveAvgPool2d(1))
+
+
+@pytest.mark.parametrize(
+    ("act", "kernel", "size", "squeeze"),
+    [(nn.Hardswish, 5, 4, False), (nn.ReLU, 3, 8, False), (nn.Hardswish, 5, 4, True)],
+)
+def test_slopes_know_the_weights_of_their_channel(act: type, kernel: int, size: int, squeeze: bool) -> None:
+    # The pooling behind hands all places of a channel one gradient, so that those of neighbours add up.
+    agrees(
+        lambda: depthwise(act, kernel, squeeze),
+        lambda: (torch.randn(4, 32, size, size),),
+        ["2", "1"],
+        within=0.06,
+    )
+
+
+def test_gradients_behind_a_depthwise_convolution_and_a_norm_sum_to_little() -> None:
+    def build() -> nn.Module:
+        return depthwise(nn.Hardswish, 3, False)
+
+    inputs = torch.randn(4, 32, 10, 10)
+    told = {p.name: p.backward.rms**2 for p in isometry.predict(build, (inputs,)).parameters}
+    found: dict[str, list[float]] = {"1.weight": [], "1.bias": []}
+    for seed in range(DRAWS):
+        torch.manual_seed(seed)
+        model = build()
+        out = model(torch.randn_like(inputs))
+        (out * torch.randn_like(out)).sum().backward()
+        for name, squares in found.items():
+            squares.append(float(model.get_parameter(name).grad.square().mean()))
+    for name, squares in found.items():
+        error = np.std(squares) / math.sqrt(DRAWS)
+        assert told[name] == pytest.approx(np.mean(squares), abs=4 * error + 0.3 * np.mean(squares)), name
+
+
+def hardswish(z: np.ndarray) -> np.ndarray:
+    return np.where(z < -3, 0.0, np.where(z > 3, z, z * (z + 3) / 6))
+
+
+def test_the_power_of_normed_channels_scatters_where_they_are_bent() -> None:
+    rng = np.random.default_rng(0)
+    z = rng.standard_normal((60_000, 64))
+    z = (z - z.mean(1, keepdims=True)) / z.std(1, keepdims=True)
+    x = hardswish(z)
+    power = ((x - 0.5 * x.mean()) ** 2).mean(1)
+    normed = fan.marked(alg.normal((64, 3)), Fan(9, 9, 9, 0.0, normed=64))
+    told = fan.scatter_of_power(alg.apply(normed, hardswish), 0.5)
+    assert told == pytest.approx(power.var() / power.mean() ** 2, rel=0.05)
+    assert fan.scatter_of_power(normed, 0.5) < 1e-9  # the norm made it one
+
+
+def test_what_weights_pass_on_whose_size_is_divided_by_beside_an_epsilon() -> None:
+    square = np.random.default_rng(0).chisquare(9, 400_000) / 9
+    for share in (0.5, 0.9, 1.0):
+        divided = 1 / (square + 1 / share - 1)
+        gradient = fan.marked(alg.normal((4, 3)), Normed(9, share, None))
+        assert fan.kept(gradient) == pytest.approx((square * divided).mean() / divided.mean(), rel=3e-3)

@@ -184,8 +184,8 @@ def _excess(directions: float, share: float) -> float:
 def kept(m: Moments) -> float:
     """Return the share of a gradient's square that weights pass on whose sums' sizes it was divided by.
 
-    E[w²/(v + ε)]/(E[w²]·E[1/(v + ε)]) for v proportional to |w|², which is (1/X − 1 + s)/s for the share s of v
-    in v + ε and X = E[1/(v + ε)]·E[v + ε]: 1 − 2/K without ε.
+    E[w²/(v + ε)]/(E[w²]·E[1/(v + ε)]) for v proportional to |w|², which is (1/X − 1 + s)/s for the share s of
+    v in v + ε and X = E[1/(v + ε)]·E[v + ε]: 1 − 2/K without ε.
     """
     mark = mark_of(m, Normed)
     if mark is None or mark.share < _NONE:

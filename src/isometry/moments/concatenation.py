@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
+from math import prod
 
 import numpy as np
 
@@ -15,6 +16,8 @@ from isometry.moments import record as rec
 from isometry.moments import regrouping as reg
 from isometry.moments.axes import Array, Axis
 from isometry.moments.record import Factor, Joined, Moments, Run
+
+LARGE = 100_000  # entries of a table from which on finer blocks cost more than they tell
 
 
 def concatenate(parts: Sequence[Moments], dim: int) -> Moments:
@@ -27,6 +30,8 @@ def concatenate(parts: Sequence[Moments], dim: int) -> Moments:
     if len(parts) == 1:
         return parts[0]
     ready = _aligned([alg.collapse(reg.single_axis(p, dim)) for p in parts], dim)
+    if _entries(ready, dim) > LARGE:
+        ready = [_coarser(p, dim) for p in ready]
     position = ready[0].positions(dim).start
     blocks = [p.axes[position] for p in ready]
     axis: Axis = tuple(n for b in blocks for n in b)
@@ -40,6 +45,23 @@ def concatenate(parts: Sequence[Moments], dim: int) -> Moments:
     else:
         made = alg.with_marginal(dims, table, mean, _side_by_side(values, blocks, position))
     return _remembering(made, ready, position)
+
+
+def _entries(parts: Sequence[Moments], dim: int) -> int:
+    """Return how many entries a table of the parts side by side has."""
+    position = parts[0].positions(dim).start
+    joined = sum(len(p.axes[position]) for p in parts)
+    others = [max(p.table.shape[k] for p in parts) for k in range(len(parts[0].axes)) if k != position]
+    return joined * (joined + 1) * prod(others)
+
+
+def _coarser(m: Moments, dim: int) -> Moments:
+    """Return the record with only the outermost blocks of its axes but those of `dim` kept."""
+    kept = m.positions(dim)
+    for p, axis in enumerate(m.axes):
+        if p not in kept and len(axis) > 3:
+            m = reg.recut_axis(m, p, (axis[0], sum(axis[1:-1]), axis[-1]))
+    return m
 
 
 def _remembering(made: Moments, parts: Sequence[Moments], position: int) -> Moments:

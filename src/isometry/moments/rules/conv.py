@@ -113,8 +113,8 @@ def _summed(
                 shape.append(len(weight(axis)) if name in channels or len(name) > 1 else present)
                 marks.append(label)
         operands += [np.broadcast_to(array, shape), marks]
-    for d, counts in enumerate(taps):
-        operands += [counts, [labels(f"{role}{d}")[0] for role in _ROLES]]
+    for d, counts in enumerate(taps):  # one by one, each a product of matrices
+        operands[:2] = _contracted(*operands[:2], counts, [labels(f"{role}{d}")[0] for role in _ROLES])
     for name in channels - set(result):
         for axis, label in zip(axes[name], labels(name), strict=True):
             operands += [weight(axis), [label]]
@@ -125,6 +125,13 @@ def _summed(
         shape = [-1 if p == position else 1 for p in range(total.ndim)]
         total = total / np.maximum(weight(axis), 1.0).reshape(shape)
     return np.asarray(total)
+
+
+def _contracted(a: Array, marks: list[int], b: Array, others: list[int]) -> tuple[Array, list[int]]:
+    """Return the sum over the one label that two arrays share, and the labels of what is left."""
+    (shared,) = set(marks) & set(others)
+    total = np.tensordot(a, b, axes=(marks.index(shared), others.index(shared)))
+    return total, [m for m in (*marks, *others) if m != shared]
 
 
 def _spatial(m: Moments, lead: int) -> Moments:

@@ -123,7 +123,7 @@ def _others(terms: float, excess: float) -> Array:
     shape = (terms - 1.0) / max(excess + 2.0, 0.1)
     root = 1.0 - 1.0 / (9.0 * shape) + latents.FEW_NODES / (3.0 * shape**0.5)
     made = np.maximum(root, 1e-3) ** 3
-    return (terms - 1.0) * made / float(made @ latents.FEW_WEIGHTS)
+    return np.asarray((terms - 1.0) * made / float(made @ latents.FEW_WEIGHTS))
 
 
 def _scaled(y: Array, s: Array) -> tuple[Array, Array, Array]:

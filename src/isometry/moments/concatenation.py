@@ -52,7 +52,7 @@ def _entries(parts: Sequence[Moments], dim: int) -> int:
     position = parts[0].positions(dim).start
     joined = sum(len(p.axes[position]) for p in parts)
     others = [max(p.table.shape[k] for p in parts) for k in range(len(parts[0].axes)) if k != position]
-    return joined * (joined + 1) * prod(others)
+    return int(joined * (joined + 1) * prod(others))
 
 
 def _coarser(m: Moments, dim: int) -> Moments:

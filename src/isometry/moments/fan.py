@@ -123,7 +123,8 @@ def scatter_of_power(m: Moments, offset: float) -> float:
 def _stretched(values: Array, z: Array, size: float) -> Array:
     """Return a function of z, given where z is at the nodes, at size·z."""
     rows = zip(values.reshape(-1, values.shape[-1]), z.reshape(-1, z.shape[-1]), strict=True)
-    return np.reshape([np.interp(size * at, at, row) for row, at in rows], values.shape)
+    made = [np.interp(size * at, at, row) for row, at in rows]
+    return np.asarray(np.reshape(made, values.shape))
 
 
 def _derivative(values: Array, z: Array) -> Array:

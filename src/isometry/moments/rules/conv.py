@@ -114,7 +114,8 @@ def _summed(
                 marks.append(label)
         operands += [np.broadcast_to(array, shape), marks]
     for d, counts in enumerate(taps):  # one by one, each a product of matrices
-        operands[:2] = _contracted(*operands[:2], counts, [labels(f"{role}{d}")[0] for role in _ROLES])
+        of_taps = [labels(f"{role}{d}")[0] for role in _ROLES]
+        operands[0], operands[1] = _contracted(operands[0], operands[1], counts, of_taps)
     for name in channels - set(result):
         for axis, label in zip(axes[name], labels(name), strict=True):
             operands += [weight(axis), [label]]

@@ -124,7 +124,8 @@ def _stretched(values: Array, z: Array, size: float) -> Array:
     """Return a function of z, given where z is at the nodes, at size·z."""
     rows = zip(values.reshape(-1, values.shape[-1]), z.reshape(-1, z.shape[-1]), strict=True)
     made = [np.interp(size * at, at, row) for row, at in rows]
-    return np.asarray(np.reshape(made, values.shape))
+    stretched: Array = np.reshape(np.array(made), values.shape)
+    return stretched
 
 
 def _derivative(values: Array, z: Array) -> Array:

@@ -124,14 +124,15 @@ def _stretched(values: Array, z: Array, size: float) -> Array:
     """Return a function of z, given where z is at the nodes, at size·z."""
     rows = zip(values.reshape(-1, values.shape[-1]), z.reshape(-1, z.shape[-1]), strict=True)
     made = [np.interp(size * at, at, row) for row, at in rows]
-    stretched: Array = np.reshape(np.array(made), values.shape)
-    return stretched
+    return np.asarray(np.reshape(made, values.shape))
 
 
 def _derivative(values: Array, z: Array) -> Array:
     """Return df/dz by differences."""
     rise = np.diff(values, axis=-1) / np.maximum(np.diff(z, axis=-1), 1e-12)
-    return 0.5 * (np.concatenate([rise[..., :1], rise], -1) + np.concatenate([rise, rise[..., -1:]], -1))
+    return np.asarray(
+        0.5 * (np.concatenate([rise[..., :1], rise], -1) + np.concatenate([rise, rise[..., -1:]], -1))
+    )
 
 
 def _growth(factor: Factor) -> Array:

@@ -72,6 +72,8 @@ def test_tails_have_the_kurtosis_asked_for() -> None:
     [
         (Window(10, 3, 10, low=1), (10,), (1, 8, 1)),
         (Window(8, 3, 8, low=1), (8,), (1, 1, 4, 1, 1)),
+        (Window(16, 5, 16, low=2), (16,), (1, 1, 12, 1, 1)),
+        (Window(20, 7, 20, low=3), (20,), (3, 14, 3)),
         (Window(4, 3, 8, stride=2, low=1), (8,), (1, 3)),
         (Window(2, 3, 2, low=1), (2,), (2,)),
         (Window(8, 1, 8), (1, 6, 1), (1, 6, 1)),

@@ -53,8 +53,8 @@ class Window:
         """Return the blocks of the outputs: what reads fewer entries than most, at either end, and the rest.
 
         Where all read alike, the blocks of what lies under the middles of the windows. Ends of fewer than one
-        in 40 outputs make no blocks; among few outputs their neighbours, too, which read the ends of what
-        other windows made.
+        in 40 outputs make no blocks. Two different ends are two blocks, and among few outputs the ends'
+        neighbours are, too, which read the ends of what other windows made.
         """
         o, _, _ = self.taps()
         read = np.bincount(o, minlength=self.outputs)
@@ -63,8 +63,8 @@ class Window:
         if edges == {0, self.outputs}:
             middle = np.arange(self.outputs) * self.stride + (self.kernel - 1) * self.dilation // 2 - self.low
             edges = {int(np.searchsorted(middle, edge)) for edge in np.cumsum(inputs)[:-1]}
-        elif self.stride == 1 and self.outputs <= FEW and full.size > 4:
-            edges |= {int(full[0]) + 1, int(full[-1])}
+        elif self.stride == 1 and full.size > 2 and (full[0] == 2 or (full[0] == 1 and self.outputs <= FEW)):
+            edges = {1, 2, self.outputs - 2, self.outputs - 1}
         ends = sorted(edges - {0, self.outputs})
         if ends and ends[0] + self.outputs - ends[-1] < self.outputs / 40:
             ends = []

@@ -8,6 +8,10 @@ gradient of independent entries that is left when the component along x is taken
 
 so that less of it lies where x is large, and Σ g h for another function h of the same variable is that of
 h − x·E[x h]/E[x²]: nothing at all for h = x. So no scale in front of such a function gets a gradient.
+
+Nor are the gradient's summands w·γ·s(y) at an entry x independent of it and of one another: the slopes s(y)
+of the outputs y know x, and the weights that it went through. With few weights and equal γ, as behind a
+pooling, that is a fourth of the square.
 """
 
 from __future__ import annotations
@@ -48,7 +52,7 @@ def orthogonal(dx: Moments, x: Moments, g: Moments, windows: Sequence[Window], s
     count = prod(ax.size(x.axes[p]) for d in range(len(x.dims)) if d != 1 for p in x.positions(d))
     part = factor.values**2 / np.maximum(factor.square[..., None] * count, 1e-300)
     # The outputs are centred, which takes off what of the mean their windows read on average.
-    apart = (factor.values - _terms(windows) / prod(w.kernel for w in windows) * factor.mean[..., None]) ** 2
+    apart = (factor.values - prod(w.terms / w.kernel for w in windows) * factor.mean[..., None]) ** 2
     spread = np.maximum(latents.mean(apart), 1e-300)[..., None]
     alone, added = _given_square(g, windows, fan.kurtosis(x))
     own = np.maximum(1.0 - share * part, 0.0) * np.interp(apart / spread, _SQUARES, alone)
@@ -91,7 +95,7 @@ def _given_square(g: Moments, windows: Sequence[Window], excess: float) -> tuple
         return np.ones_like(_SQUARES), np.zeros_like(_SQUARES)
     reads = [np.bincount(w.taps()[2]).astype(np.float64) for w in windows]  # how many outputs read an entry
     read = prod(float((n**2).sum() / n.sum()) for n in reads)
-    terms = max(_terms(windows), 2.0)
+    terms = max(prod(w.terms for w in windows), 2.0)
     y, s = (rec.pooled(f, g.axes) for f in (surfaces.form_of(slope), slope.values))
     y = (y - latents.mean(y)) / max(float(latents.mean(y**2) - latents.mean(y) ** 2), 1e-300) ** 0.5
     own, bend, rise = _scaled(y, s)
@@ -102,11 +106,6 @@ def _given_square(g: Moments, windows: Sequence[Window], excess: float) -> tuple
     whole = max(float(latents.mean(s**2)), 1e-300)
     pairs = (read - 1.0) / (terms + 2.0) * _likeness(carrier, g.axes, len(windows))
     return alone / whole, pairs * _SQUARES * (rise @ latents.FEW_WEIGHTS) ** 2 / whole
-
-
-def _terms(windows: Sequence[Window]) -> float:
-    """Return how many entries an output reads, on average."""
-    return prod(len(w.taps()[0]) / w.outputs for w in windows)
 
 
 def _likeness(carrier: Factor, axes: tuple[Axis, ...], rank: int) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 import numpy as np
 
@@ -49,7 +50,7 @@ def fan_of(x: Moments, w: Moments, windows: Sequence[Window]) -> Fan | None:
     weights, groups, kurtosis = x.shape[2] / alike, x.shape[1], fan.kurtosis(w)
     handed = fan.of_sum(x.terms)  # the window's mean of it
     scatter = _weighted(table**2, pairs) / total**2 + (alike / handed.shared if handed else 0.0)
-    scatter += 0.5 * fan.scatter_of_power(x, _used_share(windows)) / x.shape[2]
+    scatter += 0.5 * fan.scatter_of_power(x, prod(w.terms / w.kernel for w in windows)) / x.shape[2]
     tail = (fan.kurtosis(x) + 2.0) / (weights * groups) + (alike * handed.tail if handed else 0.0)
     directions = 1.0 / max(scatter + 0.5 * kurtosis / weights, 0.1 * scatter)
     return Fan(2.0 * weights / max(kurtosis + 2.0, 0.1), directions, groups / scatter, tail)
@@ -59,16 +60,11 @@ def summed(y: Moments, x: Moments, w: Moments, windows: Sequence[Window], mark: 
     """Return a convolution's output y of x with its mark, and the tails that sums of few or uneven x have."""
     if mark is None:
         return y
-    terms = x.shape[2] * float(np.prod([len(o.taps()[0]) / o.outputs for o in windows]))
+    terms = x.shape[2] * prod(o.terms for o in windows)
     fourth = fan.kurtosis(w) + 3.0
     own, handed = min(fourth / (terms + fourth - 1.0), 1.0), fan.of_sum(x.terms)
     tail = handed.tail if handed else 0.0
     return fan.marked(fan.with_tails(y, own * fan.kurtosis(x) + (1.0 - own) * 3.0 * tail), mark)
-
-
-def _used_share(windows: Sequence[Window]) -> float:
-    """Return the share of the kernel's entries that an output uses, on average."""
-    return float(np.prod([len(w.taps()[0]) / (w.outputs * w.kernel) for w in windows]))
 
 
 def _used(window: Window) -> Array:

@@ -49,6 +49,11 @@ class Window:
         kept = (i >= 0) & (i < self.inputs)
         return o[kept], k[kept], i[kept]
 
+    @property
+    def terms(self) -> float:
+        """How many entries an output reads, on average."""
+        return len(self.taps()[0]) / self.outputs
+
     def blocks(self, inputs: Axis) -> Axis:
         """Return the blocks of the outputs: what reads fewer entries than most, at either end, and the rest.
 

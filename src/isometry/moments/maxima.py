@@ -63,6 +63,24 @@ def _variance(phi: Array, count: float) -> float:
     return float(weights @ (middle - mean) ** 2) - float(_GRID[1] - _GRID[0]) ** 2 / 12
 
 
+@lru_cache(maxsize=256)
+def _shares(count: float) -> tuple[Array, Array]:
+    """Return shares s and the covariances of two maxima of K variables, s·K of which are the same."""
+    phi = cumulative(_GRID)
+    area = float(_GRID[1] - _GRID[0]) ** 2
+    low, both = np.minimum.outer(phi, phi), np.multiply.outer(phi, phi)
+    shares = np.linspace(0.0, 1.0, 17)
+    found = [
+        float((low ** (s * count) * both ** ((1.0 - s) * count) - both**count).sum() * area) for s in shares
+    ]
+    return shares, np.array(found)
+
+
+def shared(count: float, share: Array) -> Array:
+    """Return the covariance of the maxima of `count` independent variables, of which a share is the same."""
+    return np.interp(share, *_shares(round(count, 2)))
+
+
 def covariance(count: float, r: Array) -> Array:
     """Return h(r), the covariance of the maxima of `count` independent pairs of correlation r."""
     return np.interp(r, *_covariances(round(count, 2)))
@@ -77,14 +95,10 @@ def quantiles(counts: Sequence[float], shares: Sequence[float], common: float) -
         common: The correlation a of the variables.
     """
     fine = np.linspace(-6.0, 6.0, 1201)
-    phi = cumulative(fine)
-    weights = np.diff(sum(s * phi**k for k, s in zip(counts, shares, strict=True)))
-    middle = 0.5 * (fine[1:] + fine[:-1])
-    if common > 0.01:
-        own = latents.WEIGHTS > 1e-9
-        middle = np.add.outer((1 - common) ** 0.5 * middle, common**0.5 * latents.NODES[own]).ravel()
-        weights = np.multiply.outer(weights, latents.WEIGHTS[own]).ravel()
-    return latents.quantiles(middle, np.maximum(weights, 0.0))
+    t, weights = np.polynomial.hermite_e.hermegauss(32 if common > 0.01 else 1)
+    phi = cumulative((fine[:, None] - common**0.5 * t) / (1 - common) ** 0.5)
+    below = sum(s * (phi**k) @ (weights / weights.sum()) for k, s in zip(counts, shares, strict=True))
+    return latents.quantiles(0.5 * (fine[1:] + fine[:-1]), np.maximum(np.diff(below), 0.0))
 
 
 def chosen(counts: Sequence[float], shares: Sequence[float], common: float) -> Array:

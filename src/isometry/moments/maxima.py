@@ -10,6 +10,10 @@ variables at one place have correlation b₀, and at different places b₁, have
 
 the covariance of the maxima of K independent pairs of correlation r. Given z_k = z it is the largest with the
 probability E[Φ((z − √a t)/√(1−a))^{K−1} | z]. Exact up to the quadrature; K may be a mean, no whole number.
+
+Where windows overlap, maxima of K variables of which m are the same have the covariance
+
+    ∫∫ Φ(min(x, y))^m (Φ(x) Φ(y))^{K−m} − Φ(x)^K Φ(y)^K dx dy.
 """
 
 from __future__ import annotations

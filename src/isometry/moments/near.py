@@ -37,6 +37,7 @@ from isometry.moments.record import Factor, Moments, Near, Part, Term
 from isometry.moments.taps import Window
 
 REACH = 6  # places; what lies farther apart is far
+STRETCH = 256  # outputs of a linear map among which distances are counted
 NEGLIGIBLE = 0.01  # of ε: less is no mark
 
 
@@ -342,24 +343,50 @@ def _product(matrices: Sequence[Array]) -> Array:
 
 
 def _along(matrix: Array, o: Axis) -> tuple[Array, Array]:
+    """Return how pairs of outputs along one axis read, by class and by distance of the outputs."""
+    inputs, b = matrix.shape[1], len(o)
+    far, starts, every = _steps(inputs) - 1, np.cumsum([0, *o[:-1]]), np.arange(b)
+    columns = np.add.reduceat(matrix, starts, axis=0)
+    same, differ = np.zeros((b, far + 1)), np.zeros((b, b, far + 1))
+    same[:, far] = np.add.reduceat(matrix.sum(1) ** 2, starts)
+    differ[:, :, far] = np.multiply.outer(columns.sum(1), columns.sum(1))
+    for d in range(far):
+        times = 1.0 if d == 0 else 2.0
+        rows = np.einsum("oi,oi->o", matrix[:, : inputs - d], matrix[:, d:])
+        same[:, d] = times * np.add.reduceat(rows, starts)
+        free = columns[:, : inputs - d] @ columns[:, d:].T
+        differ[:, :, d] = free if d == 0 else free + free.T
+    same[:, far] -= same[:, :far].sum(1)
+    differ[:, :, far] -= differ[:, :, :far].sum(2)
+    differ[every, every] -= same
+    classes = np.concatenate([same, differ.reshape(b * b, -1)])
+    return classes / np.maximum(ax.pair_counts(o), 1.0)[:, None], _by_distance(matrix)
+
+
+def _by_distance(matrix: Array) -> Array:
+    """Return the mean of Σ M[o, i]·M[o′, i′] over the pairs of outputs at each distance, by that of i, i′.
+
+    Of a long axis a stretch in the middle stands for the whole.
+    """
     outputs, inputs = matrix.shape
-    b, steps, far = len(o), _steps(outputs), _steps(inputs) - 1
-    places = np.arange(outputs)
-    gap = np.minimum(np.abs(places[:, None] - places), steps - 1)
-    block = np.repeat(np.arange(b), o)
-    member = np.where(gap == 0, block[:, None], b + b * block[:, None] + block)
-    per_class, per_step = np.zeros((b * (b + 1), far + 1)), np.zeros((steps, far + 1))
-    rest = np.multiply.outer(matrix.sum(1), matrix.sum(1))
+    steps, far = _steps(outputs), _steps(inputs) - 1
+    middle = slice(max(outputs - STRETCH, 0) // 2, (outputs + STRETCH) // 2)
+    matrix = matrix[middle]
+    places, sums = np.arange(len(matrix)), matrix.sum(1)
+    gap = np.minimum(np.abs(places[:, None] - places), steps - 1).ravel()
+    pairs, result = np.bincount(gap, minlength=steps), np.zeros((steps, far + 1))
+    used = np.flatnonzero(matrix.any(0))
+    matrix = matrix[:, used[0] : used[-1] + 1] if used.size else matrix
+    rest = np.multiply.outer(sums, sums)
     for d in range(far + 1):
-        both = matrix[:, : inputs - d] @ matrix[:, d:].T if d < far else rest
+        both = matrix[:, : matrix.shape[1] - d] @ matrix[:, d:].T if d < far else rest
         both = both + both.T if 0 < d < far else both
         rest = rest - both
-        per_class[:, d] = np.bincount(member.ravel(), both.ravel(), minlength=b * (b + 1))
-        per_step[:, d] = np.bincount(gap.ravel(), both.ravel(), minlength=steps)
-    per_step /= np.maximum(_pairs((outputs,)), 1.0)[:, None]
+        result[:, d] = np.bincount(gap, both.ravel(), minlength=steps)
+    result /= np.maximum(pairs, 1)[:, None]
     if outputs <= REACH + 1:  # none lies farther apart: as the farthest
-        per_step[-1] = per_step[-2]
-    return per_class / np.maximum(ax.pair_counts(o), 1.0)[:, None], per_step
+        result[-1] = result[-2]
+    return result
 
 
 def read_by(m: Moments, matrices: Mapping[int, Array], axes: Sequence[Axis]) -> Reading | None:

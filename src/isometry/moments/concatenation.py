@@ -49,7 +49,9 @@ def _with_neighbours(
     rank = near.rank_of([t for p in parts for t in p.terms])
     if not 0 < rank < len(made.axes) - position:
         return made
-    return near.marked(made, _side_by_side([near.profile(p, rank) for p in parts], blocks, position), rank)
+    return near.with_profile(
+        made, _side_by_side([near.profile(p, rank) for p in parts], blocks, position), rank
+    )
 
 
 def _remembering(made: Moments, parts: Sequence[Moments], position: int) -> Moments:

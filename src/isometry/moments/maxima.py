@@ -85,6 +85,42 @@ def shared(count: float, share: Array) -> Array:
     return np.interp(share, *_shares(round(count, 2)))
 
 
+@lru_cache(maxsize=256)
+def _coupled(share: float) -> Array:
+    """Return P(z ≤ x, z′ ≤ y) − Φ(x)Φ(y) between the nodes; see `alike`."""
+    below = cumulative(0.5 * (latents.NODES[1:] + latents.NODES[:-1]))
+    both = np.multiply.outer(below, below)
+    return np.asarray(np.minimum.outer(below, below) ** share * both ** (1.0 - share) - both)
+
+
+def alike(values: Array, shares: Array) -> tuple[Array, Array]:
+    """Return the covariance of a function of maxima that have a share of their variables in common.
+
+    Of uniform ranks u and v, min(u, v)^s (uv)^{1−s} is the probability that both maxima lie below: of K
+    independent variables each, for any K.
+
+    Args:
+        values: The function of the maxima's normal variables, at the nodes; a block array.
+        shares: Of the shape of `values` less the nodes, but for its last dimension.
+
+    Returns:
+        The covariances, and the normal variables' correlations.
+    """
+    rises, slopes = np.diff(values, axis=-1), np.diff(latents.NODES)
+    found = np.zeros(np.broadcast_shapes(rises.shape[:-1], shares.shape))
+    normal = np.zeros(shares.shape)
+    whole = _coupled(1.0)
+    size = latents.mean((values - latents.mean(values)[..., None]) ** 2)
+    size = size / np.maximum(np.einsum("...i,ij,...j->...", rises, whole, rises, optimize=True), 1e-300)
+    for share in np.unique(np.round(shares[shares > 0], 3)):
+        here = np.round(shares, 3) == share
+        coupled = _coupled(float(share))
+        own = size * np.einsum("...i,ij,...j->...", rises, coupled, rises, optimize=True)
+        found = np.where(here, own, found)
+        normal = np.where(here, slopes @ coupled @ slopes / (slopes @ whole @ slopes), normal)
+    return found, normal
+
+
 def covariance(count: float, r: Array) -> Array:
     """Return h(r), the covariance of the maxima of `count` independent pairs of correlation r."""
     return np.interp(r, *_covariances(round(count, 2)))

@@ -15,7 +15,10 @@ whose mean over the class is ρ_class again. ε is even and does not know where 
 
 A convolution with independent weights reads an entry by each of its weights once, so that the covariances of
 its outputs at a distance δ are those of its inputs at stride·δ; sums add them; what lies side by side keeps
-each its own. Linear maps whose windows overlap make more of them, and so do maxima.
+each its own. Linear maps whose windows overlap make more of them, and so do maxima. The maxima of two windows
+are equal where the largest entry lies in both, which no normal pair is: a mark also tells the share of
+entries that two have in common, and functions of them take `maxima.alike` in place of normal pairs of the
+same correlation.
 
 Arrays by distance have the blocks of the other axes first and, last, all distances: (0, 0), (0, 1), …, where
 the last along each axis is "farther".
@@ -31,7 +34,7 @@ from math import prod
 import numpy as np
 
 from isometry.moments import axes as ax
-from isometry.moments import latents
+from isometry.moments import latents, maxima
 from isometry.moments.axes import Array, Axis, Index
 from isometry.moments.record import Factor, Moments, Near, Part, Term
 from isometry.moments.taps import Window
@@ -137,19 +140,20 @@ def rank_of(terms: Sequence[Term]) -> int:
     return next((len(p.latent.labels) for p in marks if isinstance(p.latent, Near)), 0)
 
 
-def _epsilon(factor: Factor | None, axes: Sequence[Axis], rank: int) -> Array:
+def _known(factor: Factor | None, axes: Sequence[Axis], rank: int) -> Array:
+    """Return ε and, behind them, the shares of variables in common, by distance."""
     distances = prod(map(_steps, _sizes(axes, rank)))
     part = None if factor is None else _mark(factor)
     lead = len(axes) - rank
-    if part is not None and part.values.shape[-1] == distances:
-        return np.asarray(part.values.reshape((*part.values.shape[:lead], distances)))
-    alone: Array = np.eye(1, distances)
-    return alone.reshape((*[1] * lead, -1))
+    if part is not None and part.values.shape[-1] == 2 * distances:
+        return np.asarray(part.values.reshape((*part.values.shape[:lead], -1)))
+    alone = np.eye(1, distances)
+    return np.concatenate([alone, alone], axis=-1).reshape((*[1] * lead, -1))
 
 
 def profile(m: Moments, rank: int) -> Array:
-    """Return ε of a record of one factor at most."""
-    return _epsilon(m.terms[0].factors[0] if m.terms[0].factors else None, m.axes, rank)
+    """Return what the mark of a record of one factor at most tells; see `with_profile`."""
+    return _known(m.terms[0].factors[0] if m.terms[0].factors else None, m.axes, rank)
 
 
 def correlations(factor: Factor, axes: Sequence[Axis], rank: int, rho: Array | None = None) -> Array:
@@ -162,7 +166,7 @@ def correlations(factor: Factor, axes: Sequence[Axis], rank: int, rho: Array | N
         rho: The correlations by pair class, where they are not the factor's.
     """
     told = _told(factor.rho if rho is None else rho, axes, rank)
-    epsilon = _epsilon(factor, axes, rank)
+    epsilon = _known(factor, axes, rank)[..., : told.shape[-1]]
     apart = 1.0 - _class_means(epsilon, _sizes(axes, rank))
     ratio = np.divide(1.0 - epsilon, apart, out=np.ones(epsilon.shape), where=apart > 1e-9)
     found = np.clip(1.0 - (1.0 - told) * ratio, -1.0, 1.0)
@@ -176,8 +180,15 @@ def moments(term: Term, axes: Sequence[Axis], rank: int) -> Array:
     result = coef.reshape((*coef.shape[: len(axes) - rank], 1))
     for factor in term.factors:
         values = _whole(factor.values, axes, rank, pairs=False)
-        products = latents.spectrum(values.reshape((*values.shape[: len(axes) - rank], 1, -1))) ** 2
-        result = result * latents.mehler(products, correlations(factor, axes, rank))
+        values = values.reshape((*values.shape[: len(axes) - rank], 1, -1))
+        products = latents.spectrum(values) ** 2
+        rho = correlations(factor, axes, rank)
+        own = latents.mehler(products, rho)
+        shares = _known(factor, axes, rank)[..., rho.shape[-1] :]
+        if shares[..., 1:].any():
+            together, normal = maxima.alike(values, shares)
+            own = own + together - latents.mehler(products, normal) + products[..., 0]
+        result = result * own
     return result
 
 
@@ -203,23 +214,32 @@ def unevenness(m: Moments, rank: int) -> Array:
     return np.asarray(excess(m, rank) ** 2 @ (_pairs(sizes) / prod(sizes)))
 
 
-def marked(m: Moments, covariances: Array, rank: int) -> Moments:
+def marked(m: Moments, covariances: Array, rank: int, shares: Array | None = None) -> Moments:
     """Return a record of one term that knows distances; as it is where they make no difference.
 
     Args:
         m: The record; its last factor gets the mark.
         covariances: Of the latent, by distance, up to a scale and a constant.
         rank: The number of axes along which distance counts.
+        shares: The share of variables that two entries, the largest of some each, have in common.
     """
-    (term,) = m.terms
     same, far = covariances[..., :1], covariances[..., -1:]
     known = same - far > 1e-9 * np.abs(same)
     epsilon = np.divide(covariances - far, same - far, out=np.zeros(covariances.shape), where=known)
+    none = np.eye(1, epsilon.shape[-1])[0]
+    both = np.broadcast_to(none if shares is None else shares, epsilon.shape)
+    return with_profile(m, np.concatenate([epsilon, both], axis=-1), rank)
+
+
+def with_profile(m: Moments, profile: Array, rank: int) -> Moments:
+    """Return a record of one term with a mark of ε and, behind them, the shares; see `marked`."""
+    (term,) = m.terms
+    epsilon = profile[..., : profile.shape[-1] // 2]
     if not term.factors or np.abs(epsilon[..., 1:]).max(initial=0.0) < NEGLIGIBLE:
         return m
     *before, last = term.factors
     parts = tuple(p for p in last.parts if not isinstance(p.latent, Near))
-    values = epsilon.reshape((*epsilon.shape[:-1], *[1] * rank, -1))
+    values = profile.reshape((*profile.shape[:-1], *[1] * rank, -1))
     part = Part(Near(last.labels[-rank:]), (None,) * len(m.axes), (), values)
     return replace(m, terms=(Term(term.coef, (*before, replace(last, parts=(*parts, part)))),))
 
@@ -232,7 +252,7 @@ def kept(made: Moments, source: Moments) -> Moments:
     rank = rank_of(source.terms)
     if not rank or len(source.terms) != 1 or len(source.terms[0].factors) != 1:
         return made
-    return marked(made, profile(source, rank), rank)
+    return with_profile(made, profile(source, rank), rank)
 
 
 def of_sum(made: Moments, terms: Sequence[Term]) -> Moments:

@@ -118,7 +118,8 @@ class Near(NamedTuple):
     """Marks a `Part` that tells how alike entries are that lie near one another along the last axes.
 
     `labels` are those that the record has along these axes. `values[..., :]`, by block of the others, hold
-    (ρ − ρ_far)/(1 − ρ_far) of the latent's correlations ρ, by distance along each axis; see `near`.
+    (ρ − ρ_far)/(1 − ρ_far) of the latent's correlations ρ, by distance along each axis, and then the shares
+    of variables in common where entries are maxima; see `near`.
     """
 
     labels: tuple[Label, ...]

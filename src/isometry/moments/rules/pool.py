@@ -249,7 +249,8 @@ def _max_pool(ctx: Context, x: Moments, matrices: list[Array]) -> tuple[Moments,
     own = rho[tuple([slice(len(a)) for a in lead])]
     own[...] = near.by_class(alike, [w.shape[0] for w in matrices])
     made = alg.from_values(dims, rho, _interpolated(r.values, _spatial(largest, r)))
-    return _without_ones(near.marked(made, alike, rank), rank), places
+    shares = r.reading.distances[:, 0] / r.count
+    return _without_ones(near.marked(made, alike, rank, shares), rank), places
 
 
 def _alike(r: _Ranked, largest: Array) -> Array:

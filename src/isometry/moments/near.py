@@ -244,6 +244,39 @@ def with_profile(m: Moments, profile: Array, rank: int) -> Moments:
     return replace(m, terms=(Term(term.coef, (*before, replace(last, parts=(*parts, part)))),))
 
 
+def overlaps(factor: Factor, axes: Sequence[Axis], rank: int) -> tuple[list[float], Array]:
+    """Return what entries that are maxima of overlapping windows have in common with the next.
+
+    Returns:
+        The share of variables in common with the next entry, along each of the last axes (0 where entries of
+        some blocks have other shares), and the correlations that come of what is in common, by distance.
+    """
+    known = _known(factor, axes, rank)
+    shares = known[..., known.shape[-1] // 2 :].reshape((-1, known.shape[-1] // 2))
+    if not shares[:, 1:].any() or np.ptp(shares, axis=0).max() > 1e-6:
+        return [0.0] * rank, np.zeros(1)
+    by_axis = shares[0].reshape([_steps(n) for n in _sizes(axes, rank)])
+    steps = [float(by_axis[tuple([int(k == d) for k in range(rank)])]) for d in range(rank)]
+    return steps, maxima.alike(latents.NODES, shares[0])[1]
+
+
+def in_common(matrices: Sequence[Array], steps: Sequence[float]) -> Array:
+    """Return the share of variables that two windows have in common, by distance; see `overlaps`.
+
+    n entries in a row that have a share s in common with the next are worth 1 + (n − 1)(1 − s) entries.
+    """
+    result = np.ones(1)
+    for matrix, s in zip(matrices, steps, strict=True):
+        outputs, inputs = matrix.shape
+        length = 1.0 + (matrix.sum(1).mean() - 1.0) * (1.0 - s)
+        middle = matrix @ np.arange(inputs) / matrix.sum(1)
+        stride = (middle[-1] - middle[0]) / max(outputs - 1, 1)
+        own = np.maximum(1.0 - np.arange(_steps(outputs)) * stride * (1.0 - s) / length, 0.0)
+        own[-1] = 0.0
+        result = np.multiply.outer(result, own).ravel()
+    return result
+
+
 # --- handing on ---------------------------------------------------------------------------------------------
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from isometry.moments import algebra as alg
-from isometry.moments import latents, maxima, near
+from isometry.moments import latents, maxima, near, slopes
 from isometry.moments import record as rec
 from isometry.moments import regrouping as reg
 from isometry.moments.averages import one_block
@@ -139,11 +139,13 @@ class _Ranked:
         factor: What it is a function of; None for a constant.
         rho: The normal variable's correlations.
         values: The monotone function.
-        counts: The numbers of entries that windows have.
+        entries: The mean number of entries of a window.
+        counts: The numbers of entries that windows have, less what each has in common with the next.
         shares: How often.
         common: The correlation of two entries of a window, by block of the axes that are not of space.
         by_distance: The correlations by distance; see `near`.
         reading: How pairs of windows read pairs of entries.
+        overlap: The share that two windows have in common, by distance.
         first: Position of the first spatial axis.
         matrices: The windows, by dim.
     """
@@ -152,17 +154,19 @@ class _Ranked:
     factor: Factor | None
     rho: Array
     values: Array
+    entries: float
     counts: list[float]
     shares: list[float]
     common: Array
     by_distance: Array
     reading: near.Reading
+    overlap: Array
     first: int
     matrices: list[Array]
 
     @property
     def count(self) -> float:
-        """The mean number of entries of a window."""
+        """The mean of `counts`."""
         return float(np.dot(self.counts, self.shares))
 
 
@@ -175,15 +179,22 @@ def _ranked(x: Moments, matrices: list[Array]) -> _Ranked:
     x = alg.collapse(one_block(x, spatial))
     first = len(x.axes) - rank
     factor = alg.absorbed(x.terms[0], x.axes)
-    sizes = matrices[0].sum(1)
-    for matrix in matrices[1:]:
-        sizes = np.multiply.outer(sizes, matrix.sum(1)).ravel()
-    counts, times = np.unique(sizes, return_counts=True)
-    shares = (times / times.sum()).tolist()
+    steps, shared = [0.0] * rank, np.zeros(1)
+    if factor is not None:
+        steps, shared = near.overlaps(factor, x.axes, rank)
+    sizes, entries = np.ones(1), 1.0
+    for matrix, step in zip(matrices, steps, strict=True):
+        rows = matrix.sum(1)
+        sizes = np.multiply.outer(sizes, 1.0 + (rows - 1.0) * (1.0 - step)).ravel()
+        entries *= float(rows.mean())
+    counts, times = np.unique(sizes.round(9), return_counts=True)
+    weights = (times / times.sum()).tolist()
     how = near.reading(matrices, [(matrix.shape[0],) for matrix in matrices])
+    overlap = near.in_common(matrices, steps) if any(steps) else how.distances[:, 0] / entries
+    windows_ = (entries, counts.tolist(), weights)
     if factor is None:
         none = np.zeros(1)
-        return _Ranked(x, None, none, none, counts.tolist(), shares, none, none, how, first, matrices)
+        return _Ranked(x, None, none, none, *windows_, none, none, how, overlap, first, matrices)
     values, rho = factor.values, factor.rho
     if np.any(np.diff(values, axis=-1) < 0):  # not monotone: the same marginal of another variable
         rows = [latents.quantiles(row, latents.WEIGHTS) for row in values.reshape(-1, values.shape[-1])]
@@ -191,8 +202,10 @@ def _ranked(x: Moments, matrices: list[Array]) -> _Ranked:
         other = alg.with_marginal(x.dims, x.table, x.mean, values).terms[0].factors[0]
         values, rho = other.values, other.rho
     by_distance = near.correlations(factor, x.axes, rank, rho)
+    left = np.divide(by_distance - shared, 1.0 - shared, out=np.ones(by_distance.shape), where=shared < 1.0)
+    by_distance = np.clip(left, -1.0, 1.0)
     common = np.clip(_apart(by_distance, how)[..., 0], 0.0, 0.999)
-    return _Ranked(x, factor, rho, values, counts.tolist(), shares, common, by_distance, how, first, matrices)
+    return _Ranked(x, factor, rho, values, *windows_, common, by_distance, how, overlap, first, matrices)
 
 
 def _apart(by_distance: Array, how: near.Reading) -> Array:
@@ -217,7 +230,7 @@ def _between(ranked: _Ranked) -> tuple[Array, Array]:
         weights = np.einsum("ab,cd->acbd", weights, pairs).reshape(weights.shape[0] * 2, weights.shape[1] * 2)
     others = weights.copy()
     others[:, 0] = 0.0
-    return weights[:, 0] / ranked.count, others / np.maximum(others.sum(1, keepdims=True), 1e-300)
+    return weights[:, 0] / ranked.entries, others / np.maximum(others.sum(1, keepdims=True), 1e-300)
 
 
 def _max_pool(ctx: Context, x: Moments, matrices: list[Array]) -> tuple[Moments, Moments]:
@@ -249,13 +262,12 @@ def _max_pool(ctx: Context, x: Moments, matrices: list[Array]) -> tuple[Moments,
     own = rho[tuple([slice(len(a)) for a in lead])]
     own[...] = near.by_class(alike, [w.shape[0] for w in matrices])
     made = alg.from_values(dims, rho, _interpolated(r.values, _spatial(largest, r)))
-    shares = r.reading.distances[:, 0] / r.count
-    return _without_ones(near.marked(made, alike, rank, shares), rank), places
+    return _without_ones(near.marked(made, alike, rank, r.overlap), rank), places
 
 
 def _alike(r: _Ranked, largest: Array) -> Array:
     """Return by distance the correlations of the largest entries of windows, of one sample and channel."""
-    shared = maxima.shared(r.count, r.reading.distances[:, 0] / r.count)
+    shared = maxima.shared(r.count, r.overlap)
     both = _apart(r.by_distance, r.reading) + (1.0 - r.common[..., None]) * shared
     variance = latents.mean((largest - latents.mean(largest)[..., None]) ** 2)
     rho = _correlation(largest, both / variance[..., None])
@@ -314,6 +326,7 @@ def _max_pool_backward(g: Moments, x: Moments, matrices: list[Array]) -> Moments
         odds = np.ones(len(latents.NODES))
     else:
         odds = _spatial(_for_each(r.common, lambda a: maxima.chosen(r.counts, _by_entry(r), a)), r)
+        odds = odds * (r.count / r.entries)  # of several that are equal, one
     table, mean = _routed(g, r)
     rec.diagonal(table, m.axes)[...] = _largest_of_both(g, r)
     if r.factor is None:
@@ -369,7 +382,7 @@ def _at_ranks(r: _Ranked, odds: Array) -> Array:
 
 def _routed(g: Moments, r: _Ranked) -> tuple[Array, Array]:
     """Return the table and mean of the gradients that reach an input, over all windows that contain it."""
-    first, count = r.first, r.count
+    first, count = r.first, r.entries
     table, mean = g.table, g.mean
     alone = np.ones(1)  # pairs of entries of one window, by spatial class
     one = np.broadcast_to(table, (*table.shape[:first], *[2] * len(r.matrices)))
@@ -402,13 +415,22 @@ def _routed(g: Moments, r: _Ranked) -> tuple[Array, Array]:
 def _largest_of_both(g: Moments, r: _Ranked) -> Array:
     """Return the second moment of the gradients that reach an entry, by block of all axes.
 
-    Two windows that read it both send theirs to it where it is the largest of both: of 2K − m entries, if
-    they share m.
+    Two windows of K entries that read it, m of them both, send theirs to it together where it is the largest
+    of both: if it has the rank u in the one, with the probability u^{1−m/K}/K, which is 1/(2K − m) on
+    average. The slopes of functions behind, γ·f′(z), are equal there.
     """
     rank = len(r.matrices)
-    sent = near.spread(g, rank) / (2.0 * r.count - r.reading.distances[:, 0])
+    share = np.minimum(r.reading.distances[:, 0] / r.entries, 1.0)
+    odds = latents.WEIGHTS[:, None] * np.power.outer(maxima.cumulative(latents.NODES), 1.0 - share)
+    carrier, rest = slopes.split(g.terms[0]) if len(g.terms) == 1 else (None, [])
+    if carrier is None or len(rest) != 1:
+        sent = near.spread(g, rank) * odds.sum(0)
+    else:
+        square = rest[0].values ** 2
+        sent = near.moments(Term(g.terms[0].coef, (carrier,)), g.axes, rank)
+        sent = sent * (square.reshape((*square.shape[: r.first], -1)) @ odds)
     turned = near.reading([w.T for w in r.matrices], [(w.shape[1],) for w in r.matrices])
-    return np.expand_dims(sent @ turned.classes[0], tuple(range(r.first, r.first + rank)))
+    return np.expand_dims(sent @ turned.classes[0] / r.entries, tuple(range(r.first, r.first + rank)))
 
 
 @rule("max_pool2d_with_indices", "max_pool3d_with_indices", accuracy="approximate")

@@ -111,12 +111,11 @@ def alike(values: Array, shares: Array) -> tuple[Array, Array]:
     normal = np.zeros(shares.shape)
     whole = _coupled(1.0)
     size = latents.mean((values - latents.mean(values)[..., None]) ** 2)
-    size = size / np.maximum(np.einsum("...i,ij,...j->...", rises, whole, rises, optimize=True), 1e-300)
+    size = size / np.maximum((rises @ whole * rises).sum(-1), 1e-300)
     for share in np.unique(np.round(shares[shares > 0], 3)):
         here = np.round(shares, 3) == share
         coupled = _coupled(float(share))
-        own = size * np.einsum("...i,ij,...j->...", rises, coupled, rises, optimize=True)
-        found = np.where(here, own, found)
+        found = np.where(here, size * (rises @ coupled * rises).sum(-1), found)
         normal = np.where(here, slopes @ coupled @ slopes / (slopes @ whole @ slopes), normal)
     return found, normal
 

@@ -41,7 +41,7 @@ from isometry.moments.taps import Window
 
 REACH = 6  # places; what lies farther apart is far
 STRETCH = 256  # outputs of a linear map among which distances are counted
-NEGLIGIBLE = 0.01  # of ε: less is no mark
+NEGLIGIBLE = 0.02  # of ε: less is no mark
 
 
 # --- distances ----------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from isometry.moments import fan, latents, lineage, surfaces
+from isometry.moments import fan, latents, lineage, near, surfaces
 from isometry.moments.axes import Array, Axis, Index
 from isometry.moments.record import (
     Dims,
@@ -350,7 +350,8 @@ def descended(made: Moments, terms: tuple[Term, ...], *, normal_: bool) -> Momen
     std = np.sqrt(made.variance) if normal_ else None
     form = None if normal_ else factor.values
     own = replace(factor, parts=lineage.parts_of(terms, std), form=form)
-    return fan.marked(replace(made, terms=(Term(term.coef, (own,)),)), fan.of_sum(terms))
+    made = near.of_sum(replace(made, terms=(Term(term.coef, (own,)),)), terms)
+    return fan.marked(made, fan.of_sum(terms))
 
 
 def with_marginal(dims: Dims, table: Array, mean: Array, values: Array) -> Moments:

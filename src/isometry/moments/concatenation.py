@@ -11,7 +11,7 @@ import numpy as np
 
 from isometry.moments import algebra as alg
 from isometry.moments import axes as ax
-from isometry.moments import latents
+from isometry.moments import latents, near
 from isometry.moments import record as rec
 from isometry.moments import regrouping as reg
 from isometry.moments.axes import Array, Axis
@@ -44,7 +44,19 @@ def concatenate(parts: Sequence[Moments], dim: int) -> Moments:
         made = alg.gaussian(dims, table, mean)
     else:
         made = alg.with_marginal(dims, table, mean, _side_by_side(values, blocks, position))
-    return _remembering(made, ready, position)
+    return _with_neighbours(_remembering(made, ready, position), ready, blocks, position)
+
+
+def _with_neighbours(
+    made: Moments, parts: Sequence[Moments], blocks: Sequence[Axis], position: int
+) -> Moments:
+    """Return tensors side by side, each of which keeps how alike its neighbours are."""
+    rank = near.rank_of([t for p in parts for t in p.terms])
+    if not 0 < rank < len(made.axes) - position:
+        return made
+    return near.with_profile(
+        made, _side_by_side([near.profile(p, rank) for p in parts], blocks, position), rank
+    )
 
 
 def _entries(parts: Sequence[Moments], dim: int) -> int:

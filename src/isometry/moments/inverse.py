@@ -17,6 +17,7 @@ from dataclasses import replace
 import numpy as np
 
 from isometry.moments import axes as ax
+from isometry.moments import near
 from isometry.moments import record as rec
 from isometry.moments.averages import centred, one_block
 from isometry.moments.axes import Array
@@ -40,6 +41,7 @@ def inverse_variance(x: Moments, over: tuple[int, ...], eps: float | Array, exce
         excess: The entries' excess kurtosis that counts.
     """
     own, times, positions = _eigenvalues(x, over, centred(x, over))
+    own, times = _uneven(own, times, x, positions)
     whole = (own * times).sum(-1, keepdims=True) + np.mean(eps)
     alike = 2.0 / max(excess + 2.0, 0.1)
     falling = alike * _falling(own / whole / alike, times) - np.mean(eps) / whole * _T
@@ -98,6 +100,23 @@ def _eigenvalues(x: Moments, over: tuple[int, ...], table: Array) -> tuple[Array
     return np.maximum(flat, 0.0) / times.sum(), times, positions
 
 
+def _uneven(own: Array, times: Array, x: Moments, positions: list[int]) -> tuple[Array, Array]:
+    """Return eigenvalues and how often each occurs where neighbours are more alike than their class's mean.
+
+    That makes the eigenvalues λ of an image scatter, by Σ (C − C_class)² over the pairs of a place: a share
+    1/(1 + s²) of them, larger by 1 + s², have the same mean and the same variance s²λ².
+    """
+    rank = near.rank_of(x.terms)
+    lead = len(x.axes) - rank
+    if not rank or not set(range(lead, len(x.axes))) <= set(positions):
+        return own, times
+    scatter = near.unevenness(x, rank).mean(tuple(p for p in positions if p < lead))[..., None]
+    scatter = scatter * np.tile(np.arange(2**rank) > 0, times.size // 2**rank)  # none of an image's mean
+    shape = np.broadcast_shapes(own.shape, scatter.shape)
+    by = 1.0 + np.divide(scatter, (own * times.sum()) ** 2, out=np.zeros(shape), where=own > 0)
+    return own * by, times / by
+
+
 def _falling(own: Array, times: Array) -> Array:
     """Return ln P on the grid of t."""
-    return np.asarray(-0.5 * (np.log1p(2.0 * own[..., None] * _T) * times[:, None]).sum(-2))
+    return np.asarray(-0.5 * (np.log1p(2.0 * own[..., None] * _T) * times[..., None]).sum(-2))

@@ -123,7 +123,18 @@ class Across:
     loose: float
 
 
-Loose = Keys | Fan | Normed | Across  # marks that belong to no variable
+class Near(NamedTuple):
+    """Marks a `Part` that tells how alike entries are that lie near one another along the last axes.
+
+    `labels` are those that the record has along these axes. `values[..., :]`, by block of the others, hold
+    (ρ − ρ_far)/(1 − ρ_far) of the latent's correlations ρ, by distance along each axis, and then the shares
+    of variables in common where entries are maxima; see `near`.
+    """
+
+    labels: tuple[Label, ...]
+
+
+Loose = Keys | Fan | Normed | Across | Near  # marks that belong to no variable
 Mark = Gram | Loose  # what stands in the place of a latent and is none
 
 

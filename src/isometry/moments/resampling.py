@@ -16,7 +16,7 @@ import numpy as np
 
 from isometry.moments import algebra as alg
 from isometry.moments import contract as con
-from isometry.moments import latents
+from isometry.moments import latents, near
 from isometry.moments import regrouping as reg
 from isometry.moments.axes import Array, Axis
 from isometry.moments.record import Moments, diagonal
@@ -58,7 +58,13 @@ def resampled(m: Moments, matrices: Mapping[int, Array], like: Moments | None = 
         values = _mapped(values, weights / np.maximum(weights.sum(1, keepdims=True), 1e-300), position)
         given[dim] = (axis,)
     axes = tuple(a for d in given for a in d)
+    how = near.read_by(m, matrices, axes)
+    rank = near.rank_of(m.terms) or len(matrices)
+    if how is not None:
+        table = near.added(table, axes, m, how, rank)
     made = _with_form(tuple(given), axes, table, mean, values, 1.0 if copies else summands, m)
+    if how is not None:
+        made = near.marked(made, near.spread(m, rank) @ how.distances.T, rank)
     for dim in matrices:
         if made.shape[dim] == 1:
             made = reg.selected(made, dim, 0, keep=True)

@@ -24,10 +24,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from isometry.moments import across, fan, patches
+from isometry.moments import across, fan, near, patches
 from isometry.moments import algebra as alg
 from isometry.moments import axes as ax
 from isometry.moments import contract as con
+from isometry.moments import record as rec
 from isometry.moments import regrouping as reg
 from isometry.moments.axes import Array, Axis
 from isometry.moments.record import Moments, Normed
@@ -214,10 +215,21 @@ def convolution(
     else:
         y = windowed("ngc,goc->ngo", x, w, "iko", windows)
         y = patches.summed(y, x, w, windows, patches.fan_of(_spatial(x, 3), w, windows))
+        y = near.mixed(y, _spatial(x, 3), [window.stride for window in windows])
     y = _ungrouped(y, 1)
     if b is not None:
         y = plus(y, replace(b, dims=(b.dims[0], *[()] * rank)))
     return y if len(ctx.shape) == rank + 2 else replace(y, dims=y.dims[1:])
+
+
+def _with_neighbours(dw: Moments, g: Moments, x: Moments, windows: Sequence[Window]) -> Moments:
+    """Return a weight's gradient Σ g·x with what it gains where g and x both are more alike nearby."""
+    added = x.shape[0] * near.together(g, x, windows)
+    if not added:
+        return dw
+    table = np.array(dw.table)
+    rec.diagonal(table, dw.axes)[...] += added
+    return alg.gaussian(dw.dims, table, dw.mean)
 
 
 @rule("convolution_backward", "convolution_backward_overrideable", accuracy="asymptotic")
@@ -246,13 +258,14 @@ def convolution_backward(
     db = (
         con.total(g, tuple(d for d in range(len(g.dims)) if d != len(g.dims) - rank - 1)) if mask[2] else None
     )
-    at = x
+    at, strides = x, [window.stride for window in windows]
     x, g = (_grouped(_batched(m, rank), 1, groups) for m in (x, g))
     w = _grouped(w, 0, groups)
     dx = dw = None
     if mask[0]:
         spec, roles = ("ngc,goc->ngo", "iko") if transposed else ("ngo,goc->ngc", "oki")
-        dx = _ungrouped(windowed(spec, g, w, roles, windows, x), 1)
+        dx = windowed(spec, g, w, roles, windows, x)
+        dx = _ungrouped(near.mixed(dx, _spatial(g, 3), strides, turned=not transposed), 1)
         dx = alg.scale(dx, np.sqrt(fan.kept(g)))
         dx = with_shape(dx if len(shape) == rank + 2 else replace(dx, dims=dx.dims[1:]), shape)
         normed = fan.mark_of(g, Normed)
@@ -260,5 +273,6 @@ def convolution_backward(
             dx = across.orthogonal(dx, at, g, windows, normed.share)
     if mask[1]:
         small_one, large_one = (x, g) if transposed else (g, x)
-        dw = _ungrouped(windowed("ngo,ngc->goc", small_one, large_one, "oik", windows, w), 0)
+        dw = windowed("ngo,ngc->goc", small_one, large_one, "oik", windows, w)
+        dw = _ungrouped(_with_neighbours(dw, _spatial(small_one, 3), _spatial(large_one, 3), windows), 0)
     return ctx.masked((dx, dw, db), mask)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from isometry.moments import across, fan, latents, lineage, slopes, surfaces
+from isometry.moments import across, fan, latents, lineage, near, slopes, surfaces
 from isometry.moments import algebra as alg
 from isometry.moments import axes as ax
 from isometry.moments import contract as con
@@ -71,7 +71,7 @@ def normalise(
     # The backward pass centres the same tensor again and must find the same variable.
     latent = ("centred", factor.latent, factor.labels, tuple(positions))
     own = replace(term.factors[0], latent=latent, parts=parts, form=term.factors[0].values)
-    made = replace(made, terms=(Term(term.coef, (own,)),))
+    made = near.kept(replace(made, terms=(Term(term.coef, (own,)),)), m)
     return _of_length_one(fan.marked(made, fan.mark_of(m, Fan)), m, dims, eps), sigma
 
 
@@ -150,7 +150,7 @@ def normalise_backward(
     table = centred(g, dims) - removed
     inverse = np.sqrt(scatter(x, dims, added)) / sigma
     table = table * rec.outer(inverse, inverse, g.axes)
-    return slopes.with_table(g, table), unit
+    return near.like(slopes.with_table(g, table), g), unit
 
 
 def _added_to(rstd: Moments, x: Moments, dims: tuple[int, ...]) -> Array:

@@ -5,14 +5,14 @@ Averages are linear maps, maxima follow the order statistics of normal variables
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from isometry.moments import algebra as alg
-from isometry.moments import latents, maxima
+from isometry.moments import latents, maxima, near, slopes
 from isometry.moments import record as rec
 from isometry.moments import regrouping as reg
 from isometry.moments.averages import one_block
@@ -139,9 +139,13 @@ class _Ranked:
         factor: What it is a function of; None for a constant.
         rho: The normal variable's correlations.
         values: The monotone function.
-        counts: The numbers of entries that windows have.
+        entries: The mean number of entries of a window.
+        counts: The numbers of entries that windows have, less what each has in common with the next.
         shares: How often.
-        common: The mean correlation of two entries of a window.
+        common: The correlation of two entries of a window, by block of the axes that are not of space.
+        by_distance: The correlations by distance; see `near`.
+        reading: How pairs of windows read pairs of entries.
+        overlap: The share that two windows have in common, by distance.
         first: Position of the first spatial axis.
         matrices: The windows, by dim.
     """
@@ -150,15 +154,19 @@ class _Ranked:
     factor: Factor | None
     rho: Array
     values: Array
+    entries: float
     counts: list[float]
     shares: list[float]
-    common: float
+    common: Array
+    by_distance: Array
+    reading: near.Reading
+    overlap: Array
     first: int
     matrices: list[Array]
 
     @property
     def count(self) -> float:
-        """The mean number of entries of a window."""
+        """The mean of `counts`."""
         return float(np.dot(self.counts, self.shares))
 
 
@@ -171,34 +179,44 @@ def _ranked(x: Moments, matrices: list[Array]) -> _Ranked:
     x = alg.collapse(one_block(x, spatial))
     first = len(x.axes) - rank
     factor = alg.absorbed(x.terms[0], x.axes)
-    sizes = matrices[0].sum(1)
-    for matrix in matrices[1:]:
-        sizes = np.multiply.outer(sizes, matrix.sum(1)).ravel()
-    counts, times = np.unique(sizes, return_counts=True)
-    shares = (times / times.sum()).tolist()
+    steps, shared = [0.0] * rank, np.zeros(1)
+    if factor is not None:
+        steps, shared = near.overlaps(factor, x.axes, rank)
+    sizes, entries = np.ones(1), 1.0
+    for matrix, step in zip(matrices, steps, strict=True):
+        rows = matrix.sum(1)
+        sizes = np.multiply.outer(sizes, 1.0 + (rows - 1.0) * (1.0 - step)).ravel()
+        entries *= float(rows.mean())
+    counts, times = np.unique(sizes.round(9), return_counts=True)
+    weights = (times / times.sum()).tolist()
+    how = near.reading(matrices, [(matrix.shape[0],) for matrix in matrices])
+    overlap = near.in_common(matrices, steps) if any(steps) else how.distances[:, 0] / entries
+    windows_ = (entries, counts.tolist(), weights)
     if factor is None:
-        return _Ranked(x, None, np.ones(1), np.zeros(1), counts.tolist(), shares, 0.0, first, matrices)
+        none = np.zeros(1)
+        return _Ranked(x, None, none, none, *windows_, none, none, how, overlap, first, matrices)
     values, rho = factor.values, factor.rho
     if np.any(np.diff(values, axis=-1) < 0):  # not monotone: the same marginal of another variable
         rows = [latents.quantiles(row, latents.WEIGHTS) for row in values.reshape(-1, values.shape[-1])]
         values = np.stack(rows).reshape(values.shape)
         other = alg.with_marginal(x.dims, x.table, x.mean, values).terms[0].factors[0]
         values, rho = other.values, other.rho
-    full = np.broadcast_to(rho, (*rho.shape[:first], *[2] * rank))
-    weights = _within(matrices)
-    away = full.reshape((*full.shape[:first], -1)) @ (weights * (np.arange(weights.size) > 0))
-    own = rec.diagonal(away, x.axes[:first]) / max(float(weights[1:].sum()), 1e-300)
-    common = float(np.clip(rec.average(own, x.axes[:first]), 0.0, 0.999))
-    return _Ranked(x, factor, rho, values, counts.tolist(), shares, common, first, matrices)
+    by_distance = near.correlations(factor, x.axes, rank, rho)
+    left = np.divide(by_distance - shared, 1.0 - shared, out=np.ones(by_distance.shape), where=shared < 1.0)
+    by_distance = np.clip(left, -1.0, 1.0)
+    common = np.clip(_apart(by_distance, how)[..., 0], 0.0, 0.999)
+    return _Ranked(x, factor, rho, values, *windows_, common, by_distance, how, overlap, first, matrices)
 
 
-def _within(matrices: list[Array]) -> Array:
-    """Return the number of ordered pairs of entries of a window, by spatial pair class (flattened)."""
-    weights: Array = np.ones(1)
-    for matrix in matrices:
-        pairs, _ = matrix_pairs(matrix, (matrix.shape[0],), (matrix.shape[1],))
-        weights = np.multiply.outer(weights, pairs[0]).ravel()
-    return weights
+def _apart(by_distance: Array, how: near.Reading) -> Array:
+    """Return the correlation of two entries of windows, the same or two, that do not coincide.
+
+    Entries that are alike by unequal ρ count as equally correlated ones with the same mean of √(1 − ρ): the
+    largest of two is √((1 − ρ)/π) on average, that of three √(1 − ρ)·3/(2√π) with the mean over the pairs.
+    """
+    pairs = how.distances[:, 1:].sum(1)
+    unlike = np.sqrt(1.0 - by_distance) @ how.distances.T / np.maximum(pairs, 1e-300)
+    return np.asarray(1.0 - unlike**2)
 
 
 def _between(ranked: _Ranked) -> tuple[Array, Array]:
@@ -212,7 +230,7 @@ def _between(ranked: _Ranked) -> tuple[Array, Array]:
         weights = np.einsum("ab,cd->acbd", weights, pairs).reshape(weights.shape[0] * 2, weights.shape[1] * 2)
     others = weights.copy()
     others[:, 0] = 0.0
-    return weights[:, 0] / ranked.count, others / np.maximum(others.sum(1, keepdims=True), 1e-300)
+    return weights[:, 0] / ranked.entries, others / np.maximum(others.sum(1, keepdims=True), 1e-300)
 
 
 def _max_pool(ctx: Context, x: Moments, matrices: list[Array]) -> tuple[Moments, Moments]:
@@ -232,22 +250,55 @@ def _max_pool(ctx: Context, x: Moments, matrices: list[Array]) -> tuple[Moments,
     flat = full.reshape((*full.shape[: r.first], -1))
     met, others = _between(r)
     apart = flat @ others.T
-    inner = np.clip((flat[..., :1] - apart) / (1 - r.common), -1.0, 1.0)
-    both = apart + (1 - r.common) * met * maxima.covariance(r.count, inner)
-    largest = maxima.quantiles(r.counts, r.shares, r.common)
-    spread = float(latents.mean((largest - latents.mean(largest)) ** 2))
-    rho = latents.correlation_for(
-        (largest - latents.mean(largest)) / spread**0.5, np.clip(both / spread, -1, 1)
-    )
+    lead = r.m.axes[: r.first]
+    rest = rec.outer(np.sqrt(1.0 - r.common), np.sqrt(1.0 - r.common), lead)[..., None]
+    inner = np.clip((flat[..., :1] - apart) / rest, -1.0, 1.0)
+    both = apart + rest * met * maxima.covariance(r.count, inner)
+    largest = _for_each(r.common, lambda a: maxima.quantiles(r.counts, r.shares, a))
+    std = np.sqrt(latents.mean((largest - latents.mean(largest)[..., None]) ** 2))
+    rho = _correlation(largest, both / rec.outer(std, std, lead)[..., None])
     rho = rho.reshape((*full.shape[: r.first], *[2] * rank))
-    rho[(0,) * r.first + (0,) * rank] = 1.0
-    values = _interpolated(r.values, largest)
-    return _without_ones(alg.from_values(dims, rho, values), rank), places
+    alike = _alike(r, largest)
+    own = rho[tuple([slice(len(a)) for a in lead])]
+    own[...] = near.by_class(alike, [w.shape[0] for w in matrices])
+    made = alg.from_values(dims, rho, _interpolated(r.values, _spatial(largest, r)))
+    return _without_ones(near.marked(made, alike, rank, r.overlap), rank), places
+
+
+def _alike(r: _Ranked, largest: Array) -> Array:
+    """Return by distance the correlations of the largest entries of windows, of one sample and channel."""
+    shared = maxima.shared(r.count, r.overlap)
+    both = _apart(r.by_distance, r.reading) + (1.0 - r.common[..., None]) * shared
+    variance = latents.mean((largest - latents.mean(largest)[..., None]) ** 2)
+    rho = _correlation(largest, both / variance[..., None])
+    rho[..., 0] = 1.0
+    return rho
+
+
+def _spatial(values: Array, r: _Ranked) -> Array:
+    """Return values at the nodes with spatial axes of length 1."""
+    return np.expand_dims(values, tuple(range(r.first, r.first + len(r.matrices))))
+
+
+def _for_each(common: Array, fn: Callable[[float], Array]) -> Array:
+    """Return values at the nodes for each correlation, those that hardly differ made once."""
+    rounded = np.round(common, 3)
+    made = {a: fn(float(a)) for a in np.unique(rounded)}
+    return np.stack([made[a] for a in rounded.ravel()]).reshape((*common.shape, -1))
+
+
+def _correlation(largest: Array, wanted: Array) -> Array:
+    """Return the correlations of the variables that maxima of these correlations are functions of."""
+    typical = largest.reshape(-1, largest.shape[-1]).mean(0)
+    typical = typical - latents.mean(typical)
+    return latents.correlation_for(typical / latents.mean(typical**2) ** 0.5, np.clip(wanted, -1.0, 1.0))
 
 
 def _interpolated(values: Array, at: Array) -> Array:
-    rows = [np.interp(at, latents.NODES, row) for row in values.reshape(-1, values.shape[-1])]
-    return np.stack(rows).reshape(values.shape)
+    """Return functions of a latent at the values of another."""
+    values, at = np.broadcast_arrays(values, at)
+    each = zip(values.reshape(-1, values.shape[-1]), at.reshape(-1, at.shape[-1]), strict=True)
+    return np.stack([np.interp(x, latents.NODES, row) for row, x in each]).reshape(values.shape)
 
 
 def _without_ones(m: Moments, rank: int) -> Moments:
@@ -274,8 +325,10 @@ def _max_pool_backward(g: Moments, x: Moments, matrices: list[Array]) -> Moments
     if r.factor is None:
         odds = np.ones(len(latents.NODES))
     else:
-        odds = maxima.chosen(r.counts, _by_entry(r), r.common)
+        odds = _spatial(_for_each(r.common, lambda a: maxima.chosen(r.counts, _by_entry(r), a)), r)
+        odds = odds * (r.count / r.entries)  # of several that are equal, one
     table, mean = _routed(g, r)
+    rec.diagonal(table, m.axes)[...] = _largest_of_both(g, r)
     if r.factor is None:
         return _without_ones(alg.gaussian(m.dims, table, mean), rank)
     p = np.clip(_at_ranks(r, odds), 0.0, 1.0)
@@ -313,21 +366,23 @@ def _by_entry(r: _Ranked) -> list[float]:
 def _at_ranks(r: _Ranked, odds: Array) -> Array:
     """Return a function of rank at the nodes of the input's own latent, which need not be monotone in it."""
     assert r.factor is not None
-    flat = r.factor.values.reshape(-1, r.factor.values.shape[-1])
+    values, odds = np.broadcast_arrays(r.factor.values, odds)
+    own = np.cumsum(latents.WEIGHTS) - 0.5 * latents.WEIGHTS
     rows = []
-    for row in flat:
+    for row, of_rank in zip(
+        values.reshape(-1, values.shape[-1]), odds.reshape(-1, odds.shape[-1]), strict=True
+    ):
         order = np.argsort(row, kind="stable")
         share = np.cumsum(latents.WEIGHTS[order]) - 0.5 * latents.WEIGHTS[order]
-        own = np.cumsum(latents.WEIGHTS) - 0.5 * latents.WEIGHTS
         placed = np.empty_like(row)
-        placed[order] = np.interp(share, own, odds)
+        placed[order] = np.interp(share, own, of_rank)
         rows.append(placed)
-    return np.stack(rows).reshape(r.factor.values.shape)
+    return np.stack(rows).reshape(values.shape)
 
 
 def _routed(g: Moments, r: _Ranked) -> tuple[Array, Array]:
     """Return the table and mean of the gradients that reach an input, over all windows that contain it."""
-    first, count = r.first, r.count
+    first, count = r.first, r.entries
     table, mean = g.table, g.mean
     alone = np.ones(1)  # pairs of entries of one window, by spatial class
     one = np.broadcast_to(table, (*table.shape[:first], *[2] * len(r.matrices)))
@@ -355,6 +410,27 @@ def _routed(g: Moments, r: _Ranked) -> tuple[Array, Array]:
     less = shares[..., None] * one * alone / count**2
     table = table - less.reshape((*less.shape[:-1], *table.shape[first:]))
     return table, mean / count
+
+
+def _largest_of_both(g: Moments, r: _Ranked) -> Array:
+    """Return the second moment of the gradients that reach an entry, by block of all axes.
+
+    Two windows of K entries that read it, m of them both, send theirs to it together where it is the largest
+    of both: if it has the rank u in the one, with the probability u^{1−m/K}/K, which is 1/(2K − m) on
+    average. The slopes of functions behind, γ·f′(z), are equal there.
+    """
+    rank = len(r.matrices)
+    share = np.minimum(r.reading.distances[:, 0] / r.entries, 1.0)
+    odds = latents.WEIGHTS[:, None] * np.power.outer(maxima.cumulative(latents.NODES), 1.0 - share)
+    carrier, rest = slopes.split(g.terms[0]) if len(g.terms) == 1 else (None, [])
+    if carrier is None or len(rest) != 1:
+        sent = near.spread(g, rank) * odds.sum(0)
+    else:
+        square = rest[0].values ** 2
+        sent = near.moments(Term(g.terms[0].coef, (carrier,)), g.axes, rank)
+        sent = sent * (square.reshape((*square.shape[: r.first], -1)) @ odds)
+    turned = near.reading([w.T for w in r.matrices], [(w.shape[1],) for w in r.matrices])
+    return np.expand_dims(sent @ turned.classes[0] / r.entries, tuple(range(r.first, r.first + rank)))
 
 
 @rule("max_pool2d_with_indices", "max_pool3d_with_indices", accuracy="approximate")

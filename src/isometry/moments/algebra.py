@@ -259,18 +259,33 @@ def multiply(a: Moments, b: Moments) -> Moments:
 
 
 def _product(a: Term, b: Term, axes: tuple[Axis, ...]) -> Term:
-    factors, coef = {f.key: f for f in a.factors}, a.coef * b.coef
+    factors = {f.key: f for f in a.factors}
     for g in b.factors:
         f = factors.pop(g.key, None)
         made = g if f is None else changed(f, f.values * g.values, axes)
         for other in tuple(factors.values()):
-            if (tie := lineage.tie(other, made, axes)) is not None:
-                coef = coef * np.sqrt(tie)
-            elif (linked := lineage.link(other, made, axes)) is not None:
+            if lineage.tie(other, made, axes) is None and (linked := lineage.link(other, made, axes)):
                 factors.pop(other.key)
                 made = dependent_product(*linked, axes)
         factors[made.key] = made
-    return Term(coef, tuple(factors.values()))
+    coef = a.coef * b.coef
+    own = tuple(factors.values())
+    if len(own) > 1:
+        coef = coef * np.sqrt(_ties(own, axes) / (_ties(a.factors, axes) * _ties(b.factors, axes)))
+    return Term(coef, own)
+
+
+def _ties(factors: tuple[Factor, ...], axes: tuple[Axis, ...]) -> Array:
+    """Return what a product's square gains by factors that are tied to one another; see `lineage.tie`.
+
+    A term's coefficient holds the root of it.
+    """
+    found: Array = np.ones([1] * len(axes))
+    for k, f in enumerate(factors):
+        for g in factors[:k]:
+            tie = lineage.tie(f, g, axes)
+            found = found if tie is None else found * tie
+    return found
 
 
 def dependent_product(f: Factor, g: Factor, phi: Array, axes: tuple[Axis, ...]) -> Factor:

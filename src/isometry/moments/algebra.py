@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import lru_cache
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from isometry.moments import fan, latents, lineage, surfaces
+from isometry.moments import apart, fan, latents, lineage, surfaces
 from isometry.moments.axes import Array, Axis, Index
 from isometry.moments.record import (
     Dims,
@@ -30,6 +31,7 @@ from isometry.moments.record import (
     second,
 )
 
+_COLLAPSED: WeakKeyDictionary[Moments, Moments] = WeakKeyDictionary()
 MAX_TERMS = 6  # a sum of more products becomes a function of one new latent
 
 # --- building -----------------------------------------------------------------------------------------------
@@ -345,15 +347,29 @@ def collapse(m: Moments) -> Moments:
 
     Exact where all terms are normal; else the marginal is the sum's quantile function (deterministic
     sampling) and the latent's correlations are those that give the table back. A record that is one factor
-    already is returned as it is.
+    already is returned as it is. The same record gives the same latent every time.
     """
     if len(m.terms) == 1 and len(m.terms[0].factors) <= 1:
         return m
+    if m not in _COLLAPSED:
+        _COLLAPSED[m] = _collapsed(m)
+    return _COLLAPSED[m]
+
+
+def _collapsed(m: Moments) -> Moments:
     normal_ = all(len(t.factors) == 1 and affine(t.factors[0].values) for t in m.terms)
     made = (
         gaussian(m.dims, m.table, m.mean) if normal_ else with_marginal(m.dims, m.table, m.mean, _sampled(m))
     )
     return descended(made, m.terms, normal_=normal_)
+
+
+def as_known(m: Moments, to: Moments) -> Moments:
+    """Return a record as one function of one latent where another one knows that latent, else as it is."""
+    made = _COLLAPSED.get(m)
+    latents_of = {f.latent for t in made.terms for f in t.factors} if made is not None else set()
+    known = any(not f.ancestors.isdisjoint(latents_of) for t in to.terms for f in t.factors)
+    return made if made is not None and known else m
 
 
 def descended(made: Moments, terms: tuple[Term, ...], *, normal_: bool) -> Moments:
@@ -365,7 +381,8 @@ def descended(made: Moments, terms: tuple[Term, ...], *, normal_: bool) -> Momen
     std = np.sqrt(made.variance) if normal_ else None
     form = None if normal_ else factor.values
     own = replace(factor, parts=lineage.parts_of(terms, std), form=form)
-    return fan.marked(replace(made, terms=(Term(term.coef, (own,)),)), fan.of_sum(terms))
+    made = fan.marked(replace(made, terms=(Term(term.coef, (own,)),)), fan.of_sum(terms))
+    return fan.marked(made, apart.of_sum(terms))
 
 
 def with_marginal(dims: Dims, table: Array, mean: Array, values: Array) -> Moments:

@@ -114,7 +114,16 @@ class Across(NamedTuple):
     to: Factor
 
 
-Loose = Keys | Fan | Normed | Across  # marks that belong to no variable
+class Apart(NamedTuple):
+    """Marks a `Part` of a gradient that is orthogonal to sums, along what a norm is taken over.
+
+    `shares` tell, by variable, which share of the gradient's component along it is gone; see `apart`.
+    """
+
+    shares: tuple[tuple[object, float], ...]
+
+
+Loose = Keys | Fan | Normed | Across | Apart  # marks that belong to no variable
 Mark = Gram | Loose  # what stands in the place of a latent and is none
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from isometry.moments import across, fan, latents, lineage, slopes, surfaces
+from isometry.moments import across, apart, fan, latents, lineage, slopes, surfaces
 from isometry.moments import algebra as alg
 from isometry.moments import axes as ax
 from isometry.moments import contract as con
@@ -128,8 +128,8 @@ def normalise_backward(
 
     dx = (g − mean g − x̂·c)/σ with c = mean(g x̂) removes E[c²]·E[x̂ x̂′]·(2/v − 1) from the second moments,
     where v = mean x̂² is 1 less the share of ε in σ²: for v = 1 a projection. c uses the joint moments of g
-    and x̂, which may share latents; a slope that g was multiplied by stays known. Asymptotic in the number of
-    entries averaged, but for the mean of 1/σ².
+    and x̂, which may share latents; a slope that g was multiplied by stays known. What an earlier norm took
+    away is not taken again (`apart`). Asymptotic in the number of entries averaged, but for the mean of 1/σ².
 
     Args:
         g: The gradient at x̂.
@@ -138,19 +138,17 @@ def normalise_backward(
         eps: ε, or 1/σ as the forward pass told it; of x's rank or broadcast to it.
         scatter: E[1/(v̂ + ε)]·E[v̂ + ε].
     """
-    g, x = reg.aligned(g, x)  # σ has the axes of x: they must be g's
-    x = alg.collapse(x)
+    g, x = reg.aligned(g, alg.collapse(x))  # σ has the axes of x: they must be g's
     added = _added_to(eps, x, dims) if isinstance(eps, Moments) else eps
     unit, sigma = normalise(x, dims, added, scatter)
     product = across.product(g, unit)
     share = np.maximum(average_over(rec.diagonal(unit.table, unit.axes), unit, dims), 1e-12)
-    removed = (
-        unit.table * mean_over(product.table, g, dims) * (2.0 / rec.outer(share, share, g.axes) ** 0.5 - 1.0)
-    )
+    along = mean_over(product.table, g, dims) * (1.0 - apart.gone(g, unit))
+    removed = unit.table * along * (2.0 / rec.outer(share, share, g.axes) ** 0.5 - 1.0)
     table = centred(g, dims) - removed
     inverse = np.sqrt(scatter(x, dims, added)) / sigma
     table = table * rec.outer(inverse, inverse, g.axes)
-    return slopes.with_table(g, table), unit
+    return fan.marked(slopes.with_table(g, table), apart.behind(unit)), unit
 
 
 def _added_to(rstd: Moments, x: Moments, dims: tuple[int, ...]) -> Array:

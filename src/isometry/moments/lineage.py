@@ -90,7 +90,8 @@ def marks_of(terms: tuple[Term, ...]) -> tuple[Part, ...]:
 def grams_of(terms: Sequence[Term], std: Array | None = None) -> tuple[Part, ...]:
     """Return the inner products that a sum of terms shares with others.
 
-    Sizes add as those of independents. Of a product with another variable, pairs of rows keep only what that
+    Sizes add as those of independents; the smallest are forgotten, lest those of distant layers crowd out the
+    latest. Of a product with another variable, pairs of rows keep only what that
     variable has in common between them: `_kept_between`.
     """
     found: dict[object, Part] = {}
@@ -114,7 +115,9 @@ def grams_of(terms: Sequence[Term], std: Array | None = None) -> tuple[Part, ...
                 if part.key in found:
                     size = size + found[part.key].values ** 2
                 found[part.key] = replace(part, values=np.sqrt(size))
-    return tuple(found.values())[:MAX_PARTS]
+    sizes = {key: float(part.values.max()) for key, part in found.items()}
+    ranked = sorted(found, key=lambda key: -sizes[key])[:MAX_PARTS]
+    return tuple(found[key] for key in ranked if sizes[key] > NEGLIGIBLE * sizes[ranked[0]])
 
 
 def _kept_between(other: Factor, part: Part) -> tuple[Array, Part]:

@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from isometry.moments import apart, fan, latents, lineage, surfaces
+from isometry.moments import apart, fan, latents, lineage, projection, surfaces
 from isometry.moments.axes import Array, Axis, Index
 from isometry.moments.record import (
     Dims,
@@ -140,6 +140,9 @@ def _term_mean(term: Term) -> Array:
 
 def _cross(a: Term, b: Term, axes: tuple[Axis, ...]) -> Array | None:
     """Return E[a b′] by pair class, or None where it vanishes."""
+    for one, other, turned in ((a, b, False), (b, a, True)):
+        if (found := projection.crossed(one, other, axes)) is not None:
+            return mirror(found, axes) if turned else found
     keys = {factor.key: factor for factor in b.factors}
     result = outer(a.coef, b.coef, axes)
     for factor in a.factors:
@@ -357,7 +360,7 @@ def collapse(m: Moments) -> Moments:
 
 
 def _collapsed(m: Moments) -> Moments:
-    normal_ = all(len(t.factors) == 1 and affine(t.factors[0].values) for t in m.terms)
+    normal_ = all(len(t.factors) == 1 and latents.affine(t.factors[0].values) for t in m.terms)
     made = (
         gaussian(m.dims, m.table, m.mean) if normal_ else with_marginal(m.dims, m.table, m.mean, _sampled(m))
     )
@@ -419,13 +422,6 @@ def with_marginal(dims: Dims, table: Array, mean: Array, values: Array) -> Momen
     rho = latents.correlation_for(typical / deviation, np.clip(wanted, -1.0, 1.0))
     factor = new_factor(axes, rho, values, table)
     return Moments(dims, (Term(np.ones([1] * len(axes)), (factor,)),), table, mean)
-
-
-def affine(values: Array) -> bool:
-    """Return whether values at the nodes are a linear function of the latent (in every block)."""
-    a = latents.coefficients(values)
-    total = latents.mean(values * values)
-    return bool(np.all(total - a[..., 0] ** 2 - a[..., 1] ** 2 <= 1e-9 * total))
 
 
 def _sampled(m: Moments) -> Array:

@@ -20,7 +20,7 @@ import numpy as np
 
 from isometry.moments import algebra as alg
 from isometry.moments import axes as ax
-from isometry.moments import gram, latents, lineage
+from isometry.moments import gram, latents, lineage, projection
 from isometry.moments import record as rec
 from isometry.moments import regrouping as reg
 from isometry.moments.axes import Array, Axis
@@ -120,6 +120,7 @@ def _with_parts(made: Moments, m: Moments, positions: list[int], *, normal: bool
         std = np.sqrt(made.variance)[..., None]
         size = np.divide(1.0, std, out=np.zeros_like(std), where=std > 0)
         parts = tuple(replace(p, values=p.values * size) for p in parts) + gram.of_sum(m, positions)
+        parts += projection.of_sum(m, made, positions)
     form = None if normal else factor.values
     return replace(made, terms=(rec.Term(term.coef, (replace(factor, parts=parts, form=form),)),))
 

@@ -123,7 +123,22 @@ class Apart(NamedTuple):
     shares: tuple[tuple[object, float], ...]
 
 
-Loose = Keys | Fan | Normed | Across | Apart  # marks that belong to no variable
+class Dot(NamedTuple):
+    """Marks a `Part` of a sum Σ coef·γ·Πf along an axis whose label is `along`; see `projection`.
+
+    `carrier` is γ, normal of mean 0, `rest` are the f. `square` is that of the sum, `whole` that of all that
+    was summed with it.
+    """
+
+    carrier: Factor
+    rest: tuple[Factor, ...]
+    along: Label
+    coef: float
+    square: float
+    whole: float
+
+
+Loose = Keys | Fan | Normed | Across | Apart | Dot  # marks that belong to no variable
 Mark = Gram | Loose  # what stands in the place of a latent and is none
 
 

@@ -120,15 +120,26 @@ def assemble(dims: Dims, terms: tuple[Term, ...]) -> Moments:
     mean: Array = np.zeros([1] * len(axes))
     for position, term in enumerate(terms):
         mean = mean + _term_mean(term)
-        own = outer(term.coef, term.coef, axes)
-        for factor in term.factors:
-            own = own * factor.table
-        table = table + own
+        table = table + outer(term.coef, term.coef, axes) * _own(term.factors, axes)
         for other in terms[:position]:
             both = _cross(term, other, axes)
             if both is not None:
                 table = table + both + mirror(both, axes)
     return Moments(dims, terms, table, mean)
+
+
+def _own(factors: tuple[Factor, ...], axes: tuple[Axis, ...]) -> Array:
+    """Return the second moments of a product; two images of the same rows know of one another."""
+    own: Array = np.ones([1] * len(axes))
+    for factor in factors:
+        own = own * factor.table
+    for k, f in enumerate(factors):
+        for g in factors[:k]:
+            extra = lineage.together(f, g, axes)
+            for other in factors if extra is not None else ():
+                extra = extra if other is f or other is g else extra * other.table
+            own = own if extra is None else own + extra
+    return own
 
 
 def _term_mean(term: Term) -> Array:

@@ -43,6 +43,7 @@ from isometry.moments.record import (
     diagonal,
     dual,
     mirror,
+    outer,
 )
 from isometry.moments.surfaces import form_of, identity, surface
 
@@ -118,6 +119,49 @@ def grams_of(terms: Sequence[Term], std: Array | None = None) -> tuple[Part, ...
     sizes = {key: float(part.values.max()) for key, part in found.items()}
     ranked = sorted(found, key=lambda key: -sizes[key])[:MAX_PARTS]
     return tuple(found[key] for key in ranked if sizes[key] > NEGLIGIBLE * sizes[ranked[0]])
+
+
+def together(f: Factor, g: Factor, axes: tuple[Axis, ...]) -> Array | None:
+    """Return what a product of two images of the same rows x_k gains between different rows.
+
+    Given x_k·x_k′, the two are independent, and each has it as its covariance, so that the square of its
+    fluctuation adds to the product of their tables: (1 + c²)·|x|⁴/d for d normal features of correlation c
+    between rows. So outputs of gated units are alike by 1/d for unlike inputs. None where the two share no
+    inner products.
+    """
+    ours = {p.key: p for p in f.parts if isinstance(p.latent, Gram) and not p.gone}
+    pairs = [(ours[q.key], q) for q in g.parts if q.key in ours] if ours else []
+    found: Array | None = None
+    for k, (p, q) in enumerate(sorted(pairs, key=lambda pair: -float((pair[0].values * pair[1].values).max()))):
+        assert isinstance(p.latent, Gram)
+        size = _of_image(f, p, whole=k == 0) * _of_image(g, q, whole=k == 0)
+        alike = (1.0 + f.rho * g.rho) * _of_unlike_rows(p.labels, axes)
+        extra = p.latent.fluctuation * outer(size, size, axes) * alike
+        found = extra if found is None else found + extra
+    return found
+
+
+def _of_image(f: Factor, part: Part, *, whole: bool) -> Array:
+    """Return the size of an image of rows, by block; where `whole`, with what neighbouring rows share."""
+    square = part.values[..., 0] ** 2
+    if whole:
+        form = form_of(f)
+        variance = latents.mean(form**2) - latents.mean(form) ** 2
+        rows = max(k for k, label in enumerate(part.labels) if label is not None)
+        shared = np.clip(_between(f.rho, rows), 0.0, None) if f.rho.shape[rows] > 1 else 0.0
+        square = np.minimum(square + shared * variance, variance)
+    return np.asarray(np.sqrt(square) * f.slope)
+
+
+def _of_unlike_rows(labels: Sequence[Label], axes: tuple[Axis, ...]) -> Array:
+    """Return 1 for pairs that differ on some of the axes with a label, and on no others; else 0."""
+    within, alike = (np.ones([1] * len(axes)) for _ in range(2))
+    for k, axis in enumerate(axes):
+        shape = [-1 if j == k else 1 for j in range(len(axes))]
+        same = ax.same_classes(axis).reshape(shape)
+        within = within if labels[k] is not None else within * same
+        alike = alike * same
+    return within - alike
 
 
 def _kept_between(other: Factor, part: Part) -> tuple[Array, Part]:

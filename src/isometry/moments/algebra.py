@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from isometry.moments import apart, fan, latents, lineage, projection, surfaces
+from isometry.moments import apart, fan, latents, lengths, lineage, projection, surfaces
 from isometry.moments.axes import Array, Axis, Index
 from isometry.moments.record import (
     Dims,
@@ -396,7 +396,7 @@ def descended(made: Moments, terms: tuple[Term, ...], *, normal_: bool) -> Momen
     form = None if normal_ else factor.values
     own = replace(factor, parts=lineage.parts_of(terms, std), form=form)
     made = fan.marked(replace(made, terms=(Term(term.coef, (own,)),)), fan.of_sum(terms))
-    return fan.marked(made, apart.of_sum(terms))
+    return fan.marked(fan.marked(made, apart.of_sum(terms)), lengths.of_sum(terms))
 
 
 def with_marginal(dims: Dims, table: Array, mean: Array, values: Array) -> Moments:

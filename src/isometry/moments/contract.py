@@ -20,7 +20,7 @@ import numpy as np
 
 from isometry.moments import algebra as alg
 from isometry.moments import axes as ax
-from isometry.moments import gram, latents, lineage, projection
+from isometry.moments import fan, gram, latents, lengths, lineage, projection
 from isometry.moments import record as rec
 from isometry.moments import regrouping as reg
 from isometry.moments.axes import Array, Axis
@@ -67,6 +67,9 @@ def contract(spec: str, a: Moments, b: Moments) -> Moments:
     made = gram.passed_on(
         made, gram.images(b, pos_b[2], a), at_b, pos_b[0], lambda x, y: through(y, x), a.square
     )
+    for x, y, summed in ((a, b, pos_a[2]), (b, a, pos_b[2])):
+        if gram.is_white(y) and len(made.terms) == 1:
+            made = fan.marked(made, lengths.mark(lengths.of_rows(x, summed)))
     return reg.transposed(made, tuple(order.index(x) for x in out))
 
 
@@ -105,8 +108,21 @@ def total(m: Moments, dims: tuple[int, ...]) -> Moments:
         table = _sum_axis(table, p, ax.pair_counts(m.axes[p]))
         mean = _sum_axis(mean, p, np.asarray(m.axes[p], dtype=np.float64))
     normal = not is_positive(m)
+    if not normal:
+        table = _with_lengths(table, mean, m, positions, tuple(a for d in kept for a in d))
     made = alg.gaussian(kept, table, mean) if normal else positive(kept, table, mean)
     return _with_parts(made, m, positions, normal=normal)
+
+
+def _with_lengths(table: Array, mean: Array, m: Moments, positions: list[int], axes: tuple[Axis, ...]) -> Array:
+    """Return a sum of squares' table with the variance of rows' mean squares that no pair of entries tells."""
+    if len(m.terms) != 1 or len(m.terms[0].factors) != 1:
+        return table
+    excess = lengths.of_positive(m.terms[0].factors[0])
+    if excess == 0.0:
+        return table
+    square, variance = mean**2, rec.diagonal(table, axes) - mean**2
+    return _with_square(table, np.maximum(excess * square, -0.99 * np.maximum(variance, 0.0)), axes)
 
 
 def _with_parts(made: Moments, m: Moments, positions: list[int], *, normal: bool) -> Moments:

@@ -23,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
+from math import prod
 
 import numpy as np
 
@@ -40,6 +41,7 @@ from isometry.moments.record import (
     Part,
     Run,
     Term,
+    average,
     diagonal,
     dual,
     mirror,
@@ -359,12 +361,29 @@ def tie(f: Factor, g: Factor, axes: tuple[Axis, ...]) -> Array | None:
         for part in parts:
             joint = dual(part.values, theirs, parent.rho, axes)
             both = both + diagonal(_summed_first(joint, axes, _gone_at(part, parent)), axes)
+        if len(parts) == 1:
+            both = both * _beyond_parts(child, parts[0], parent, both, axes)
         both = both * squares[0].slope
         alone = squares[0].mean * squares[1].mean
         shape = np.broadcast_shapes(both.shape, alone.shape)
         ratio = 1.0 + np.divide(both, alone, out=np.zeros(shape), where=alone > 0)
         return np.clip(ratio, 0.2, 5.0)
     return None
+
+
+def _beyond_parts(child: Factor, part: Part, parent: Factor, both: Array, axes: tuple[Axis, ...]) -> float:
+    """Return by how much the variance of a sum of squares goes beyond that of its summands' tables.
+
+    The sum's covariance with each summand is its variance divided by their number; `both` is what the tables
+    give.
+    """
+    square = parent.values**2 - parent.square[..., None]
+    kept = latents.mean(part.values * square) / np.maximum(latents.mean(part.values**2), 1e-300)
+    form = form_of(child)
+    variance = latents.mean(form**2) - latents.mean(form) ** 2
+    count = prod(ax.size(axes[k]) for k in _gone_at(part, parent))
+    told = average(both, axes) * count
+    return average(kept, axes) * average(variance, axes) / told if told > 0 else 1.0
 
 
 def _summed_first(table: Array, axes: tuple[Axis, ...], positions: Sequence[int]) -> Array:

@@ -123,6 +123,15 @@ class Apart(NamedTuple):
     shares: tuple[tuple[object, float], ...]
 
 
+class Length(NamedTuple):
+    """Marks a `Part` of a tensor whose rows' mean squares vary by more, or less, than its table tells.
+
+    By this relative variance; see `lengths`.
+    """
+
+    excess: float
+
+
 class Dot(NamedTuple):
     """Marks a `Part` of a sum Σ coef·γ·Πf along an axis whose label is `along`; see `projection`.
 
@@ -138,7 +147,7 @@ class Dot(NamedTuple):
     whole: float
 
 
-Loose = Keys | Fan | Normed | Across | Apart | Dot  # marks that belong to no variable
+Loose = Keys | Fan | Normed | Across | Apart | Length | Dot  # marks that belong to no variable
 Mark = Gram | Loose  # what stands in the place of a latent and is none
 
 

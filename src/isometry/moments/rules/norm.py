@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from isometry.moments import across, apart, fan, latents, lineage, slopes, surfaces
+from isometry.moments import across, apart, fan, latents, lengths, lineage, slopes, surfaces
 from isometry.moments import algebra as alg
 from isometry.moments import axes as ax
 from isometry.moments import contract as con
@@ -162,23 +162,6 @@ def _trailing(rank: int, normalized: Any) -> tuple[int, ...]:
     return tuple(range(rank - len(normalized), rank))
 
 
-def _largest_share(x: Moments) -> float:
-    """Return the largest summand's share s of the variance of a sum, 0 where x is none.
-
-    That is a residual stream, and where norms follow sums it was normalised: the sum of its squares does not
-    scatter, and of the variance 2/n of the sum's mean square only (1 − s²)·2/n is left. Where norms come
-    first, more scatters, but most of the gradient passes the norm by.
-    """
-    factors = alg.collapse(x).terms[0].factors
-    if not factors:
-        return 0.0
-    form = surfaces.form_of(factors[0])
-    variance = latents.mean(form**2) - latents.mean(form) ** 2
-    parts = factors[0].plain.values()
-    shares = [float(np.mean(latents.mean(p.values**2) / np.maximum(variance, 1e-300))) for p in parts]
-    return min(max(shares, default=0.0), 1.0)
-
-
 @rule("native_layer_norm", accuracy="asymptotic")
 def layer_norm(
     ctx: Context, x: Moments, normalized: Any, w: Moments | None, b: Moments | None, eps: float
@@ -186,17 +169,18 @@ def layer_norm(
     """Layer normalisation; asymptotic in the width."""
     dims = _trailing(len(x.dims), normalized)
     unit, sigma = normalise(x, dims, eps)
+    gone = [p for d in dims for p in unit.positions(d)]
+    unit = lengths.fixed(unit, gone)
     out = unit if w is None else times(unit, w)
     out = out if b is None else plus(out, b)
     small = tuple(d for k, d in enumerate(unit.dims) if k not in dims)
-    gone = [p for d in dims for p in unit.positions(d)]
     rstd = alg.assemble((*small, *((),) * len(dims)), (Term((1.0 / sigma).squeeze(tuple(gone))),))
     return out, alg.scale(rstd, 0.0), rstd
 
 
 def _scatter_of_rows(m: Moments, dims: tuple[int, ...], eps: float | Array) -> Array:
-    """Return `scatter_of_variance` of a sum, of which the largest summand does not scatter."""
-    return 1.0 + (scatter_of_variance(m, dims, eps) - 1.0) * (1.0 - _largest_share(m) ** 2)
+    """Return `scatter_of_variance`, with what rows' lengths vary by besides."""
+    return np.maximum(scatter_of_variance(m, dims, eps) + lengths.excess(m), 1.0)
 
 
 @rule("native_layer_norm_backward", accuracy="asymptotic")

@@ -136,9 +136,10 @@ def _own(factors: tuple[Factor, ...], axes: tuple[Axis, ...]) -> Array:
     for k, f in enumerate(factors):
         for g in factors[:k]:
             extra = lineage.together(f, g, axes)
-            for other in factors if extra is not None else ():
-                extra = extra if other is f or other is g else extra * other.table
-            own = own if extra is None else own + extra
+            if extra is not None:
+                for other in (x for x in factors if x is not f and x is not g):
+                    extra = extra * other.table
+                own = own + extra
     return own
 
 
@@ -396,7 +397,7 @@ def descended(made: Moments, terms: tuple[Term, ...], *, normal_: bool) -> Momen
     form = None if normal_ else factor.values
     own = replace(factor, parts=lineage.parts_of(terms, std), form=form)
     made = fan.marked(replace(made, terms=(Term(term.coef, (own,)),)), fan.of_sum(terms))
-    return fan.marked(fan.marked(made, apart.of_sum(terms)), lengths.of_sum(terms))
+    return lengths.handed_on(fan.marked(made, apart.of_sum(terms)), terms)
 
 
 def with_marginal(dims: Dims, table: Array, mean: Array, values: Array) -> Moments:

@@ -55,4 +55,3 @@ def gone(g: Moments, unit: Moments) -> float:
     if mark is None or len(unit.terms) != 1 or len(unit.terms[0].factors) != 1:
         return 0.0
     return dict(mark.shares).get((*unit.terms[0].factors[0].key, ()), 0.0)
-

@@ -20,7 +20,7 @@ import numpy as np
 
 from isometry.moments import algebra as alg
 from isometry.moments import axes as ax
-from isometry.moments import fan, gram, latents, lengths, lineage, projection
+from isometry.moments import gram, latents, lengths, lineage, projection
 from isometry.moments import record as rec
 from isometry.moments import regrouping as reg
 from isometry.moments.axes import Array, Axis
@@ -67,9 +67,11 @@ def contract(spec: str, a: Moments, b: Moments) -> Moments:
     made = gram.passed_on(
         made, gram.images(b, pos_b[2], a), at_b, pos_b[0], lambda x, y: through(y, x), a.square
     )
-    for x, y, summed in ((a, b, pos_a[2]), (b, a, pos_b[2])):
-        if gram.is_white(y) and len(made.terms) == 1:
-            made = fan.marked(made, lengths.mark(lengths.of_rows(x, summed)))
+    start, stop = len(pos_a[0]) + len(pos_a[1]), len(pos_a[0]) + len(pos_a[1]) + len(pos_b[1])
+    own_a, own_b = range(len(pos_a[0]), start), range(start, stop)
+    for rows, other, at, along in ((a, b, pos_a[2], own_b), (b, a, pos_b[2], own_a)):
+        if gram.is_white(other):
+            made = lengths.marked(made, lengths.of_rows(rows, at), along)
     return reg.transposed(made, tuple(order.index(x) for x in out))
 
 
@@ -114,11 +116,13 @@ def total(m: Moments, dims: tuple[int, ...]) -> Moments:
     return _with_parts(made, m, positions, normal=normal)
 
 
-def _with_lengths(table: Array, mean: Array, m: Moments, positions: list[int], axes: tuple[Axis, ...]) -> Array:
-    """Return a sum of squares' table with the variance of rows' mean squares that no pair of entries tells."""
+def _with_lengths(
+    table: Array, mean: Array, m: Moments, positions: list[int], axes: tuple[Axis, ...]
+) -> Array:
+    """Return a sum of squares' table with the variance of rows that no pair of their entries tells."""
     if len(m.terms) != 1 or len(m.terms[0].factors) != 1:
         return table
-    excess = lengths.of_positive(m.terms[0].factors[0])
+    excess = lengths.of_positive(m.terms[0].factors[0], positions)
     if excess == 0.0:
         return table
     square, variance = mean**2, rec.diagonal(table, axes) - mean**2

@@ -8,54 +8,79 @@ what x's rows do, besides their own 2/n. `Length` marks that excess. It is negat
 length, as behind a norm. A function hands it on by its elasticity, a product of functions of images of one
 row by the square of all their elasticities' sum, a sum of independent parts by the square of their shares.
 Asymptotic in the widths.
+
+Rows of functions and products are taken not to vary: on the way back their slopes multiply what was divided
+by the lengths, and are small where those are, which takes away again what the division adds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from isometry.moments import axes as ax
-from isometry.moments import fan, latents, surfaces
+from isometry.moments import latents, surfaces
 from isometry.moments import record as rec
 from isometry.moments.axes import Array, Axis
-from isometry.moments.record import Factor, Length, Mark, Moments, Term
+from isometry.moments.record import Factor, Length, Mark, Moments, Part, Run, Term
 
 _LEAST = 1e-4  # a smaller excess is none
 
 
-def mark(excess: float) -> Length | None:
-    """Return the mark of an excess, None where there is next to none."""
-    return Length(excess) if abs(excess) > _LEAST else None
+def marked(m: Moments, excess: float, positions: Iterable[int]) -> Moments:
+    """Return a record of one term whose rows, along the axes given, have an excess."""
+    (term,) = m.terms
+    if not term.factors:
+        return m
+    *before, last = term.factors
+    parts = tuple(p for p in last.parts if not isinstance(p.latent, Length))
+    if abs(excess) > _LEAST:
+        labels = tuple(Run(k, 1, 0) if k in positions else None for k in range(len(m.axes)))
+        parts = (*parts, Part(Length(excess), labels, (), np.zeros([1] * (len(m.axes) + 1))))
+    return replace(m, terms=(Term(term.coef, (*before, replace(last, parts=parts))),))
 
 
-def of_sum(terms: Sequence[Term]) -> Length | None:
-    """Return the mark of a sum of independent products."""
+def handed_on(made: Moments, terms: Sequence[Term]) -> Moments:
+    """Return a record that is the sum of independent products, with what it has of their excesses."""
+    marks = [p for t in terms for f in t.factors for p in f.parts if isinstance(p.latent, Length)]
+    roots = [f for t in terms for f in t.factors if _is_root(f, t)]
+    along = {k for p in marks for k, label in enumerate(p.labels) if label is not None}
+    along |= {k for f in roots for p in f.parts for k in _gone(p, f, terms)}
+    if not along:
+        return made
     squares = []
     for term in terms:
         square = term.coef**2
         for f in term.factors:
             square = square * f.square
         squares.append(float(np.mean(square)))
-    total = sum(squares)
-    if total <= 0:
-        return None
-    return mark(sum((square / total) ** 2 * _of_term(t) for t, square in zip(terms, squares, strict=True) if square))
+    total = max(sum(squares), 1e-300)
+    found = ((square / total) ** 2 * _of_term(t) for t, square in zip(terms, squares, strict=True))
+    return marked(made, sum(found), along)
+
+
+def excess(m: Moments, positions: Sequence[int]) -> float:
+    """Return the excess of a record of one term, where it is one of rows along the axes given."""
+    marks = (p for f in m.terms[0].factors for p in f.parts if isinstance(p.latent, Length))
+    if any(p.labels[k] is None for p in marks for k in positions):
+        return 0.0
+    return _of_term(m.terms[0])
 
 
 def of_rows(m: Moments, positions: Sequence[int]) -> float:
-    """Return the relative variance of the mean square of a record's rows along the axes given."""
+    """Return the relative variance of the mean square of a normal record's rows along the axes given."""
     if len(m.terms) != 1 or not m.terms[0].factors:
         return 0.0
     own = [f for f in m.terms[0].factors if not _is_root(f, m.terms[0])]
     if len(own) > 1 or not latents.affine(own[0].values):
         return 0.0
-    return max(of_table(m.terms[0], m.axes, positions) + _of_term(m.terms[0]), 0.0)
+    return max(of_table(m.terms[0], m.axes, positions) + excess(m, positions), 0.0)
 
 
 def of_table(term: Term, axes: tuple[Axis, ...], positions: Sequence[int]) -> float:
-    """Return what a product's own correlations and tails tell of that variance, in the last block of other axes."""
+    """Return what correlations and tails of entries tell of it, in the last block of the other axes."""
     joint: Array = np.ones([1] * len(axes))
     mean: Array = np.ones([1] * len(axes))
     own = tuple(axis if k in positions else (1,) for k, axis in enumerate(axes))
@@ -70,10 +95,14 @@ def of_table(term: Term, axes: tuple[Axis, ...], positions: Sequence[int]) -> fl
         mean = mean * latents.mean(square)
     varying = joint - rec.outer(mean, mean, own)
     for p in sorted(positions, reverse=True):
-        counts = ax.pair_counts(axes[p])
-        varying = varying.take(0, p) if varying.shape[p] == 1 else np.tensordot(varying, counts / counts.sum(), (p, 0))
-        mean = mean.take(0, p) if mean.shape[p] == 1 else np.tensordot(mean, ax.shares(axes[p]), (p, 0))
+        counts, shares = ax.pair_counts(axes[p]), ax.shares(axes[p])
+        varying = _averaged(varying, p, counts / counts.sum())
+        mean = _averaged(mean, p, shares)
     return float(np.mean(varying)) / max(float(np.mean(mean)) ** 2, 1e-300)
+
+
+def _averaged(array: Array, p: int, weights: Array) -> Array:
+    return np.asarray(array.take(0, p) if array.shape[p] == 1 else np.tensordot(array, weights, (p, 0)))
 
 
 def _of_term(term: Term) -> float:
@@ -91,8 +120,15 @@ def _of_term(term: Term) -> float:
 
 def _is_root(f: Factor, term: Term) -> bool:
     """Return whether a factor is a function of a sum over another one's row, as the root of mean(x²) of x."""
-    gone = {p.latent for p in f.parts if p.gone and not isinstance(p.latent, Mark)}
-    return any(g.latent in gone for g in term.factors if g is not f)
+    return any(_gone(p, f, (term,)) for p in f.parts)
+
+
+def _gone(part: Part, f: Factor, terms: Sequence[Term]) -> list[int]:
+    """Return along which axes a part was summed, where it is one of another factor beside f."""
+    if not part.gone or isinstance(part.latent, Mark):
+        return []
+    beside = (g for t in terms if f in t.factors for g in t.factors if g.latent == part.latent)
+    return [k for g in beside for k, label in enumerate(g.labels) if label is not None and label in part.gone]
 
 
 def _relative(values: Array) -> float:
@@ -110,23 +146,17 @@ def elasticity(f: Factor) -> float:
     return float(latents.mean(values * slope * form) / max(float(latents.mean(values**2)), 1e-300))
 
 
-def of_positive(f: Factor) -> float:
+def of_positive(f: Factor, positions: Sequence[int]) -> float:
     """Return the excess of a sum of positive f over a row, by the elasticity of E[f]: x's own for f = x²."""
-    found = next((p.latent for p in f.parts if isinstance(p.latent, Length)), None)
-    if found is None:
+    found = next((p for p in f.parts if isinstance(p.latent, Length)), None)
+    if found is None or any(found.labels[k] is None for k in positions):
         return 0.0
-    root = Factor(f.latent, f.labels, f.rho, np.sqrt(np.maximum(f.values, 0.0)), f.table, f.parts, f.form)
-    return found.excess * elasticity(root) ** 2
-
-
-def excess(m: Moments) -> float:
-    """Return the excess of a record."""
-    found = of_sum(m.terms)
-    return 0.0 if found is None else found.excess
+    assert isinstance(found.latent, Length)
+    return found.latent.excess * elasticity(replace(f, values=np.sqrt(np.maximum(f.values, 0.0)))) ** 2
 
 
 def fixed(unit: Moments, positions: Sequence[int]) -> Moments:
     """Return a normalised record, whose rows' mean squares do not vary."""
     if len(unit.terms) != 1 or not unit.terms[0].factors:
         return unit
-    return fan.marked(unit, Length(-of_table(unit.terms[0], unit.axes, positions)))
+    return marked(unit, -of_table(unit.terms[0], unit.axes, positions), positions)

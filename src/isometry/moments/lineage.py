@@ -134,7 +134,9 @@ def together(f: Factor, g: Factor, axes: tuple[Axis, ...]) -> Array | None:
     ours = {p.key: p for p in f.parts if isinstance(p.latent, Gram) and not p.gone}
     pairs = [(ours[q.key], q) for q in g.parts if q.key in ours] if ours else []
     found: Array | None = None
-    for k, (p, q) in enumerate(sorted(pairs, key=lambda pair: -float((pair[0].values * pair[1].values).max()))):
+    for k, (p, q) in enumerate(
+        sorted(pairs, key=lambda pair: -float((pair[0].values * pair[1].values).max()))
+    ):
         assert isinstance(p.latent, Gram)
         size = _of_image(f, p, whole=k == 0) * _of_image(g, q, whole=k == 0)
         alike = (1.0 + f.rho * g.rho) * _of_unlike_rows(p.labels, axes)

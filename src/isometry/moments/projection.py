@@ -117,7 +117,8 @@ def _chained(left: Array, right: Array, p: int, axes: tuple[Axis, ...]) -> Array
             right = right.take(ax.sides(axis)[1], axis=k)
     classes = len(axes[p]) * (len(axes[p]) + 1)
     ours, theirs = (
-        np.moveaxis(np.broadcast_to(x, (*x.shape[:p], classes, *x.shape[p + 1 :])), p, -1) for x in (left, right)
+        np.moveaxis(np.broadcast_to(x, (*x.shape[:p], classes, *x.shape[p + 1 :])), p, -1)
+        for x in (left, right)
     )
     return np.moveaxis(np.einsum("cde,...d,...e->...c", ax.composed(axes[p]), ours, theirs), -1, p)
 
@@ -140,4 +141,4 @@ def _sign(f: Factor) -> float:
 
 def _ratio(f: Factor, g: Factor) -> float:
     """Return the size of one function of a variable by that of a multiple of it."""
-    return float(np.mean(f.square) / max(float(np.mean(g.square)), 1e-300)) ** 0.5
+    return math.sqrt(float(np.mean(f.square)) / max(float(np.mean(g.square)), 1e-300))

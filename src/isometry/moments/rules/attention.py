@@ -215,7 +215,9 @@ def _row_pairs(queries: Axis, ends: Index, b: int, c: int | None) -> tuple[Index
         return chosen, np.full(len(chosen), 1.0 / len(chosen))
     places = _picked(n)
     low, high = (np.array([places[pair[k]] for pair in _PAIRS]) for k in (0, 1))
-    weights = np.linalg.solve(np.stack([np.ones(3), low, high]), [1.0, (n - 2.0) / 3.0, (2.0 * n - 1.0) / 3.0])
+    weights = np.linalg.solve(
+        np.stack([np.ones(3), low, high]), [1.0, (n - 2.0) / 3.0, (2.0 * n - 1.0) / 3.0]
+    )
     chosen = ours[np.array([*_PAIRS, *[pair[::-1] for pair in _PAIRS]])]
     return chosen, np.tile(weights, 2) / 2.0
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from isometry.moments import across, apart, fan, latents, lengths, lineage, slopes, surfaces
+from isometry.moments import across, apart, fan, latents, lengths, lineage, slopes
 from isometry.moments import algebra as alg
 from isometry.moments import axes as ax
 from isometry.moments import contract as con
@@ -180,7 +180,8 @@ def layer_norm(
 
 def _scatter_of_rows(m: Moments, dims: tuple[int, ...], eps: float | Array) -> Array:
     """Return `scatter_of_variance`, with what rows' lengths vary by besides."""
-    return np.maximum(scatter_of_variance(m, dims, eps) + lengths.excess(m), 1.0)
+    positions = [p for d in dims for p in m.positions(d)]
+    return np.maximum(scatter_of_variance(m, dims, eps) + lengths.excess(m, positions), 1.0)
 
 
 @rule("native_layer_norm_backward", accuracy="asymptotic")

@@ -131,7 +131,7 @@ def together(f: Factor, g: Factor, axes: tuple[Axis, ...]) -> Array | None:
     between rows. So outputs of gated units are alike by 1/d for unlike inputs. None where the two share no
     inner products.
     """
-    ours = {p.key: p for p in f.parts if isinstance(p.latent, Gram) and not p.gone}
+    ours = {p.key: p for p in f.parts if isinstance(p.latent, Gram) and not p.gone and any(p.labels)}
     pairs = [(ours[q.key], q) for q in g.parts if q.key in ours] if ours else []
     found: Array | None = None
     for k, (p, q) in enumerate(

@@ -91,6 +91,13 @@ def test_the_gradient_of_a_root_mean_square_written_out(width: int) -> None:
     agrees(build, inputs, ["0"], within=2.0 / width**2 + 0.002)
 
 
+def test_a_root_mean_square_between_activations() -> None:
+    def build() -> nn.Module:
+        return nn.Sequential(normal(32, 64), nn.ReLU(), RootMeanSquare(64), nn.ReLU(), normal(64, 8))
+
+    agrees(build, lambda: (torch.randn(16, 32),), ["0", "1", "2"], within=0.05)  # 5/n beyond first order
+
+
 class PostNorm(nn.Module):
     """Layer norms behind sums of a stream and a narrow branch."""
 

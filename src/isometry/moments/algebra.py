@@ -288,7 +288,10 @@ def _product(a: Term, b: Term, axes: tuple[Axis, ...]) -> Term:
     coef = a.coef * b.coef
     own = tuple(factors.values())
     if len(own) > 1:
-        coef = coef * np.sqrt(_ties(own, axes) / (_ties(a.factors, axes) * _ties(b.factors, axes)))
+        before = [
+            tuple(f for f in t.factors if f.key in factors) for t in (a, b)
+        ]  # others are merged, ties and all
+        coef = coef * np.sqrt(_ties(own, axes) / (_ties(before[0], axes) * _ties(before[1], axes)))
     return Term(coef, own)
 
 

@@ -51,6 +51,7 @@ from isometry.moments.surfaces import form_of, identity, surface
 
 MAX_PARTS = 6  # a latent forgets its weakest ancestors
 NEGLIGIBLE = 0.01  # correlations below are taken as independence
+WEAK = 0.2  # and below this those of a variable that is not normal with a sum over many
 
 
 def parts_of(terms: Sequence[Term], std: Array | None = None) -> tuple[Part, ...]:
@@ -320,7 +321,9 @@ def link(f: Factor, g: Factor, axes: tuple[Axis, ...]) -> tuple[Factor, Factor, 
 
     None where their relation is negligible.
 
-    Where the one is no plain part of the other, φ is linear with the variables' covariance.
+    Where the one is no plain part of the other, φ is linear with the variables' covariance. A variable that is
+    not normal (of relu outputs, divided by their root mean square) and a sum over many that it depends on a
+    little are taken as independent: a rest that is taken as normal would cost more.
     """
     if not _related(f, g):
         return None
@@ -330,6 +333,8 @@ def link(f: Factor, g: Factor, axes: tuple[Axis, ...]) -> tuple[Factor, Factor, 
             form = form_of(child)
             variance = latents.mean(form * form) - latents.mean(form) ** 2
             strong = np.max(latents.mean(plain[0].values ** 2) / np.maximum(variance, 1e-300))
+            if strong < WEAK**2 and any(p.gone for p in parent.parts) and not latents.affine(form):
+                return None
             return (child, parent, plain[0].values) if strong > NEGLIGIBLE**2 else None
     for child, parent in ((f, g), (g, f)):
         if not child.parts:
@@ -354,8 +359,9 @@ def tie(f: Factor, g: Factor, axes: tuple[Axis, ...]) -> Array | None:
     sum. None where neither is such a sum.
     """
     for child, parent in ((f, g), (g, f)):
-        parts = [p for p in child.parts if p.gone and _meets(p, parent)]
-        if not parts:
+        meeting = [p for p in child.parts if _meets(p, parent)]
+        parts = [p for p in meeting if p.gone]
+        if not parts or len(parts) < len(meeting):  # one that has it as such is linked to it
             continue
         squares = [replace(x, values=x.values**2) for x in (child, parent)]
         theirs = squares[1].values - squares[1].mean[..., None]

@@ -47,6 +47,12 @@ class RootMeanSquare(nn.Module):
         return self.weight * unit if self.first else unit * self.weight
 
 
+def of_length_one(*shape: int) -> tuple[Tensor]:
+    """Return rows of mean square 1, of which E[1/v] behind a map is known."""
+    x = torch.randn(*shape)
+    return (x / x.square().mean(-1, keepdim=True).sqrt(),)
+
+
 def normal(inputs: int, outputs: int, std: float | None = None) -> nn.Linear:
     layer = nn.Linear(inputs, outputs, bias=False)
     nn.init.normal_(layer.weight, std=inputs**-0.5 if std is None else std)
@@ -84,18 +90,14 @@ def test_the_gradient_of_a_root_mean_square_written_out(width: int) -> None:
     def build() -> nn.Module:
         return nn.Sequential(normal(width, width), RootMeanSquare(width), normal(width, width))
 
-    def inputs() -> tuple[Tensor]:
-        x = torch.randn(8, 4, width)
-        return (x / x.square().mean(-1, keepdim=True).sqrt(),)  # E[1/v] is known for rows of one length
-
-    agrees(build, inputs, ["0"], within=2.0 / width**2 + 0.002)
+    agrees(build, lambda: of_length_one(8, 4, width), ["0"], within=2.0 / width**2 + 0.002)
 
 
 def test_a_root_mean_square_between_activations() -> None:
     def build() -> nn.Module:
         return nn.Sequential(normal(32, 64), nn.ReLU(), RootMeanSquare(64), nn.ReLU(), normal(64, 8))
 
-    agrees(build, lambda: (torch.randn(16, 32),), ["0", "1", "2"], within=0.05)  # 5/n beyond first order
+    agrees(build, lambda: of_length_one(16, 32), ["0", "1", "2"], within=0.05)  # 5/n beyond first order
 
 
 class PostNorm(nn.Module):
@@ -133,12 +135,8 @@ class Narrow(nn.Module):
 
 @pytest.mark.parametrize("norm", [nn.LayerNorm(64), RootMeanSquare(64)], ids=["layer", "root mean square"])
 def test_rows_are_as_long_as_what_they_are_images_of(norm: nn.Module) -> None:
-    def inputs() -> tuple[Tensor]:
-        x = torch.randn(32, 64)
-        return (x / x.square().mean(-1, keepdim=True).sqrt(),)
-
     # 12 normal entries have E[1/v]·E[v] = 1.2; what is told is 1 + 2/12 for them.
-    agrees(lambda: Narrow(norm), inputs, ["out"], within=0.06)
+    agrees(lambda: Narrow(norm), lambda: of_length_one(32, 64), ["out"], within=0.06)
 
 
 class GatedMean(nn.Module):

@@ -321,9 +321,9 @@ def link(f: Factor, g: Factor, axes: tuple[Axis, ...]) -> tuple[Factor, Factor, 
 
     None where their relation is negligible.
 
-    Where the one is no plain part of the other, φ is linear with the variables' covariance. A variable that is
-    not normal (of relu outputs, divided by their root mean square) and a sum over many that it depends on a
-    little are taken as independent: a rest that is taken as normal would cost more.
+    Where the one is no plain part of the other, φ is linear with the variables' covariance. A variable that
+    is not normal (of relu outputs, divided by their root mean square) and a sum over many that it depends on
+    a little are taken as independent: a rest that is taken as normal would cost more.
     """
     if not _related(f, g):
         return None

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import lru_cache
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from isometry.moments import fan, latents, lineage, near, surfaces
+from isometry.moments import apart, fan, latents, lengths, lineage, near, projection, surfaces
 from isometry.moments.axes import Array, Axis, Index
 from isometry.moments.record import (
     Dims,
@@ -30,6 +31,7 @@ from isometry.moments.record import (
     second,
 )
 
+_COLLAPSED: WeakKeyDictionary[Moments, Moments] = WeakKeyDictionary()
 MAX_TERMS = 6  # a sum of more products becomes a function of one new latent
 
 # --- building -----------------------------------------------------------------------------------------------
@@ -118,15 +120,27 @@ def assemble(dims: Dims, terms: tuple[Term, ...]) -> Moments:
     mean: Array = np.zeros([1] * len(axes))
     for position, term in enumerate(terms):
         mean = mean + _term_mean(term)
-        own = outer(term.coef, term.coef, axes)
-        for factor in term.factors:
-            own = own * factor.table
-        table = table + own
+        table = table + outer(term.coef, term.coef, axes) * _own(term.factors, axes)
         for other in terms[:position]:
             both = _cross(term, other, axes)
             if both is not None:
                 table = table + both + mirror(both, axes)
     return Moments(dims, terms, table, mean)
+
+
+def _own(factors: tuple[Factor, ...], axes: tuple[Axis, ...]) -> Array:
+    """Return the second moments of a product; two images of the same rows know of one another."""
+    own: Array = np.ones([1] * len(axes))
+    for factor in factors:
+        own = own * factor.table
+    for k, f in enumerate(factors):
+        for g in factors[:k]:
+            extra = lineage.together(f, g, axes)
+            if extra is not None:
+                for other in (x for x in factors if x is not f and x is not g):
+                    extra = extra * other.table
+                own = own + extra
+    return own
 
 
 def _term_mean(term: Term) -> Array:
@@ -138,6 +152,9 @@ def _term_mean(term: Term) -> Array:
 
 def _cross(a: Term, b: Term, axes: tuple[Axis, ...]) -> Array | None:
     """Return E[a b′] by pair class, or None where it vanishes."""
+    for one, other, turned in ((a, b, False), (b, a, True)):
+        if (found := projection.crossed(one, other, axes)) is not None:
+            return mirror(found, axes) if turned else found
     keys = {factor.key: factor for factor in b.factors}
     result = outer(a.coef, b.coef, axes)
     for factor in a.factors:
@@ -259,18 +276,36 @@ def multiply(a: Moments, b: Moments) -> Moments:
 
 
 def _product(a: Term, b: Term, axes: tuple[Axis, ...]) -> Term:
-    factors, coef = {f.key: f for f in a.factors}, a.coef * b.coef
+    factors = {f.key: f for f in a.factors}
     for g in b.factors:
         f = factors.pop(g.key, None)
         made = g if f is None else changed(f, f.values * g.values, axes)
         for other in tuple(factors.values()):
-            if (tie := lineage.tie(other, made, axes)) is not None:
-                coef = coef * np.sqrt(tie)
-            elif (linked := lineage.link(other, made, axes)) is not None:
+            if lineage.tie(other, made, axes) is None and (linked := lineage.link(other, made, axes)):
                 factors.pop(other.key)
                 made = dependent_product(*linked, axes)
         factors[made.key] = made
-    return Term(coef, tuple(factors.values()))
+    coef = a.coef * b.coef
+    own = tuple(factors.values())
+    if len(own) > 1:
+        before = [
+            tuple(f for f in t.factors if f.key in factors) for t in (a, b)
+        ]  # others are merged, ties and all
+        coef = coef * np.sqrt(_ties(own, axes) / (_ties(before[0], axes) * _ties(before[1], axes)))
+    return Term(coef, own)
+
+
+def _ties(factors: tuple[Factor, ...], axes: tuple[Axis, ...]) -> Array:
+    """Return what a product's square gains by factors that are tied to one another; see `lineage.tie`.
+
+    A term's coefficient holds the root of it.
+    """
+    found: Array = np.ones([1] * len(axes))
+    for k, f in enumerate(factors):
+        for g in factors[:k]:
+            tie = lineage.tie(f, g, axes)
+            found = found if tie is None else found * tie
+    return found
 
 
 def dependent_product(f: Factor, g: Factor, phi: Array, axes: tuple[Axis, ...]) -> Factor:
@@ -330,15 +365,29 @@ def collapse(m: Moments) -> Moments:
 
     Exact where all terms are normal; else the marginal is the sum's quantile function (deterministic
     sampling) and the latent's correlations are those that give the table back. A record that is one factor
-    already is returned as it is.
+    already is returned as it is. The same record gives the same latent every time.
     """
     if len(m.terms) == 1 and len(m.terms[0].factors) <= 1:
         return m
-    normal_ = all(len(t.factors) == 1 and affine(t.factors[0].values) for t in m.terms)
+    if m not in _COLLAPSED:
+        _COLLAPSED[m] = _collapsed(m)
+    return _COLLAPSED[m]
+
+
+def _collapsed(m: Moments) -> Moments:
+    normal_ = all(len(t.factors) == 1 and latents.affine(t.factors[0].values) for t in m.terms)
     made = (
         gaussian(m.dims, m.table, m.mean) if normal_ else with_marginal(m.dims, m.table, m.mean, _sampled(m))
     )
     return descended(made, m.terms, normal_=normal_)
+
+
+def as_known(m: Moments, to: Moments) -> Moments:
+    """Return a record as one function of one latent where another one knows that latent, else as it is."""
+    made = _COLLAPSED.get(m)
+    latents_of = {f.latent for t in made.terms for f in t.factors} if made is not None else set()
+    known = any(not f.ancestors.isdisjoint(latents_of) for t in to.terms for f in t.factors)
+    return made if made is not None and known else m
 
 
 def descended(made: Moments, terms: tuple[Term, ...], *, normal_: bool) -> Moments:
@@ -351,7 +400,8 @@ def descended(made: Moments, terms: tuple[Term, ...], *, normal_: bool) -> Momen
     form = None if normal_ else factor.values
     own = replace(factor, parts=lineage.parts_of(terms, std), form=form)
     made = near.of_sum(replace(made, terms=(Term(term.coef, (own,)),)), terms)
-    return fan.marked(made, fan.of_sum(terms))
+    made = fan.marked(fan.marked(made, fan.of_sum(terms)), apart.of_sum(terms))
+    return lengths.handed_on(made, terms)
 
 
 def with_marginal(dims: Dims, table: Array, mean: Array, values: Array) -> Moments:
@@ -388,13 +438,6 @@ def with_marginal(dims: Dims, table: Array, mean: Array, values: Array) -> Momen
     rho = latents.correlation_for(typical / deviation, np.clip(wanted, -1.0, 1.0))
     factor = new_factor(axes, rho, values, table)
     return Moments(dims, (Term(np.ones([1] * len(axes)), (factor,)),), table, mean)
-
-
-def affine(values: Array) -> bool:
-    """Return whether values at the nodes are a linear function of the latent (in every block)."""
-    a = latents.coefficients(values)
-    total = latents.mean(values * values)
-    return bool(np.all(total - a[..., 0] ** 2 - a[..., 1] ** 2 <= 1e-9 * total))
 
 
 def _sampled(m: Moments) -> Array:

@@ -92,6 +92,26 @@ def same_classes(axis: Axis) -> Array:
     return np.concatenate([np.ones(b), np.zeros(b * b)])
 
 
+@lru_cache(maxsize=256)
+def composed(axis: Axis) -> Array:
+    """Return M with (A·B)_c = Σ M_cde A_d B_e, for pair arrays that are multiplied as matrices of entries.
+
+    With a matrix as D_b δ_ij + O_bc, D = same − differ within a block: D = D D′, and
+    O = D O′ + O D′ + Σ_d n_d O_·d O′_d·.
+    """
+    b, n = len(axis), np.asarray(axis, dtype=np.float64)
+    k = b * (b + 1)
+    unit = np.eye(k)
+    between = unit[:, b:].reshape(k, b, b)
+    own = unit[:, :b] - np.diagonal(between, axis1=1, axis2=2)
+    apart = own[:, None, :, None] * between + between[:, None] * own[:, None, :]
+    apart = apart + np.einsum("ibd,d,jdc->ijbc", between, n, between)
+    same = own[:, None] * own + np.diagonal(apart, axis1=2, axis2=3)
+    result = np.moveaxis(np.concatenate([same, apart.reshape(k, k, b * b)], axis=-1), -1, 0)
+    result.flags.writeable = False
+    return result
+
+
 @dataclass(frozen=True, eq=False)
 class AxisMap:
     """How the arrays along `taken` neighbouring axes become arrays along the axes `given`.

@@ -40,7 +40,7 @@ def concatenate(parts: Sequence[Moments], dim: int) -> Moments:
     table = _table(ready, blocks, position, axes)
     mean = _side_by_side([p.mean for p in ready], blocks, position)
     values = [_values(p) for p in ready]
-    if all(alg.affine(v) for v in values):
+    if all(latents.affine(v) for v in values):
         made = alg.gaussian(dims, table, mean)
     else:
         made = alg.with_marginal(dims, table, mean, _side_by_side(values, blocks, position))

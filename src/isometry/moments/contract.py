@@ -20,7 +20,7 @@ import numpy as np
 
 from isometry.moments import algebra as alg
 from isometry.moments import axes as ax
-from isometry.moments import gram, latents, lineage
+from isometry.moments import gram, latents, lengths, lineage, projection
 from isometry.moments import record as rec
 from isometry.moments import regrouping as reg
 from isometry.moments.axes import Array, Axis
@@ -67,6 +67,11 @@ def contract(spec: str, a: Moments, b: Moments) -> Moments:
     made = gram.passed_on(
         made, gram.images(b, pos_b[2], a), at_b, pos_b[0], lambda x, y: through(y, x), a.square
     )
+    start, stop = len(pos_a[0]) + len(pos_a[1]), len(pos_a[0]) + len(pos_a[1]) + len(pos_b[1])
+    own_a, own_b = range(len(pos_a[0]), start), range(start, stop)
+    for rows, other, at, along in ((a, b, pos_a[2], own_b), (b, a, pos_b[2], own_a)):
+        if gram.is_white(other):
+            made = lengths.marked(made, lengths.of_rows(rows, at), along)
     return reg.transposed(made, tuple(order.index(x) for x in out))
 
 
@@ -105,8 +110,23 @@ def total(m: Moments, dims: tuple[int, ...]) -> Moments:
         table = _sum_axis(table, p, ax.pair_counts(m.axes[p]))
         mean = _sum_axis(mean, p, np.asarray(m.axes[p], dtype=np.float64))
     normal = not is_positive(m)
+    if not normal:
+        table = _with_lengths(table, mean, m, positions, tuple(a for d in kept for a in d))
     made = alg.gaussian(kept, table, mean) if normal else positive(kept, table, mean)
     return _with_parts(made, m, positions, normal=normal)
+
+
+def _with_lengths(
+    table: Array, mean: Array, m: Moments, positions: list[int], axes: tuple[Axis, ...]
+) -> Array:
+    """Return a sum of squares' table with the variance of rows that no pair of their entries tells."""
+    if len(m.terms) != 1 or len(m.terms[0].factors) != 1:
+        return table
+    excess = lengths.of_positive(m.terms[0].factors[0], positions)
+    if excess == 0.0:
+        return table
+    square, variance = mean**2, rec.diagonal(table, axes) - mean**2
+    return _with_square(table, np.maximum(excess * square, -0.99 * np.maximum(variance, 0.0)), axes)
 
 
 def _with_parts(made: Moments, m: Moments, positions: list[int], *, normal: bool) -> Moments:
@@ -120,6 +140,7 @@ def _with_parts(made: Moments, m: Moments, positions: list[int], *, normal: bool
         std = np.sqrt(made.variance)[..., None]
         size = np.divide(1.0, std, out=np.zeros_like(std), where=std > 0)
         parts = tuple(replace(p, values=p.values * size) for p in parts) + gram.of_sum(m, positions)
+        parts += projection.of_sum(m, made, positions)
     form = None if normal else factor.values
     return replace(made, terms=(rec.Term(term.coef, (replace(factor, parts=parts, form=form),)),))
 

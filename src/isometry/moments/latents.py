@@ -134,6 +134,13 @@ def conditional(values: Array, rho: Array) -> Array:
     return np.asarray(damped @ _BASIS.T)
 
 
+def affine(values: Array) -> bool:
+    """Return whether values at the nodes are a linear function of the latent (in every block)."""
+    a = coefficients(values)
+    total = mean(values * values)
+    return bool(np.all(total - a[..., 0] ** 2 - a[..., 1] ** 2 <= 1e-9 * total))
+
+
 @lru_cache(maxsize=256)
 def on_sphere(dimensions: float) -> Array:
     """Return f with f(z) distributed as one of n coordinates of a random direction, times √n, at the nodes.

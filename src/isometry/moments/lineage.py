@@ -23,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
+from math import prod
 
 import numpy as np
 
@@ -40,14 +41,17 @@ from isometry.moments.record import (
     Part,
     Run,
     Term,
+    average,
     diagonal,
     dual,
     mirror,
+    outer,
 )
 from isometry.moments.surfaces import form_of, identity, surface
 
 MAX_PARTS = 6  # a latent forgets its weakest ancestors
 NEGLIGIBLE = 0.01  # correlations below are taken as independence
+WEAK = 0.2  # and below this those of a variable that is not normal with a sum over many
 
 
 def parts_of(terms: Sequence[Term], std: Array | None = None) -> tuple[Part, ...]:
@@ -90,7 +94,8 @@ def marks_of(terms: tuple[Term, ...]) -> tuple[Part, ...]:
 def grams_of(terms: Sequence[Term], std: Array | None = None) -> tuple[Part, ...]:
     """Return the inner products that a sum of terms shares with others.
 
-    Sizes add as those of independents. Of a product with another variable, pairs of rows keep only what that
+    Sizes add as those of independents; the smallest are forgotten, lest those of distant layers crowd out the
+    latest. Of a product with another variable, pairs of rows keep only what that
     variable has in common between them: `_kept_between`.
     """
     found: dict[object, Part] = {}
@@ -114,7 +119,54 @@ def grams_of(terms: Sequence[Term], std: Array | None = None) -> tuple[Part, ...
                 if part.key in found:
                     size = size + found[part.key].values ** 2
                 found[part.key] = replace(part, values=np.sqrt(size))
-    return tuple(found.values())[:MAX_PARTS]
+    sizes = {key: float(part.values.max()) for key, part in found.items()}
+    ranked = sorted(found, key=lambda key: -sizes[key])[:MAX_PARTS]
+    return tuple(found[key] for key in ranked if sizes[key] > NEGLIGIBLE * sizes[ranked[0]])
+
+
+def together(f: Factor, g: Factor, axes: tuple[Axis, ...]) -> Array | None:
+    """Return what a product of two images of the same rows x_k gains between different rows.
+
+    Given x_k·x_k′, the two are independent, and each has it as its covariance, so that the square of its
+    fluctuation adds to the product of their tables: (1 + c²)·|x|⁴/d for d normal features of correlation c
+    between rows. So outputs of gated units are alike by 1/d for unlike inputs. None where the two share no
+    inner products.
+    """
+    ours = {p.key: p for p in f.parts if isinstance(p.latent, Gram) and not p.gone and any(p.labels)}
+    pairs = [(ours[q.key], q) for q in g.parts if q.key in ours] if ours else []
+    found: Array | None = None
+    for k, (p, q) in enumerate(
+        sorted(pairs, key=lambda pair: -float((pair[0].values * pair[1].values).max()))
+    ):
+        assert isinstance(p.latent, Gram)
+        size = _of_image(f, p, whole=k == 0) * _of_image(g, q, whole=k == 0)
+        alike = (1.0 + f.rho * g.rho) * _of_unlike_rows(p.labels, axes)
+        extra = p.latent.fluctuation * outer(size, size, axes) * alike
+        found = extra if found is None else found + extra
+    return found
+
+
+def _of_image(f: Factor, part: Part, *, whole: bool) -> Array:
+    """Return the size of an image of rows, by block; where `whole`, with what neighbouring rows share."""
+    square = part.values[..., 0] ** 2
+    if whole:
+        form = form_of(f)
+        variance = latents.mean(form**2) - latents.mean(form) ** 2
+        rows = max(k for k, label in enumerate(part.labels) if label is not None)
+        shared = np.clip(_between(f.rho, rows), 0.0, None) if f.rho.shape[rows] > 1 else 0.0
+        square = np.minimum(square + shared * variance, variance)
+    return np.asarray(np.sqrt(square) * f.slope)
+
+
+def _of_unlike_rows(labels: Sequence[Label], axes: tuple[Axis, ...]) -> Array:
+    """Return 1 for pairs that differ on some of the axes with a label, and on no others; else 0."""
+    within, alike = (np.ones([1] * len(axes)) for _ in range(2))
+    for k, axis in enumerate(axes):
+        shape = [-1 if j == k else 1 for j in range(len(axes))]
+        same = ax.same_classes(axis).reshape(shape)
+        within = within if labels[k] is not None else within * same
+        alike = alike * same
+    return within - alike
 
 
 def _kept_between(other: Factor, part: Part) -> tuple[Array, Part]:
@@ -269,7 +321,9 @@ def link(f: Factor, g: Factor, axes: tuple[Axis, ...]) -> tuple[Factor, Factor, 
 
     None where their relation is negligible.
 
-    Where the one is no plain part of the other, φ is linear with the variables' covariance.
+    Where the one is no plain part of the other, φ is linear with the variables' covariance. A variable that
+    is not normal (of relu outputs, divided by their root mean square) and a sum over many that it depends on
+    a little are taken as independent: a rest that is taken as normal would cost more.
     """
     if not _related(f, g):
         return None
@@ -279,6 +333,8 @@ def link(f: Factor, g: Factor, axes: tuple[Axis, ...]) -> tuple[Factor, Factor, 
             form = form_of(child)
             variance = latents.mean(form * form) - latents.mean(form) ** 2
             strong = np.max(latents.mean(plain[0].values ** 2) / np.maximum(variance, 1e-300))
+            if strong < WEAK**2 and any(p.gone for p in parent.parts) and not latents.affine(form):
+                return None
             return (child, parent, plain[0].values) if strong > NEGLIGIBLE**2 else None
     for child, parent in ((f, g), (g, f)):
         if not child.parts:
@@ -303,8 +359,9 @@ def tie(f: Factor, g: Factor, axes: tuple[Axis, ...]) -> Array | None:
     sum. None where neither is such a sum.
     """
     for child, parent in ((f, g), (g, f)):
-        parts = [p for p in child.parts if p.gone and _meets(p, parent)]
-        if not parts:
+        meeting = [p for p in child.parts if _meets(p, parent)]
+        parts = [p for p in meeting if p.gone]
+        if not parts or len(parts) < len(meeting):  # one that has it as such is linked to it
             continue
         squares = [replace(x, values=x.values**2) for x in (child, parent)]
         theirs = squares[1].values - squares[1].mean[..., None]
@@ -312,12 +369,29 @@ def tie(f: Factor, g: Factor, axes: tuple[Axis, ...]) -> Array | None:
         for part in parts:
             joint = dual(part.values, theirs, parent.rho, axes)
             both = both + diagonal(_summed_first(joint, axes, _gone_at(part, parent)), axes)
+        if len(parts) == 1:
+            both = both * _beyond_parts(child, parts[0], parent, both, axes)
         both = both * squares[0].slope
         alone = squares[0].mean * squares[1].mean
         shape = np.broadcast_shapes(both.shape, alone.shape)
         ratio = 1.0 + np.divide(both, alone, out=np.zeros(shape), where=alone > 0)
         return np.clip(ratio, 0.2, 5.0)
     return None
+
+
+def _beyond_parts(child: Factor, part: Part, parent: Factor, both: Array, axes: tuple[Axis, ...]) -> float:
+    """Return by how much the variance of a sum of squares goes beyond that of its summands' tables.
+
+    The sum's covariance with each summand is its variance divided by their number; `both` is what the tables
+    give.
+    """
+    square = parent.values**2 - parent.square[..., None]
+    kept = latents.mean(part.values * square) / np.maximum(latents.mean(part.values**2), 1e-300)
+    form = form_of(child)
+    variance = latents.mean(form**2) - latents.mean(form) ** 2
+    count = prod(ax.size(axes[k]) for k in _gone_at(part, parent))
+    told = average(both, axes) * count
+    return average(kept, axes) * average(variance, axes) / told if told > 0 else 1.0
 
 
 def _summed_first(table: Array, axes: tuple[Axis, ...], positions: Sequence[int]) -> Array:

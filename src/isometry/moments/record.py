@@ -134,7 +134,40 @@ class Near(NamedTuple):
     labels: tuple[Label, ...]
 
 
-Loose = Keys | Fan | Normed | Across | Near  # marks that belong to no variable
+class Apart(NamedTuple):
+    """Marks a `Part` of a gradient that is orthogonal to sums, along what a norm is taken over.
+
+    `shares` tell, by variable, which share of the gradient's component along it is gone; see `apart`.
+    """
+
+    shares: tuple[tuple[object, float], ...]
+
+
+class Length(NamedTuple):
+    """Marks a `Part` of a tensor whose rows' mean squares vary by more, or less, than its table tells.
+
+    By this relative variance; see `lengths`.
+    """
+
+    excess: float
+
+
+class Dot(NamedTuple):
+    """Marks a `Part` of a sum Σ coef·γ·Πf along an axis whose label is `along`; see `projection`.
+
+    `carrier` is γ, normal of mean 0, `rest` are the f. `square` is that of the sum, `whole` that of all that
+    was summed with it.
+    """
+
+    carrier: Factor
+    rest: tuple[Factor, ...]
+    along: Label
+    coef: float
+    square: float
+    whole: float
+
+
+Loose = Keys | Fan | Normed | Across | Near | Apart | Length | Dot  # marks that belong to no variable
 Mark = Gram | Loose  # what stands in the place of a latent and is none
 
 

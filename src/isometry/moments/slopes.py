@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from isometry.moments import algebra as alg
-from isometry.moments import lineage
+from isometry.moments import lineage, projection
 from isometry.moments.axes import Array
 from isometry.moments.record import Factor, Moments, Term
 
@@ -72,7 +72,7 @@ def _bends(term: Term) -> list[tuple[Factor, Array]]:
 
 def split(term: Term) -> tuple[Factor | None, list[Factor]]:
     """Return the normal factor of mean 0 of a term, and its other factors."""
-    carrier = next((f for f in term.factors if f.centred and alg.affine(f.values)), None)
+    carrier = projection.carrier_of(term)
     return carrier, [f for f in term.factors if f is not carrier]
 
 

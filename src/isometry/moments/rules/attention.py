@@ -28,13 +28,15 @@ from isometry.moments import axes as ax
 from isometry.moments import latents, lineage, saturation
 from isometry.moments import record as rec
 from isometry.moments import regrouping as reg
-from isometry.moments.axes import Array, Axis
+from isometry.moments.axes import Array, Axis, Index
 from isometry.moments.record import Gram, Keys, Moments, Part, Term
 from isometry.moments.rules.base import Context, NoRule, Shifted, rule
 from isometry.moments.rules.pointwise import as_moments
 from isometry.moments.symbolic import Known, entries, shape_of
 
-ROWS = 3  # rows sampled per block of queries
+_PLACES = np.array([1.0, 2.0, 4.0, 5.0]) / 6.0  # of the rows sampled from a block of queries
+_PAIRS = ((0, 1), (0, 3), (2, 3))  # of these: the midpoints of three parts of all pairs
+ROWS = len(_PLACES)
 
 
 @dataclass(frozen=True)
@@ -46,11 +48,17 @@ class Rows:
         blocks).
         second: Likewise for its second row.
         overlap: Σ_k u_k u′_k over each key block, same shape.
+        weights: What each sample counts, shape (query classes, samples).
     """
 
     first: Array
     second: Array
     overlap: Array
+    weights: Array
+
+    def mean(self, values: Array, blocks: int | None = None) -> Array:
+        """Return the mean over samples of values of the shape (…, query classes, samples, key blocks)."""
+        return np.asarray((values * self.weights[:blocks, :, None]).sum(-2))
 
 
 def doubling(n: int, limit: int | None = None) -> Axis:
@@ -108,7 +116,7 @@ def softmax(ctx: Context, x: Any, dim: int, *_: Any) -> Moments:
 
 def _uniform(keys: Axis) -> Rows:
     share = np.asarray(keys, dtype=np.float64) / ax.size(keys)
-    return Rows(share[None, None], share[None, None], (share / ax.size(keys))[None, None])
+    return Rows(share[None, None], share[None, None], (share / ax.size(keys))[None, None], np.ones((1, 1)))
 
 
 def _pattern(shift: Known, shape: tuple[int, ...], rows: Sequence[int]) -> Array:
@@ -150,17 +158,16 @@ def rows_of(shift: Known, shape: tuple[int, ...], queries: Axis | None, keys: Ax
     if queries is None:
         u = _pattern(shift, shape, [0])[:, 0]
         share = np.add.reduceat(u, starts, axis=-1)[None]
-        return Rows(share, share, np.add.reduceat(u * u, starts, axis=-1)[None])
+        overlap = np.add.reduceat(u * u, starts, axis=-1)[None]
+        return Rows(share, share, overlap, np.full((1, len(u)), 1.0 / len(u)))
     edges = np.cumsum([0, *queries])
-    picks = [
-        np.unique(np.linspace(lo, hi - 1, min(ROWS, hi - lo) + 2)[1:-1].round().astype(int))
-        if hi - lo > ROWS
-        else np.arange(lo, hi)
-        for lo, hi in itertools.pairwise(edges)
-    ]
+    picks = [lo + _picked(hi - lo) for lo, hi in itertools.pairwise(edges)]
     rows = np.concatenate(picks)
     ends = np.cumsum([0, *[len(p) for p in picks]])
-    index = np.stack([_row_pairs(ends, b, c) for b, c in _query_classes(queries)])  # (classes, samples, 2)
+    pairs = [_row_pairs(queries, ends, b, c) for b, c in _query_classes(queries)]
+    most = max(len(w) for _, w in pairs)
+    index = np.stack([np.resize(chosen, (most, 2)) for chosen, _ in pairs])  # (classes, samples, 2)
+    weights = np.stack([np.pad(w, (0, most - len(w))) for _, w in pairs])
     u = _pattern(shift, shape, rows.tolist())
     share = np.add.reduceat(u, starts, axis=-1)
     overlap = np.stack(
@@ -168,7 +175,7 @@ def rows_of(shift: Known, shape: tuple[int, ...], queries: Axis | None, keys: Ax
     )  # (leading, rows, rows, key blocks)
     parts = (share[:, index[..., 0]], share[:, index[..., 1]], overlap[:, index[..., 0], index[..., 1]])
     one, two, both = (np.moveaxis(p, 0, 1).reshape(p.shape[1], -1, len(keys)) for p in parts)
-    return Rows(one, two, both)
+    return Rows(one, two, both, np.tile(weights, len(u)) / len(u))
 
 
 def _query_classes(queries: Axis) -> list[tuple[int, int | None]]:
@@ -180,14 +187,49 @@ def _query_classes(queries: Axis) -> list[tuple[int, int | None]]:
     ]
 
 
-def _row_pairs(ends: Array, b: int, c: int | None) -> Array:
-    """Return ROWS² pairs of sampled rows of one class, repeated where there are fewer."""
-    ours = range(int(ends[b]), int(ends[b + 1]))
+def _picked(n: int) -> Index:
+    """Return which rows of a block of n are sampled."""
+    if n <= ROWS:
+        return np.arange(n)
+    half = np.ceil(n * _PLACES[: ROWS // 2]).astype(np.intp) - 1
+    return np.concatenate([half, n - 1 - half[::-1]])
+
+
+def _row_pairs(queries: Axis, ends: Index, b: int, c: int | None) -> tuple[Index, Array]:
+    """Return pairs of sampled rows of one class and their weights, so that polynomials have their means.
+
+    Those of degree 3 in a row's place; for two rows of one block, of degree 1 in the smaller and the larger.
+    """
+    ours = np.arange(ends[b], ends[b + 1])
     if c is None:
-        chosen = [(t, t) for t in ours]
-    else:
-        chosen = [(s, t) for s in ours for t in range(int(ends[c]), int(ends[c + 1])) if s != t]
-    return np.resize(np.asarray(chosen or [(ours[0], ours[0])]), (ROWS * ROWS, 2))
+        return np.stack([ours, ours], -1), _place_weights(queries[b])
+    if b != c:
+        theirs = np.arange(ends[c], ends[c + 1])
+        weights = np.outer(_place_weights(queries[b]), _place_weights(queries[c]))
+        return np.stack(np.meshgrid(ours, theirs, indexing="ij"), -1).reshape(-1, 2), weights.ravel()
+    if len(ours) < 2:  # there are no such pairs
+        return np.stack([ours, ours], -1), np.ones(1)
+    n = queries[b]
+    if n <= ROWS:
+        chosen = np.array([(s, t) for s in ours for t in ours if s != t])
+        return chosen, np.full(len(chosen), 1.0 / len(chosen))
+    places = _picked(n)
+    low, high = (np.array([places[pair[k]] for pair in _PAIRS]) for k in (0, 1))
+    weights = np.linalg.solve(
+        np.stack([np.ones(3), low, high]), [1.0, (n - 2.0) / 3.0, (2.0 * n - 1.0) / 3.0]
+    )
+    chosen = ours[np.array([*_PAIRS, *[pair[::-1] for pair in _PAIRS]])]
+    return chosen, np.tile(weights, 2) / 2.0
+
+
+@lru_cache(maxsize=256)
+def _place_weights(n: int) -> Array:
+    """Return weights of the sampled rows of a block of n."""
+    if n <= ROWS:
+        return np.full(n, 1.0 / n)
+    at = (np.arange(n) + 0.5) / n - 0.5
+    powers = np.arange(ROWS)[:, None]
+    return np.asarray(np.linalg.solve(at[_picked(n)] ** powers, (at**powers).mean(1)))
 
 
 def _weights(scores: Moments, key: int, query: int | None, rows: Rows, shift: Known | None = None) -> Moments:
@@ -221,11 +263,11 @@ def _weights(scores: Moments, key: int, query: int | None, rows: Rows, shift: Kn
     p_differ = np.maximum(both, 0.0) * np.exp(differ - top[..., None, None])
     z = p_same.sum(-1) + p_differ.sum((-1, -2))
     z = np.where(z > 0, z, 1.0)
-    p_same = (p_same / z[..., None]).mean(-2)
-    p_differ = (p_differ / z[..., None, None]).mean(-3).reshape((*p_differ.shape[:-3], b * b))
+    p_same = rows.mean(p_same / z[..., None])
+    p_differ = rows.mean((p_differ / z[..., None, None]).reshape((*p_differ.shape[:-2], b * b)))
     counts = np.maximum(ax.pair_counts(keys), 1.0)
     out = np.concatenate([p_same, p_differ], axis=-1) / counts
-    share = rows.first.mean(1) / np.asarray(keys)  # (query classes, key blocks)
+    share = rows.mean(rows.first) / np.asarray(keys)  # (query classes, key blocks)
     mean_shape = [1] * len(axes)
     if query is None:
         out = np.moveaxis(out[..., 0, :], -1, key)
@@ -239,7 +281,7 @@ def _weights(scores: Moments, key: int, query: int | None, rows: Rows, shift: Kn
     made = lognormal(scores.dims, out, mean)
     blocks = mean_shape[query] if query is not None else 1
     shape = [n if k == query else 1 for k, n in enumerate(mean_shape)]
-    crowd = rows.overlap[:blocks].sum(-1).mean(1).reshape(shape)
+    crowd = rows.mean(rows.overlap[:blocks], blocks).sum(-1).reshape(shape)
     return _marked(made, scores, key, crowd, kappa[:blocks, 0].reshape(shape), shift)
 
 
@@ -296,11 +338,14 @@ def _damped(table: Array, rows: Rows, b: int) -> Array:
     spread = np.maximum(own[:, :b] - own[:, inner], 0.0)
     blocks = round((4 * rows.first.shape[0] + 1) ** 0.5 - 1) // 2 if rows.first.shape[0] > 1 else 1
     spread = np.broadcast_to(spread, (rows.first.shape[0], b))[:blocks]
-    share = rows.first[:blocks].mean(1)
+    share = rows.mean(rows.first[:blocks], blocks)
     variance = (spread * share).sum(-1) / np.maximum(share.sum(-1), 1e-300)
     counts = 1.0 / np.maximum(rows.overlap[:blocks].sum(-1), 1e-300)  # (blocks, samples)
     kappa = np.array(
-        [float(saturation.damping(float(v), n).mean()) for v, n in zip(variance, counts, strict=True)]
+        [
+            float(saturation.damping(float(v), n[w != 0]) @ w[w != 0])
+            for v, n, w in zip(variance, counts, rows.weights[:blocks], strict=True)
+        ]
     )
     if blocks == 1 and rows.first.shape[0] == 1:
         return kappa[:, None]

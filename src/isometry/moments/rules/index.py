@@ -14,7 +14,7 @@ from torch import Tensor
 
 from isometry.moments import algebra as alg
 from isometry.moments import axes as ax
-from isometry.moments import lookup
+from isometry.moments import latents, lookup
 from isometry.moments import record as rec
 from isometry.moments import regrouping as reg
 from isometry.moments.axes import Array, Axis
@@ -50,7 +50,7 @@ def embedding(ctx: Context, w: Moments, ids: Any, *_: Any) -> Moments:
     mean = w.mean.take(0, axis=0).reshape((*lead, *w.mean.shape[1:]))
     dims = (*dims, *w.dims[1:])
     factor = alg.absorbed(alg.collapse(w).terms[0], w.axes)
-    if factor is None or alg.affine(factor.values):
+    if factor is None or latents.affine(factor.values):
         return alg.gaussian(dims, table, mean)
     values = factor.values.take(0, axis=0)
     return alg.with_marginal(dims, table, mean, values.reshape((*lead, *values.shape)))

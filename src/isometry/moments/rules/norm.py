@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from isometry.moments import across, fan, latents, lineage, near, slopes, surfaces
+from isometry.moments import across, apart, fan, latents, lengths, lineage, near, slopes
 from isometry.moments import algebra as alg
 from isometry.moments import axes as ax
 from isometry.moments import contract as con
@@ -128,8 +128,8 @@ def normalise_backward(
 
     dx = (g − mean g − x̂·c)/σ with c = mean(g x̂) removes E[c²]·E[x̂ x̂′]·(2/v − 1) from the second moments,
     where v = mean x̂² is 1 less the share of ε in σ²: for v = 1 a projection. c uses the joint moments of g
-    and x̂, which may share latents; a slope that g was multiplied by stays known. Asymptotic in the number of
-    entries averaged, but for the mean of 1/σ².
+    and x̂, which may share latents; a slope that g was multiplied by stays known. What an earlier norm took
+    away is not taken again (`apart`). Asymptotic in the number of entries averaged, but for the mean of 1/σ².
 
     Args:
         g: The gradient at x̂.
@@ -138,19 +138,18 @@ def normalise_backward(
         eps: ε, or 1/σ as the forward pass told it; of x's rank or broadcast to it.
         scatter: E[1/(v̂ + ε)]·E[v̂ + ε].
     """
-    g, x = reg.aligned(g, x)  # σ has the axes of x: they must be g's
-    x = alg.collapse(x)
+    g, x = reg.aligned(g, alg.collapse(x))  # σ has the axes of x: they must be g's
     added = _added_to(eps, x, dims) if isinstance(eps, Moments) else eps
     unit, sigma = normalise(x, dims, added, scatter)
     product = across.product(g, unit)
     share = np.maximum(average_over(rec.diagonal(unit.table, unit.axes), unit, dims), 1e-12)
-    removed = (
-        unit.table * mean_over(product.table, g, dims) * (2.0 / rec.outer(share, share, g.axes) ** 0.5 - 1.0)
-    )
+    along = mean_over(product.table, g, dims) * (1.0 - apart.gone(g, unit))
+    removed = unit.table * along * (2.0 / rec.outer(share, share, g.axes) ** 0.5 - 1.0)
     table = centred(g, dims) - removed
     inverse = np.sqrt(scatter(x, dims, added)) / sigma
     table = table * rec.outer(inverse, inverse, g.axes)
-    return near.like(slopes.with_table(g, table), g), unit
+    dx = near.like(slopes.with_table(g, table), g)
+    return fan.marked(dx, apart.behind(unit)), unit
 
 
 def _added_to(rstd: Moments, x: Moments, dims: tuple[int, ...]) -> Array:
@@ -164,23 +163,6 @@ def _trailing(rank: int, normalized: Any) -> tuple[int, ...]:
     return tuple(range(rank - len(normalized), rank))
 
 
-def _largest_share(x: Moments) -> float:
-    """Return the largest summand's share s of the variance of a sum, 0 where x is none.
-
-    That is a residual stream, and where norms follow sums it was normalised: the sum of its squares does not
-    scatter, and of the variance 2/n of the sum's mean square only (1 − s²)·2/n is left. Where norms come
-    first, more scatters, but most of the gradient passes the norm by.
-    """
-    factors = alg.collapse(x).terms[0].factors
-    if not factors:
-        return 0.0
-    form = surfaces.form_of(factors[0])
-    variance = latents.mean(form**2) - latents.mean(form) ** 2
-    parts = factors[0].plain.values()
-    shares = [float(np.mean(latents.mean(p.values**2) / np.maximum(variance, 1e-300))) for p in parts]
-    return min(max(shares, default=0.0), 1.0)
-
-
 @rule("native_layer_norm", accuracy="asymptotic")
 def layer_norm(
     ctx: Context, x: Moments, normalized: Any, w: Moments | None, b: Moments | None, eps: float
@@ -188,17 +170,19 @@ def layer_norm(
     """Layer normalisation; asymptotic in the width."""
     dims = _trailing(len(x.dims), normalized)
     unit, sigma = normalise(x, dims, eps)
+    gone = [p for d in dims for p in unit.positions(d)]
+    unit = lengths.fixed(unit, gone)
     out = unit if w is None else times(unit, w)
     out = out if b is None else plus(out, b)
     small = tuple(d for k, d in enumerate(unit.dims) if k not in dims)
-    gone = [p for d in dims for p in unit.positions(d)]
     rstd = alg.assemble((*small, *((),) * len(dims)), (Term((1.0 / sigma).squeeze(tuple(gone))),))
     return out, alg.scale(rstd, 0.0), rstd
 
 
 def _scatter_of_rows(m: Moments, dims: tuple[int, ...], eps: float | Array) -> Array:
-    """Return `scatter_of_variance` of a sum, of which the largest summand does not scatter."""
-    return 1.0 + (scatter_of_variance(m, dims, eps) - 1.0) * (1.0 - _largest_share(m) ** 2)
+    """Return `scatter_of_variance`, with what rows' lengths vary by besides."""
+    positions = [p for d in dims for p in m.positions(d)]
+    return np.maximum(scatter_of_variance(m, dims, eps) + lengths.excess(m, positions), 1.0)
 
 
 @rule("native_layer_norm_backward", accuracy="asymptotic")

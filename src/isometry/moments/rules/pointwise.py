@@ -165,7 +165,7 @@ def times(a: Moments, b: Moments) -> Moments:
         if len(y.terms) == 1 and not y.terms[0].factors and y.mean.size == 1 and not any(y.dims):
             scaled = alg.scale(x, float(y.mean.reshape(())))
             return replace(scaled, dims=((),) * (len(y.dims) - len(x.dims)) + scaled.dims)
-    return alg.multiply(*reg.aligned(a, b))
+    return alg.multiply(*reg.aligned(alg.as_known(a, b), alg.as_known(b, a)))
 
 
 @rule("div", accuracy="exact", raw=(0, 1))

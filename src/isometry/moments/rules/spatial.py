@@ -14,6 +14,7 @@ import torch
 
 from isometry.moments import algebra as alg
 from isometry.moments import axes as ax
+from isometry.moments import latents
 from isometry.moments import regrouping as reg
 from isometry.moments.axes import Array
 from isometry.moments.concatenation import concatenate
@@ -285,7 +286,7 @@ def _applied(matrix: Array, array: Array, position: int) -> Array:
 def _with_values(dims: Any, table: Array, mean: Array, m: Moments) -> Moments:
     m = alg.collapse(m)
     factor = alg.absorbed(m.terms[0], m.axes)
-    if factor is None or alg.affine(factor.values):
+    if factor is None or latents.affine(factor.values):
         return alg.gaussian(dims, table, mean)
     flat = factor.values.reshape(-1, factor.values.shape[-1]).mean(0)
     return alg.with_marginal(dims, table, mean, flat.reshape([1] * table.ndim + [-1]))

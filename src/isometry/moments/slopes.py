@@ -21,7 +21,7 @@ def with_table(g: Moments, table: Array) -> Moments:
     (that of a relu before a norm, whose own output went through a relu) is not taken as independent of it:
     γ gets the table that gives the product's. Else g is taken as normal.
     """
-    g = merged(g, least=2)
+    g = merged(g, least=2, several=True)
     if len(g.terms) == 1:
         carrier, rest = split(g.terms[0])
         if carrier is not None and rest:
@@ -29,19 +29,25 @@ def with_table(g: Moments, table: Array) -> Moments:
     return alg.gaussian(g.dims, table, np.zeros([1] * len(g.axes)))
 
 
-def merged(g: Moments, least: int = 3) -> Moments:
+def merged(g: Moments, least: int = 3, *, several: bool = False) -> Moments:
     """Return a sum of gradients γ_i·f_i with those that depend on one z as a single γ·m(z).
 
     m² = Σ E[γ_i²]·E[f_i² | z]. What comes to a stream of sums is multiplied by slope upon slope on its way;
     given the stream z where it is now, the slopes behind do not depend on those to come (exact for streams
     that are Markov chains).
+
+    Args:
+        g: The gradient.
+        least: The number of terms from which on a sum is merged.
+        several: Whether a term of several slopes may join, of which only one is then known any longer.
     """
     if len(g.terms) < least:
         return g
-    bent = [(term, z, size) for term in g.terms for z, size in _bends(term)]
+    bent = [(term, z, size) for term in g.terms for z, size in _bends(term, several)]
     members: list[tuple[Term, Factor, Array]] = []
     for _, z, _ in bent:
-        found = [x for x in bent if x[1].key == z.key or (*z.key, ()) in x[1].plain]
+        of_z = [x for x in bent if x[1].key == z.key or (*z.key, ()) in x[1].plain]
+        found = list({id(x[0]): x for x in reversed(of_z)}.values())
         if len(found) > max(len(members), 1):
             head, members = z, found
     if not members:
@@ -55,13 +61,15 @@ def merged(g: Moments, least: int = 3) -> Moments:
     return alg.assemble(g.dims, (*(t for t in g.terms if t not in together), *whole.terms))
 
 
-def _bends(term: Term) -> list[tuple[Factor, Array]]:
+def _bends(term: Term, several: bool) -> list[tuple[Factor, Array]]:
     """Return each slope of a gradient's term, and the square of what it multiplies.
 
     Nothing where one slope is made from another's variable, as a product of such is a slope of neither.
     """
     carrier, rest = split(term)
-    if carrier is None or any(f.latent in other.ancestors for f in rest for other in rest):
+    if carrier is None or (len(rest) > 1 and not several):
+        return []
+    if any(f.latent in other.ancestors for f in rest for other in rest):
         return []
     whole = term.coef**2 * carrier.square
     others = [[f.square for f in rest if f is not z] for z in rest]

@@ -47,6 +47,13 @@ def test_every_cell_is_named_once_and_its_model_fits_its_data(benchmark, part):
             assert scores.shape[-1] >= cell.data().classes
 
 
+def test_a_model_on_one_batch_learns_its_rows_by_heart_in_any_order(benchmark):
+    cell = replace(cell_named(benchmark, "corpus", "lstm"), rates=(3e-3,))
+    rows = cell.build().eval()
+    assert torch.equal(rows(torch.tensor([2, 0])), rows(torch.arange(4))[[2, 0]])
+    assert benchmark.run(cell, "torch").trains
+
+
 def test_exact_gains_keep_the_second_moment_where_the_plain_rules_lose_it(benchmark):
     cell = cell_named(benchmark, "mlp", "relu 10")
     rms = {}

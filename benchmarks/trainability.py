@@ -33,7 +33,7 @@ from isometry.compare.training import Budget, Run, train
 from isometry.compare.verdicts import evidence
 from isometry.measure import measure
 from trainability_cells import PARTS, SEEDS, TUNING, Cell, cells
-from trainability_kept import keep, kept, load
+from trainability_kept import current, keep, kept
 from trainability_report import Result, report, write
 from trainability_starts import UnavailableError, initialise, starts
 
@@ -148,9 +148,9 @@ def main() -> None:
                     asked.add((part, cell.name, start))
                     if not options.report:
                         _run(cell, start, again=options.again)
-    print(report([r for r in load() if (r.part, r.cell, r.start) in asked]))
+    print(report([r for r in current() if (r.part, r.cell, r.start) in asked]))
     if options.write:
-        write(load())
+        write(current())
 
 
 def _run(cell: Cell, start: str, *, again: bool) -> None:

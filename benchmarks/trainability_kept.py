@@ -37,6 +37,13 @@ def kept(cell: Cell, start: str, path: Path = KEPT) -> Result | None:
     return found if found is not None and found.settings == strict(cell.settings) else None
 
 
+def current(path: Path = KEPT) -> list[Result]:
+    """Every kept result but those whose cell has other settings by now."""
+    today = {(cell.part, cell.name): strict(cell.settings) for part in PARTS for cell in cells(part)}
+    found = load(path)
+    return [r for r in found if isinstance(r, Told) or r.settings == today.get((r.part, r.cell), r.settings)]
+
+
 def keep(result: Result, path: Path = KEPT) -> None:
     """Put a result in place of the one of its cell and start; a break leaves the old file or the new."""
     key = (result.part, result.cell, result.start)

@@ -89,6 +89,9 @@ def test_a_run_is_kept_and_found_again_for_the_same_settings_alone(benchmark, st
     assert store.strict(asdict(again)) == store.strict(asdict(result))
     assert store.kept(replace(cell, steps=31), "xavier", path) is None
     assert store.kept(cell, "torch", path) is None
+    assert store.current(path) == []  # the cell of this name has other settings
+    store.keep(replace(result, settings=full.settings), path)
+    assert [r.start for r in store.current(path)] == ["xavier"]
 
 
 def test_the_kept_file_has_the_order_of_the_page_and_strict_numbers(benchmark, store, report, tmp_path):
@@ -136,7 +139,9 @@ def test_what_only_the_page_said_is_judged_like_a_run_and_marked(benchmark, stor
 
 def test_the_page_says_what_is_kept(store, report):
     page = report.PAGE.read_text(encoding="utf-8")
-    assert page.split(report.BEGIN)[1].split(report.END)[0].strip() == report.markdown(store.load()).strip()
+    assert (
+        page.split(report.BEGIN)[1].split(report.END)[0].strip() == report.markdown(store.current()).strip()
+    )
 
 
 def test_the_better_two_rates_run_in_full_and_one_where_nothing_was_learnt(benchmark):

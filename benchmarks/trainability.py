@@ -1,31 +1,29 @@
 """How much of a grid of networks trains from each initialisation, at an equal budget.
 
-python benchmarks/trainability.py                            the whole grid; what is in out/ is not run again
+python benchmarks/trainability.py                            the whole grid; what is kept is not run again
 python benchmarks/trainability.py --part mlp --quick         the cheap cells of one part
 python benchmarks/trainability.py --only "relu 1000" --starts auto kaiming
-python benchmarks/trainability.py --report                   the tables of what is in out/, without running
-python benchmarks/trainability.py --json out/t.json --write  for programs, and into docs/trainability.md
+python benchmarks/trainability.py --report                   the tables of what is kept, without running
+python benchmarks/trainability.py --report --write           all of them into docs/trainability.md
 
 Every start has the same optimiser (Adam), batches, steps and seeds, and its own learning rate, found by
 halving on the first seed: all rates of the grid run for a quarter of the steps, the two with the lowest
 training loss at their end run in full, and the better of these on the other seeds, too (in the cells marked
 as thorough both run on all seeds, and the lower mean counts). Where no rate has moved the loss by 2 % in a
 quarter of the steps, only the best one runs in full. A start that by then is not half way from guessing to
-the level is not repeated on the other seeds. Results are kept per cell and start in out/trainability, with
-their settings.
+the level is not repeated on the other seeds. Results are kept in benchmarks/trainability.jsonl, with their
+settings.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import json
 import math
 import time
 import warnings
 from collections.abc import Iterable
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,12 +32,10 @@ from torch import nn
 from isometry.compare.training import Budget, Run, train
 from isometry.compare.verdicts import evidence
 from isometry.measure import measure
-from isometry.strictjson import number_to_data
 from trainability_cells import PARTS, SEEDS, TUNING, Cell, cells
+from trainability_kept import current, keep, kept
 from trainability_report import Result, report, write
 from trainability_starts import UnavailableError, initialise, starts
-
-KEPT = Path("out") / "trainability"
 
 
 def adam(parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.Optimizer:
@@ -53,10 +49,8 @@ def run(cell: Cell, start: str) -> Result:
     Raises:
         UnavailableError: nothing here provides the start.
     """
-    began = time.perf_counter()
-    result = Result(
-        part=cell.part, cell=cell.name, start=start, settings=cell.settings, level=list(cell.level)
-    )
+    began = time.process_time()
+    result = Result(part=cell.part, cell=cell.name, start=start, settings=cell.settings)
     try:
         first = _model(cell, start, SEEDS[0])
         result.signal = _signal(cell, first)
@@ -70,7 +64,7 @@ def run(cell: Cell, start: str) -> Result:
         raise
     except Exception as error:  # a start that fails is a result
         result.error = f"{type(error).__name__}: {error}"
-    result.seconds = time.perf_counter() - began
+    result.seconds = time.process_time() - began
     return result
 
 
@@ -136,82 +130,39 @@ def _signal(cell: Cell, model: nn.Module) -> dict[str, Any]:
     return asdict(evidence(measure(model, inputs)))
 
 
-# --- keeping results ----------------------------------------------------------------------------------------
-
-
-def path_of(cell: Cell, start: str) -> Path:
-    """Where the result of one start in one cell is kept."""
-    return KEPT / cell.part / f"{cell.name.replace(' ', '_')}.{start}.json"
-
-
-def kept(cell: Cell, start: str) -> Result | None:
-    """A kept result, if there is one of the same settings."""
-    path = path_of(cell, start)
-    if not path.exists():
-        return None
-    result = Result(**json.loads(path.read_text(encoding="utf-8")))
-    return result if result.settings == cell.settings else None
-
-
-def keep(cell: Cell, result: Result) -> None:
-    """Write a result so that a broken session leaves either the old file or the new one."""
-    path = path_of(cell, result.start)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_suffix(".part")
-    fresh.write_text(json.dumps(asdict(result), indent=1), encoding="utf-8")
-    fresh.replace(path)
-
-
-def strict(value: Any) -> Any:
-    """Numbers as strict JSON knows them, all through a structure."""
-    if isinstance(value, dict):
-        return {key: strict(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [strict(entry) for entry in value]
-    return number_to_data(value) if isinstance(value, float) else value
-
-
 # --- command line -------------------------------------------------------------------------------------------
 
 
 def main() -> None:
-    """Run what is missing, then print, save and write the tables."""
+    """Run what is missing, then print the tables of what was asked for, and write all into the page."""
     options = _options()
     torch.set_num_threads(1)  # the matrices are small: more threads gain nothing
     warnings.filterwarnings("ignore", category=UserWarning)
-    results: list[Result] = []
+    asked: set[tuple[str, str, str]] = set()
     for part in options.part or PARTS:
         for cell in cells(part, quick=options.quick):
             if options.only and not any(word in (cell.name, *cell.name.split()) for word in options.only):
                 continue
             for start in starts(part):
-                if options.starts and start not in options.starts:
-                    continue
-                result = _result(cell, start, options)
-                if result is not None:
-                    results.append(result)
-    print(report(results))
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps([strict(asdict(r)) for r in results], indent=1, allow_nan=False)
-        options.json.write_text(text, encoding="utf-8")
+                if not options.starts or start in options.starts:
+                    asked.add((part, cell.name, start))
+                    if not options.report:
+                        _run(cell, start, again=options.again)
+    print(report([r for r in current() if (r.part, r.cell, r.start) in asked]))
     if options.write:
-        write(results)
+        write(current())
 
 
-def _result(cell: Cell, start: str, options: argparse.Namespace) -> Result | None:
-    """A kept result or a fresh one; None where there is neither."""
-    result = None if options.again else kept(cell, start)
-    if result is not None or options.report:
-        return result
+def _run(cell: Cell, start: str, *, again: bool) -> None:
+    if not again and kept(cell, start) is not None:
+        return
     try:
         result = run(cell, start)
     except UnavailableError as reason:
         print(f"{cell.part} {cell.name} {start}: {reason}", flush=True)
-        return None
-    keep(cell, result)
+        return
+    keep(result)
     print(f"{cell.part:12} {cell.name:22} {result.line()}", flush=True)
-    return result
 
 
 def _options() -> argparse.Namespace:
@@ -224,8 +175,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--starts", nargs="+", help="these starts alone")
     parser.add_argument("--again", action="store_true", help="run again what is kept")
     parser.add_argument("--report", action="store_true", help="run nothing, show what is kept")
-    parser.add_argument("--json", type=Path, help="save every result there")
-    parser.add_argument("--write", action="store_true", help="put the tables into docs/trainability.md")
+    parser.add_argument(
+        "--write", action="store_true", help="put the tables of all that is kept into docs/trainability.md"
+    )
     return parser.parse_args()
 
 

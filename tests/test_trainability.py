@@ -1,5 +1,6 @@
 """The benchmark's own functions: cells build, starts write, halving and verdicts decide as the page says."""
 
+import json
 import math
 from dataclasses import asdict, replace
 from importlib import import_module
@@ -15,6 +16,12 @@ ROOT = Path(__file__).parents[1]
 def benchmark(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     return import_module("trainability")
+
+
+@pytest.fixture
+def store(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return import_module("trainability_kept")
 
 
 @pytest.fixture
@@ -40,6 +47,13 @@ def test_every_cell_is_named_once_and_its_model_fits_its_data(benchmark, part):
             assert scores.shape[-1] >= cell.data().classes
 
 
+def test_a_model_on_one_batch_learns_its_rows_by_heart_in_any_order(benchmark):
+    cell = replace(cell_named(benchmark, "corpus", "lstm"), rates=(3e-3,))
+    rows = cell.build().eval()
+    assert torch.equal(rows(torch.tensor([2, 0])), rows(torch.arange(4))[[2, 0]])
+    assert benchmark.run(cell, "torch").trains
+
+
 def test_exact_gains_keep_the_second_moment_where_the_plain_rules_lose_it(benchmark):
     cell = cell_named(benchmark, "mlp", "relu 10")
     rms = {}
@@ -62,19 +76,72 @@ def test_behind_sums_and_norms_the_gain_is_one_and_behind_an_activation_its_own(
     assert stds["blocks.0.feed.down.weight"] == pytest.approx(1.5335, abs=0.06)
 
 
-def test_a_run_is_kept_and_found_again_for_the_same_settings_alone(benchmark, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_a_run_is_kept_and_found_again_for_the_same_settings_alone(benchmark, store, tmp_path):
+    path = tmp_path / "kept.jsonl"
     full = cell_named(benchmark, "mlp", "tanh 10")
     cell = replace(full, steps=30, every=15, rates=(1e-4, 3e-3), thorough=False)
     result = benchmark.run(cell, "xavier")
     assert result.error is None
     assert result.lr == 3e-3
     assert result.mean > 0.6
-    benchmark.keep(cell, result)
-    again = benchmark.kept(cell, "xavier")
-    assert benchmark.strict(asdict(again)) == benchmark.strict(asdict(result))
-    assert benchmark.kept(replace(cell, steps=31), "xavier") is None
-    assert benchmark.kept(cell, "torch") is None
+    store.keep(result, path)
+    again = store.kept(cell, "xavier", path)
+    assert store.strict(asdict(again)) == store.strict(asdict(result))
+    assert store.kept(replace(cell, steps=31), "xavier", path) is None
+    assert store.kept(cell, "torch", path) is None
+    assert store.current(path) == []  # the cell of this name has other settings
+    store.keep(replace(result, settings=full.settings), path)
+    assert [r.start for r in store.current(path)] == ["xavier"]
+
+
+def test_the_kept_file_has_the_order_of_the_page_and_strict_numbers(benchmark, store, report, tmp_path):
+    path = tmp_path / "kept.jsonl"
+    cell = cell_named(benchmark, "transformer", "none-norm gated 16")
+    level = {"level": ["accuracy", 0.9]}
+    lost = report.Result(part=cell.part, cell=cell.name, start="auto", settings=cell.settings)
+    lost.quality, lost.diverged, lost.tuning = (
+        [math.inf, 2.123456789],
+        [3, None],
+        {"0": 4.5, "0.01": math.inf},
+    )
+    store.keep(lost, path)
+    store.keep(report.Result(part="mlp", cell="tanh 10", start="auto", settings=level, error="no"), path)
+    store.keep(report.Result(part="mlp", cell="relu 10", start="auto", settings=level), path)
+    store.keep(report.Result(part="mlp", cell="relu 10", start="auto", settings=level, seconds=2.0), path)
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["cell"] for line in lines] == ["relu 10", "tanh 10", cell.name]
+    assert "Infinity" not in lines[-1]
+    assert "NaN" not in lines[-1]
+    assert store.load(path)[-1].quality == [math.inf, 2.1235]
+    assert store.load(path)[-1].tuning["0.01"] == math.inf
+    assert store.load(path)[0].seconds == 2.0
+
+
+def test_what_only_the_page_said_is_judged_like_a_run_and_marked(benchmark, store, report):
+    cell = cell_named(benchmark, "mlp", "relu 10")
+
+    def told(start, page, level=("accuracy", 0.9)):
+        return report.Told("mlp", "relu 10", start, {"level": list(level)}, page=page)
+
+    best, behind = told("a", "95.0 ± 0.7 @50"), told("b", "92.1 ± 0.5 @100")
+    assert (best.mean, best.scatter) == pytest.approx((0.95, 0.007))
+    assert (best.steps, best.trains) == (50, True)
+    assert not told("c", "8.6").trains
+    assert told("c", "8.6").seeds == 1
+    assert [report.best_or_level(one, [best, behind]) for one in (best, behind)] == [True, False]
+    assert told("d", "diverged", ("loss", 2.9)).mean == math.inf
+    assert told("e", "2 of 3 diverged", ("loss", 2.9)).figure() == "2 of 3 diverged"
+    assert "| 95.0 ± 0.7 @50\\* † |" in report.markdown([best, behind])
+    again = store.from_line(store.to_line(best))
+    assert again == replace(best, lr=again.lr)
+    assert again.settings != store.strict(cell.settings)
+
+
+def test_the_page_says_what_is_kept(store, report):
+    page = report.PAGE.read_text(encoding="utf-8")
+    assert (
+        page.split(report.BEGIN)[1].split(report.END)[0].strip() == report.markdown(store.current()).strip()
+    )
 
 
 def test_the_better_two_rates_run_in_full_and_one_where_nothing_was_learnt(benchmark):
@@ -87,8 +154,7 @@ def made(report, start, quality, level=("accuracy", 0.9)):
         part="mlp",
         cell="relu 10",
         start=start,
-        settings={},
-        level=list(level),
+        settings={"level": list(level)},
         quality=quality,
         reached=[20] * len(quality),
         signal={"forward": [1.0, 0.5]},

@@ -89,7 +89,7 @@ def test_branches_without_a_weight_leave_the_stream_its_size_at_any_depth(depth)
 
 
 def test_the_branches_that_read_the_encoder_add_as_much_as_the_stream():
-    """Of 9 branches, 3 read the encoder and share 1; the others share 0.3."""
+    """Of 9 branches, 3 read the encoder and share 1; the others share 0.3, and no norm precedes them."""
     model = nn.Transformer(16, 2, 2, 3, 32, dropout=0.0, batch_first=True)
     plan = isometry.plan(model, "4x6x16,4x5x16")
     told = {
@@ -97,10 +97,57 @@ def test_the_branches_that_read_the_encoder_add_as_much_as_the_stream():
         for name in ("self_attn.out_proj", "multihead_attn.out_proj", "linear2")
     }
     assert told == {
-        "self_attn.out_proj": f"{0.3 / 3:.2g}",
+        "self_attn.out_proj": f"{0.3 / 3 * 9 ** (-1 / 3):.2g}",
         "multihead_attn.out_proj": f"{1 / math.sqrt(3):.2g}",
-        "linear2": f"{0.3 / 3:.2g}",
+        "linear2": f"{0.3 / 3 * 9 ** (-1 / 3):.2g}",
     }
+
+
+class Gated(nn.Module):
+    """Gated branches, with a norm before them, after their sums or nowhere."""
+
+    def __init__(self, depth: int, norm: str) -> None:
+        super().__init__()
+        self.norm = norm
+        self.norms = nn.ModuleList(nn.LayerNorm(64) for _ in range(depth if norm else 0))
+        self.gates, self.ups = (nn.ModuleList(nn.Linear(64, 128) for _ in range(depth)) for _ in range(2))
+        self.downs = nn.ModuleList(nn.Linear(128, 64) for _ in range(depth))
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, x):
+        for i, (gate, up, down) in enumerate(zip(self.gates, self.ups, self.downs, strict=True)):
+            y = self.norms[i](x) if self.norm == "before" else x
+            x = x + down(F.silu(gate(y)) * up(y))
+            x = self.norms[i](x) if self.norm == "after" else x
+        return self.head(x)
+
+
+@pytest.mark.parametrize(
+    ("norm", "within", "power"), [("", 27 ** (-1 / 3), 2), ("after", 27 ** (-1 / 3), 2), ("before", 1.0, 0)]
+)
+def test_signals_within_branches_that_no_norm_precedes_fall_with_their_number(norm, within, power):
+    model = Gated(27, norm)
+    x = torch.randn(256, 64, generator=torch.Generator().manual_seed(0))
+    isometry.init_(model, x, seed=0)
+    found = {row.name: row.forward.rms for row in isometry.measure(model, x) if row.kind == "Linear"}
+    for name in ("gates.0", "ups.0"):
+        assert found[name] == pytest.approx(within, rel=0.1)
+    assert found["downs.0"] == pytest.approx(0.3 * 27**-0.5 * within**power, rel=0.25)
+
+
+def test_the_first_step_of_many_gated_branches_leaves_the_stream_its_size():
+    """Without a norm a step that comes back squared from every branch would grow beyond all bounds."""
+    model = Gated(48, "")
+    x = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
+    isometry.init_(model, x, seed=0)
+    targets = torch.randint(0, 10, (64,), generator=torch.Generator().manual_seed(1))
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    for _ in range(3):
+        loss = F.cross_entropy(model(x), targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert F.cross_entropy(model(x), targets) < 2.3
 
 
 class Halves(nn.Module):

@@ -100,6 +100,17 @@ def test_other_activations_stay_within_a_factor_two(function: Callable[[Tensor],
     check_flat(model, x[:1], rank, factor=2.2, rest=0.3)
 
 
+@pytest.mark.parametrize(("layers", "excess"), [(12, 0.01), (91, 0.03), (331, 0.1)])
+def test_the_head_of_a_deep_chain_begins_larger(layers: int, excess: float) -> None:
+    model = mlp([64] * layers + [10], F.relu)
+    x = unit(512, 64)
+    initialise(model, x)
+    logits = model(x.double()).detach()
+    assert float(logits.std()) == pytest.approx(logits_size(10, layers - 1), rel=0.1)
+    loss = float((logits.logsumexp(-1) - logits.mean(-1)).mean())
+    assert loss / math.log(10) - 1 == pytest.approx(excess, rel=0.2)
+
+
 @pytest.mark.parametrize("function", [F.relu, torch.tanh, F.mish])
 def test_a_thousand_layers_keep_signals_and_gradients(function: Callable[[Tensor], Tensor]) -> None:
     model = mlp([32] * 1000 + [10], function)

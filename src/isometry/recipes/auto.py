@@ -10,11 +10,16 @@ What is aimed at, in RMS:
   (0.3·r/(N + p − 1) where the branch has no weight, because what such branches add does not average out;
   r/√(N + p − 1), at most √2, where the scale of a norm ends the branch; as much for all the branches of a
   decoder together that read the encoder, which are the only way back to it);
+- N^(−1/3) in place of 1 within each of N branches that no norm precedes, values and gates among it, and as
+  much less at their ends: the first steps add to the stream in proportion to what a branch's last weight
+  reads, however small that weight is, and much the same to every token; over N branches it was more than the
+  tokens themselves;
 - attention scores that vary by 1 along the softmax: query and key share what is missing;
 - √(0.06·ln C) for C logits: cross-entropy then begins 3 % above ln C, its value for equal chances.
 
 The constants 0.3, 0.3 and 0.06 are empirical: larger branches and positions learn more slowly in the short
-runs of benchmarks/trainability.py, much smaller ones no faster; behind a norm smaller branches do.
+runs of benchmarks/trainability.py, much smaller ones no faster; behind a norm smaller branches do. So is the
+third root: with the fourth, gated branches diverge there at rates at which they learn well with the third.
 
 Where a small signal arrives that will grow in training no weight is enlarged to make up for it: behind an
 attention, which begins as an average of unrelated tokens, by 2 at most; in a loop, whose state begins at
@@ -32,7 +37,8 @@ from dataclasses import replace
 
 from isometry.flow.gates import sets_decay
 from isometry.flow.graph import SOFTMAX, Flow, Node
-from isometry.flow.roles import Role, Use
+from isometry.flow.growth import growth_of
+from isometry.flow.roles import Part, Role, Use
 from isometry.flow.stacks import stacks_of
 from isometry.flow.stages import stages_of
 from isometry.flow.streams import Residual
@@ -51,6 +57,7 @@ EXCESS = 0.06  # twice the relative excess of the initial loss over ln C
 SHARE = 0.3  # of the stream: what all branches together add to it, as RMS
 PLACE = 0.3  # of a token's row: a row of positions
 PLAIN = 6  # activations one behind another from which on a plain chain needs an isometry
+_SCORES: frozenset[Part] = frozenset(["query", "key"])
 BOOST = 2.0  # how far the weight behind an average makes up for what that took
 
 
@@ -96,6 +103,7 @@ class Draft:
         self._biases = score_sums(subject.roles)
         self._reading = {node: stack.reading for stack in stacks_of(subject.roles) for node in stack.reading}
         self._stages = stages_of(self.flow, subject.roles.streams)
+        self._powers: dict[int, float] = {}
         self._gains = {role.gain for role in subject.roles.by_name.values()}
         plain = subject.objective == "forward" and subject.family is None
         self._woven = plain_choices(subject, activations=PLAIN) if plain else {}
@@ -155,6 +163,10 @@ class Draft:
             self._head(role)
         else:
             size, what = self._share(role, _use(role).node)
+            shrink, _ = self._within(role.residual)
+            if role.residual and shrink < 1 and not role.parts & _SCORES:
+                size *= shrink
+                what = f"{size:.2g} within one of {role.residual.number} branches that no norm precedes"
             self._aim(role, lambda _: size, what or f"unit second moment for {_destination(role)}")
 
     def _head(self, role: Role) -> None:
@@ -194,11 +206,22 @@ class Draft:
         place = residual.number + residual.since - 1
         # Without a weight nothing in it is random: what such branches add does not average out.
         share /= place if residual.layers == 0 else math.sqrt(place)
+        shrink, power = self._within(residual)
+        share *= shrink**power
         reason = (
             f"ends residual branch {residual.order} of {residual.number}: {share:.2g} of the stream's size"
         )
         watched = (residual.skip, residual.fork)
         self._aim(role, lambda solver: share * stream_size(solver, residual), reason, watched)
+
+    def _within(self, residual: Residual | None) -> tuple[float, float]:
+        """Return the size of signals within a branch, and the power of it that the branch's end reads."""
+        if residual is None:
+            return 1.0, 0.0
+        if residual.node not in self._powers:
+            self._powers[residual.node] = growth_of(self.flow, residual)
+        power = self._powers[residual.node]
+        return residual.number ** (-1 / 3) if power else 1.0, power
 
     def _terms(self, role: Role, residual: Residual) -> float:
         """Return how many ends of a branch are summed in one of its entries; halves side by side are not."""

@@ -139,12 +139,13 @@ def edge_choices(
     subject.notes.append(note)
     found: dict[str, Choice] = {}
     for layer in chain.layers:
-        found |= _choices(subject, layer, edges, bends, reason, arriving)
+        found |= _choices(subject, chain, layer, edges, bends, reason, arriving)
     return found
 
 
 def _choices(
     subject: Subject,
+    chain: Chain,
     layer: Layer,
     edges: dict[int, Edge],
     bends: dict[int, Bend],
@@ -168,7 +169,7 @@ def _choices(
         if not after.critical:
             words += " (not critical: it keeps lengths alone)"
     if not layer.readers and layer.output:
-        std = logits_size(fans.layout.outputs) / math.sqrt(size)
+        std = logits_size(fans.layout.outputs, chain.bends) / math.sqrt(size)
         words = f"{reason}: small logits"
     law: Distribution = of_kind(
         subject.family or "orthogonal", std / math.sqrt(fans.forward), layout=fans.layout

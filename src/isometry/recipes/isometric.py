@@ -140,7 +140,7 @@ class _Weaver:
             gain = self._gain(layer, point, sides)
             if not layer.readers and layer.output:
                 size = math.sqrt(point.length * side.size)
-                gain *= logits_size(side.outputs) / size
+                gain *= logits_size(side.outputs, self.chain.bends) / size
             gains.append(gain)
             layers.append(self._layer(layer, gain))
         laws = woven(layers, self.subject.seed)

@@ -26,8 +26,8 @@ Parity = Literal["linear", "odd", "mirrored", "even"]
 # Squared singular values are to spread over [1/3, 3]: in finite widths singular values then stay in [1/2, 2].
 _BUDGET = math.log(3.0)
 _SMALLEST = 1e-10
-# Logits of this variance per unit of ln C cost 1 % over chance at the start.
-_LOGITS = 0.02
+# How far cross-entropy begins above chance: 1 %, in deep chains up to 10 %.
+_EXCESS, _MOST, _DEEP = 0.01, 0.1, 3000
 
 
 @dataclass(frozen=True)
@@ -232,19 +232,24 @@ def operating_point(bends: Sequence[tuple[Bend, float]], largest: float) -> Oper
     return Operating(here, math.exp((over + _BUDGET) / 2))
 
 
-def logits_size(count: int) -> float:
-    """Return the size of so many logits at which the first cross-entropy is 1 % above chance.
+def logits_size(count: int, layers: int = 1) -> float:
+    """Return the size of so many logits at which the first cross-entropy is 1 % to 10 % above chance.
 
-    E[log Σ exp] grows by half the logits' variance: √(0.02·ln C). A single output gets size 1.
+    E[log Σ exp] grows by half the logits' variance: √(2·e·ln C), e = layers/3000 within [0.01, 0.1]. A single
+    output gets size 1. The deeper a plain chain, the smaller the rates that it learns at, and with them the
+    head grows little by itself: what is missing there would have to come from the layers before it, all of
+    which every step disturbs. Empirical: benchmarks/trainability.py.
 
     Args:
         count: C.
+        layers: How many activations lie one behind another.
 
     Returns:
         The standard deviation.
 
     Example:
-        >>> round(logits_size(10), 3)
-        0.215
+        >>> round(logits_size(10), 3), round(logits_size(10, 1000), 3)
+        (0.215, 0.679)
     """
-    return math.sqrt(_LOGITS * math.log(count)) if count > 1 else 1.0
+    excess = min(max(layers / _DEEP, _EXCESS), _MOST)
+    return math.sqrt(2 * excess * math.log(count)) if count > 1 else 1.0

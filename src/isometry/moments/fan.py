@@ -113,8 +113,8 @@ def scatter_of_power(m: Moments, offset: float) -> float:
     def mean(*at: Array) -> float:
         return float(np.mean([latents.mean(rec.pooled(values, m.axes)) for values in at]))
 
-    slope = mean(*[_derivative(f, x) for x, f in spread])
-    growth = mean(*[x * _derivative(f, x) for x, f in spread])
+    slope = mean(*[latents.derivative(f, x) for x, f in spread])
+    growth = mean(*[x * latents.derivative(f, x) for x, f in spread])
     left = [f - slope * x - 0.5 * growth * x * x for x, f in spread]
     power = max(mean(*[f for _, f in spread]), 1e-300)
     return max(mean(*[f * f for f in left]) - mean(*left) ** 2, 0.0) / (power**2 * mark.normed)
@@ -127,19 +127,11 @@ def _stretched(values: Array, z: Array, size: float) -> Array:
     return np.asarray(np.reshape(made, values.shape))
 
 
-def _derivative(values: Array, z: Array) -> Array:
-    """Return df/dz by differences."""
-    rise = np.diff(values, axis=-1) / np.maximum(np.diff(z, axis=-1), 1e-12)
-    return np.asarray(
-        0.5 * (np.concatenate([rise[..., :1], rise], -1) + np.concatenate([rise, rise[..., -1:]], -1))
-    )
-
-
 def _growth(factor: Factor) -> Array:
     """Return half the derivative of a variance by the logarithm of its latent's scale, by block."""
     form = surfaces.form_of(factor)
     form, values = np.broadcast_arrays(form - latents.mean(form)[..., None], factor.values)
-    slope = _derivative(values, form)
+    slope = latents.derivative(values, form)
     return latents.mean((values - factor.mean[..., None]) * slope * form)
 
 

@@ -125,6 +125,15 @@ def dual(f: Array, g: Array, rho: Array) -> Array:
     return mehler(np.concatenate([products, rest[..., None]], axis=-1), rho)
 
 
+def derivative(values: Array, form: Array) -> Array:
+    """Return df/dx by differences for f and x given at the nodes; 0 where x stays as it is."""
+    step = np.diff(form, axis=-1)
+    rise = np.diff(values, axis=-1) / np.where(step == 0.0, np.inf, step)
+    return np.asarray(
+        0.5 * (np.concatenate([rise[..., :1], rise], -1) + np.concatenate([rise, rise[..., -1:]], -1))
+    )
+
+
 def conditional(values: Array, rho: Array) -> Array:
     """Return E[f(z′) | z] at the nodes of z, for corr(z, z′) = rho, an array of the leading shape.
 

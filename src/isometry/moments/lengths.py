@@ -141,8 +141,7 @@ def elasticity(f: Factor) -> float:
     """Return half of how the logarithm of E[f²] follows that of the scale of the factor's form."""
     form, values = np.broadcast_arrays(surfaces.form_of(f), f.values)
     form, values = (x.reshape(-1, x.shape[-1])[-1] for x in (form, values))
-    rise = np.diff(values) / np.where(np.diff(form) == 0.0, np.inf, np.diff(form))
-    slope = 0.5 * (np.concatenate([rise[:1], rise]) + np.concatenate([rise, rise[-1:]]))
+    slope = latents.derivative(values, form)
     return float(latents.mean(values * slope * form) / max(float(latents.mean(values**2)), 1e-300))
 
 

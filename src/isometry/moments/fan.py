@@ -37,7 +37,7 @@ import numpy as np
 from isometry.moments import latents, surfaces
 from isometry.moments import record as rec
 from isometry.moments.axes import Array
-from isometry.moments.record import Across, Apart, Factor, Fan, Moments, Normed, Part, Term
+from isometry.moments.record import Across, Apart, Factor, Fan, Moments, Normed, Part, Term, Uneven
 
 T = TypeVar("T", Fan, Normed, Across)
 
@@ -46,7 +46,7 @@ _LEAST = 2.5  # directions; with two or fewer 1/v has no mean
 _LEAST_KURTOSIS, _MOST_KURTOSIS = 0.02, 3.0  # less is taken as none; beyond, the expansion fails
 
 
-def marked(m: Moments, mark: Fan | Normed | Across | Apart | None) -> Moments:
+def marked(m: Moments, mark: Fan | Normed | Across | Apart | Uneven | None) -> Moments:
     """Return a record of one term whose last factor carries a mark, in place of another of its kind."""
     (term,) = m.terms
     if mark is None or not term.factors:

@@ -19,7 +19,7 @@ from math import prod
 import numpy as np
 
 from isometry.moments import axes as ax
-from isometry.moments import lineage
+from isometry.moments import lineage, uneven
 from isometry.moments.axes import Array
 from isometry.moments.record import Gram, Label, Moments, Part, Term, diagonal
 
@@ -101,7 +101,7 @@ def _fluctuation(m: Moments, summed: Sequence[int]) -> float:
             np.tensordot(both, counts, axes=(k, 0)) if both.shape[k] > 1 else both.take(0, k) * counts.sum()
         )
         square = np.tensordot(square, n, axes=(k, 0)) if square.shape[k] > 1 else square.take(0, k) * n.sum()
-    return float(np.mean(both) / max(float(np.mean(square)) ** 2, 1e-300))
+    return float(np.mean(both) / max(float(np.mean(square)) ** 2, 1e-300)) + uneven.excess(m)
 
 
 def passed_on(

@@ -134,6 +134,15 @@ class Near(NamedTuple):
     labels: tuple[Label, ...]
 
 
+class Uneven(NamedTuple):
+    """Marks a `Part` of rows whose inner products differ from pair to pair; see `uneven`.
+
+    `excess` is their mean square.
+    """
+
+    excess: float
+
+
 class Apart(NamedTuple):
     """Marks a `Part` of a gradient that is orthogonal to sums, along what a norm is taken over.
 
@@ -167,7 +176,9 @@ class Dot(NamedTuple):
     whole: float
 
 
-Loose = Keys | Fan | Normed | Across | Near | Apart | Length | Dot  # marks that belong to no variable
+Loose = (
+    Keys | Fan | Normed | Across | Near | Uneven | Apart | Length | Dot
+)  # marks that belong to no variable
 Mark = Gram | Loose  # what stands in the place of a latent and is none
 
 

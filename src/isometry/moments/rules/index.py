@@ -14,7 +14,7 @@ from torch import Tensor
 
 from isometry.moments import algebra as alg
 from isometry.moments import axes as ax
-from isometry.moments import latents, lookup
+from isometry.moments import fan, latents, lookup, uneven
 from isometry.moments import record as rec
 from isometry.moments import regrouping as reg
 from isometry.moments.axes import Array, Axis
@@ -51,9 +51,10 @@ def embedding(ctx: Context, w: Moments, ids: Any, *_: Any) -> Moments:
     dims = (*dims, *w.dims[1:])
     factor = alg.absorbed(alg.collapse(w).terms[0], w.axes)
     if factor is None or latents.affine(factor.values):
-        return alg.gaussian(dims, table, mean)
+        return fan.marked(alg.gaussian(dims, table, mean), uneven.of_sum(w.terms, w.axes))
     values = factor.values.take(0, axis=0)
-    return alg.with_marginal(dims, table, mean, values.reshape((*lead, *values.shape)))
+    made = alg.with_marginal(dims, table, mean, values.reshape((*lead, *values.shape)))
+    return fan.marked(made, uneven.of_sum(w.terms, w.axes))
 
 
 @rule("embedding_dense_backward", accuracy="exact", raw=(1,))

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from isometry.moments import across, apart, fan, latents, lengths, lineage, near, slopes
+from isometry.moments import across, apart, fan, latents, lengths, lineage, near, slopes, uneven
 from isometry.moments import algebra as alg
 from isometry.moments import axes as ax
 from isometry.moments import contract as con
@@ -72,7 +72,9 @@ def normalise(
     latent = ("centred", factor.latent, factor.labels, tuple(positions))
     own = replace(term.factors[0], latent=latent, parts=parts, form=term.factors[0].values)
     made = near.kept(replace(made, terms=(Term(term.coef, (own,)),)), m)
-    return _of_length_one(fan.marked(made, fan.mark_of(m, Fan)), m, dims, eps), sigma
+    for mark in (fan.mark_of(m, Fan), uneven.of_sum(m.terms, m.axes)):
+        made = fan.marked(made, mark)
+    return _of_length_one(made, m, dims, eps), sigma
 
 
 def _with_loss(table: Array, strong: Array, m: Moments, positions: list[int]) -> Array:

@@ -54,8 +54,8 @@ def orthogonal(dx: Moments, x: Moments, g: Moments, windows: Sequence[Window], s
     # The outputs are centred, which takes off what of the mean their windows read on average.
     apart = (factor.values - prod(w.terms / w.kernel for w in windows) * factor.mean[..., None]) ** 2
     spread = np.maximum(latents.mean(apart), 1e-300)[..., None]
-    alone, added = _given_square(g, windows, fan.kurtosis(x))
-    own = np.maximum(1.0 - share * part, 0.0) * np.interp(apart / spread, _SQUARES, alone)
+    summand, added = _given_square(g, windows, fan.kurtosis(x))
+    own = np.maximum(1.0 - share * part, 0.0) * np.interp(apart / spread, _SQUARES, summand)
     square = own / latents.mean(own)[..., None] + np.interp(apart / spread, _SQUARES, added)
     gained = latents.mean(square)[..., None]
     table = np.array(dx.table)
@@ -161,9 +161,8 @@ def product(g: Moments, h: Moments) -> Moments:
     weight = latents.mean(along * level) / np.maximum(latents.mean(level * level), 1e-300)
     along = along - (1.0 - mark.loose**0.5) * weight[..., None] * level
     rest = tuple(f for f in term.factors if f is not found[0])
-    return alg.assemble(
-        both.dims, (Term(term.coef, (*rest, alg.changed(found[0], along * mark.alone, both.axes))),)
-    )
+    across = alg.changed(found[0], along * mark.alone, both.axes)
+    return alg.assemble(both.dims, (Term(term.coef, (*rest, across)),))
 
 
 def itself(g: Moments) -> Moments:

@@ -37,10 +37,7 @@ def of_sum(terms: Sequence[Term]) -> Apart | None:
     """Return the mark of a sum of gradients; None where none has one."""
     total, found = 0.0, dict[object, float]()
     for term in terms:
-        square = term.coef**2
-        for factor in term.factors:
-            square = square * factor.square
-        size = float(np.mean(square))
+        size = float(np.mean(term.square))
         total += size
         marks = (p.latent for f in term.factors for p in f.parts if isinstance(p.latent, Apart))
         for key, share in (pair for mark in marks for pair in mark.shares):

@@ -69,9 +69,7 @@ def of_sum(terms: Sequence[Term]) -> Fan | None:
     """Return the fan of a sum of functions of marked sums; None where none is marked."""
     total, own, shared, tail = 0.0, 0.0, 0.0, 0.0
     for term in terms:
-        square = term.coef**2
-        for factor in term.factors:
-            square = square * factor.square
+        square = term.square
         if len(term.factors) != 1:
             total += float(np.mean(square))
             continue

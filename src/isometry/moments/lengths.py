@@ -50,12 +50,7 @@ def handed_on(made: Moments, terms: Sequence[Term]) -> Moments:
     along |= {k for f in roots for p in f.parts for k in _gone(p, f, terms)}
     if not along:
         return made
-    squares = []
-    for term in terms:
-        square = term.coef**2
-        for f in term.factors:
-            square = square * f.square
-        squares.append(float(np.mean(square)))
+    squares = [float(np.mean(term.square)) for term in terms]
     total = max(sum(squares), 1e-300)
     found = ((square / total) ** 2 * _of_term(t) for t, square in zip(terms, squares, strict=True))
     return marked(made, sum(found), along)

@@ -356,7 +356,7 @@ def together(g: Moments, x: Moments, windows: Sequence[Window]) -> float:
     near = [np.arange(_steps(n) - 1) for n in outputs]
     reached = [np.minimum(d * w.stride, s - 1) for d, w, s in zip(near, windows, steps, strict=True)]
     at, to = _flat(near, [_steps(n) for n in outputs]), _flat(reached, steps)
-    used = prod(len(w.taps()[0]) / (w.outputs * w.kernel) for w in windows)
+    used = prod(w.terms / w.kernel for w in windows)
     return used * float((_pairs(outputs)[at] * ours[at] * theirs[to]).sum())
 
 

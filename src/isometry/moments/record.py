@@ -281,6 +281,14 @@ class Term:
     coef: Array
     factors: tuple[Factor, ...] = ()
 
+    @property
+    def square(self) -> Array:
+        """The product's second moment, of independent factors, as a block array."""
+        square = self.coef**2
+        for factor in self.factors:
+            square = square * factor.square
+        return square
+
 
 @dataclass(frozen=True, eq=False)
 class Moments:

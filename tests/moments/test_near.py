@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import isometry
 from isometry.moments import algebra as alg
-from isometry.moments import latents, maxima, near
+from isometry.moments import distances, latents, maxima, near, near_maps
 from isometry.moments.resampling import resampled
 
 DRAWS = 100
@@ -79,8 +79,8 @@ def test_means_of_means_are_exact() -> None:
 
 def test_readings_count_pairs() -> None:
     matrix = np.random.default_rng(0).random((5, 9))
-    how = near.reading([matrix], [(2, 3)])
-    for d in range(near.REACH + 1):
+    how = near_maps.reading([matrix], [(2, 3)])
+    for d in range(distances.REACH + 1):
         pairs = [(i, j) for i in range(9) for j in range(9) if abs(i - j) == d]
         products = sum(np.outer(matrix[:, i], matrix[:, j]) for i, j in pairs)
         assert how.classes[0, d] == pytest.approx(np.diag(products)[:2].mean())
@@ -93,7 +93,7 @@ def test_correlations_by_distance_have_their_classes_means() -> None:
     x = resampled(alg.normal((2, 12, 12)), {1: sums, 2: sums})
     (factor,) = x.terms[0].factors
     rho = near.correlations(factor, x.axes, 2)
-    np.testing.assert_allclose(near.by_class(rho, (10, 10))[0], factor.rho[0], rtol=1e-9)
+    np.testing.assert_allclose(distances.by_class(rho, (10, 10))[0], factor.rho[0], rtol=1e-9)
     assert rho[0, 1] == pytest.approx(2 / 3)  # neighbours share two of three columns
 
 

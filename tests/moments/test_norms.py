@@ -11,9 +11,8 @@ from torch import Tensor, nn
 import isometry
 from isometry.moments import algebra as alg
 from isometry.moments import axes as ax
-from isometry.moments import lineage
+from isometry.moments import lineage, mask_rows
 from isometry.moments.record import Gram, Part, Run, Term
-from isometry.moments.rules import attention
 
 
 def sides(build, inputs, names: list[str], draws: int) -> dict[tuple[str, str], tuple[float, float]]:
@@ -185,14 +184,14 @@ def test_pair_arrays_multiply_as_matrices() -> None:
 
 @pytest.mark.parametrize("n", [1, 3, 5, 6, 7, 12, 16, 37])
 def test_sampled_rows_have_the_means_of_polynomials(n: int) -> None:
-    rows = attention._picked(n)
+    rows = mask_rows._picked(n)
     every = np.arange(n)
     ends = np.array([0, len(rows)])
     for power in range(4):
-        chosen, weights = attention._row_pairs((n,), ends, 0, None)
+        chosen, weights = mask_rows._row_pairs((n,), ends, 0, None)
         assert weights @ rows[chosen[:, 0]] ** power == pytest.approx((every**power).mean())
     if n > 1:
-        chosen, weights = attention._row_pairs((n,), ends, 0, 0)
+        chosen, weights = mask_rows._row_pairs((n,), ends, 0, 0)
         pairs = rows[chosen]
         assert weights @ pairs.min(1) == pytest.approx((n - 2) / 3)
         assert weights @ pairs.max(1) == pytest.approx((2 * n - 1) / 3)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 import isometry
 from isometry.moments import algebra as alg
 from isometry.moments import fan, inverse, latents
+from isometry.moments.marks import marked
 from isometry.moments.record import Fan, Normed
 from isometry.moments.taps import Window
 
@@ -193,7 +194,7 @@ def test_the_power_of_normed_channels_scatters_where_they_are_bent() -> None:
     z = (z - z.mean(1, keepdims=True)) / z.std(1, keepdims=True)
     x = hardswish(z)
     power = ((x - 0.5 * x.mean()) ** 2).mean(1)
-    normed = fan.marked(alg.normal((64, 3)), Fan(9, 9, 9, 0.0, normed=64))
+    normed = marked(alg.normal((64, 3)), Fan(9, 9, 9, 0.0, normed=64))
     told = fan.scatter_of_power(alg.apply(normed, hardswish), 0.5)
     assert told == pytest.approx(power.var() / power.mean() ** 2, rel=0.05)
     assert fan.scatter_of_power(normed, 0.5) < 1e-9  # the norm made it one
@@ -203,5 +204,5 @@ def test_what_weights_pass_on_whose_size_is_divided_by_beside_an_epsilon() -> No
     square = np.random.default_rng(0).chisquare(9, 400_000) / 9
     for share in (0.5, 0.9, 1.0):
         divided = 1 / (square + 1 / share - 1)
-        gradient = fan.marked(alg.normal((4, 3)), Normed(9, share, None))
+        gradient = marked(alg.normal((4, 3)), Normed(9, share, None))
         assert fan.kept(gradient) == pytest.approx((square * divided).mean() / divided.mean(), rel=3e-3)

@@ -26,8 +26,10 @@ from isometry.moments import axes as ax
 from isometry.moments import fan, latents, slopes, surfaces
 from isometry.moments import record as rec
 from isometry.moments.axes import Array, Axis
+from isometry.moments.marks import mark_of, marked
 from isometry.moments.record import Across, Factor, Moments, Normed, Term
 from isometry.moments.taps import Window
+from isometry.moments.terms import changed
 
 _SQUARES = np.concatenate([np.linspace(0.0, 4.0, 17), np.geomspace(5.0, 100.0, 16)])
 _SIZES = np.geomspace(0.1, 6.0, 60)
@@ -60,10 +62,10 @@ def orthogonal(dx: Moments, x: Moments, g: Moments, windows: Sequence[Window], s
     gained = latents.mean(square)[..., None]
     table = np.array(dx.table)
     rec.diagonal(table, dx.axes)[...] *= gained[..., 0]
-    bent = alg.changed(factor, np.sqrt(square / gained), x.axes)
+    bent = changed(factor, np.sqrt(square / gained), x.axes)
     alone = np.sqrt(own / latents.mean(own)[..., None] / gained)
     mark = Across(factor, bent.values, alone, share, _loose(windows))
-    return fan.marked(slopes.carried(dx, [bent], table), mark)
+    return marked(slopes.carried(dx, [bent], table), mark)
 
 
 def _given_square(g: Moments, windows: Sequence[Window], excess: float) -> tuple[Array, Array]:
@@ -88,7 +90,7 @@ def _given_square(g: Moments, windows: Sequence[Window], excess: float) -> tuple
     Returns:
         The first in units of its mean, and what is added in units of E[s²], by `_SQUARES`.
     """
-    mark = fan.mark_of(g, Normed)
+    mark = mark_of(g, Normed)
     carrier, rest = slopes.split(g.terms[0])
     slope = next((f for f in rest if mark is not None and f.latent == mark.latent), None)
     if carrier is None or slope is None:
@@ -148,7 +150,7 @@ def product(g: Moments, h: Moments) -> Moments:
     Of a gradient orthogonal to x, only what h has across x counts, and across 1 but for what is loose of it.
     """
     both = alg.multiply(g, h)
-    mark = fan.mark_of(g, Across)
+    mark = mark_of(g, Across)
     if mark is None or len(both.terms) != 1:
         return both
     (term,) = both.terms
@@ -161,13 +163,13 @@ def product(g: Moments, h: Moments) -> Moments:
     weight = latents.mean(along * level) / np.maximum(latents.mean(level * level), 1e-300)
     along = along - (1.0 - mark.loose**0.5) * weight[..., None] * level
     rest = tuple(f for f in term.factors if f is not found[0])
-    across = alg.changed(found[0], along * mark.alone, both.axes)
+    across = changed(found[0], along * mark.alone, both.axes)
     return alg.assemble(both.dims, (Term(term.coef, (*rest, across)),))
 
 
 def itself(g: Moments) -> Moments:
     """Return g for a sum over batch and space; see `product`."""
-    if fan.mark_of(g, Across) is None:
+    if mark_of(g, Across) is None:
         return g
     return product(g, alg.assemble(g.dims, (Term(np.ones([1] * len(g.axes))),)))
 

@@ -12,8 +12,9 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from isometry.moments import apart, fan, latents, lengths, lineage, near, projection, surfaces, uneven
+from isometry.moments import apart, fan, latents, lengths, lineage, near, surfaces, uneven
 from isometry.moments.axes import Array, Axis, Index
+from isometry.moments.marks import marked
 from isometry.moments.record import (
     Dims,
     Factor,
@@ -24,12 +25,10 @@ from isometry.moments.record import (
     Term,
     diagonal,
     dual,
-    first,
-    joint,
     mirror,
     outer,
-    second,
 )
+from isometry.moments.terms import changed, crossed, mean_of, merged, second_moments
 
 _COLLAPSED: WeakKeyDictionary[Moments, Moments] = WeakKeyDictionary()
 MAX_TERMS = 6  # a sum of more products becomes a function of one new latent
@@ -115,68 +114,17 @@ def gaussian(dims: Dims, table: Array, mean: Array) -> Moments:
 def assemble(dims: Dims, terms: tuple[Term, ...]) -> Moments:
     """Return the record of a sum of terms: its table and mean follow from theirs."""
     axes = tuple(a for d in dims for a in d)
-    terms = _merge(terms, axes)
+    terms = merged(terms, axes)
     table: Array = np.zeros([1] * len(axes))
     mean: Array = np.zeros([1] * len(axes))
     for position, term in enumerate(terms):
-        mean = mean + _term_mean(term)
-        table = table + outer(term.coef, term.coef, axes) * _own(term.factors, axes)
+        mean = mean + mean_of(term)
+        table = table + outer(term.coef, term.coef, axes) * second_moments(term.factors, axes)
         for other in terms[:position]:
-            both = _cross(term, other, axes)
+            both = crossed(term, other, axes)
             if both is not None:
                 table = table + both + mirror(both, axes)
     return Moments(dims, terms, table, mean)
-
-
-def _own(factors: tuple[Factor, ...], axes: tuple[Axis, ...]) -> Array:
-    """Return the second moments of a product; two images of the same rows know of one another."""
-    own: Array = np.ones([1] * len(axes))
-    for factor in factors:
-        own = own * factor.table
-    for k, f in enumerate(factors):
-        for g in factors[:k]:
-            extra = lineage.together(f, g, axes)
-            if extra is not None:
-                for other in (x for x in factors if x is not f and x is not g):
-                    extra = extra * other.table
-                own = own + extra
-    return own
-
-
-def _term_mean(term: Term) -> Array:
-    mean = term.coef
-    for factor in term.factors:
-        mean = mean * factor.mean
-    return mean
-
-
-def _cross(a: Term, b: Term, axes: tuple[Axis, ...]) -> Array | None:
-    """Return E[a b′] by pair class, or None where it vanishes."""
-    for one, other, turned in ((a, b, False), (b, a, True)):
-        if (found := projection.crossed(one, other, axes)) is not None:
-            return mirror(found, axes) if turned else found
-    keys = {factor.key: factor for factor in b.factors}
-    result = outer(a.coef, b.coef, axes)
-    for factor in a.factors:
-        partner = keys.pop(factor.key, None)
-        if partner is not None:
-            result = result * joint(factor, factor.values, partner.values, axes)
-            continue
-        related = next(
-            ((g, c) for g in keys.values() if (c := lineage.covariance(factor, g, axes)) is not None), None
-        )
-        if related is not None:
-            keys.pop(related[0].key)
-            result = result * (related[1] + outer(factor.mean, related[0].mean, axes))
-        elif factor.centred:
-            return None
-        else:
-            result = result * first(factor.mean, axes)
-    for factor in keys.values():
-        if factor.centred:
-            return None
-        result = result * second(factor.mean, axes)
-    return result
 
 
 def cross(a: Moments, b: Moments) -> Array:
@@ -184,56 +132,10 @@ def cross(a: Moments, b: Moments) -> Array:
     total: Array = np.zeros([1] * len(a.axes))
     for s in a.terms:
         for t in b.terms:
-            both = _cross(s, t, a.axes)
+            both = crossed(s, t, a.axes)
             if both is not None:
                 total = total + both
     return total
-
-
-def _merge(terms: tuple[Term, ...], axes: tuple[Axis, ...]) -> tuple[Term, ...]:
-    """Add terms that agree in all factors but one variable; a constant joins a term of one factor."""
-    result: list[Term] = []
-    for term in terms:
-        if not term.coef.any():
-            continue
-        for k, other in enumerate(result):
-            joined = _join(other, term, axes)
-            if joined is not None:
-                result[k] = joined
-                break
-        else:
-            result.append(term)
-    if not result:
-        return (Term(np.zeros([1] * len(axes))),)
-    return tuple(result)
-
-
-def _join(a: Term, b: Term, axes: tuple[Axis, ...]) -> Term | None:
-    if len(a.factors) < len(b.factors):
-        a, b = b, a
-    if len(a.factors) - len(b.factors) > (1 if not b.factors else 0):
-        return None
-    if not a.factors:
-        return Term(a.coef + b.coef)
-    if not b.factors:
-        constant_ = b.coef[..., None]
-    elif {f.key for f in a.factors} != {f.key for f in b.factors}:
-        return None
-    else:
-        constant_ = None
-    partners = {f.key: f for f in b.factors}
-    unlike = [k for k, f in enumerate(a.factors) if constant_ is not None or not _equal(f, partners[f.key])]
-    if len(unlike) > 1:
-        return None
-    k = unlike[0] if unlike else 0
-    ours = a.coef[..., None] * a.factors[k].values
-    theirs = constant_ if constant_ is not None else b.coef[..., None] * partners[a.factors[k].key].values
-    joined = changed(a.factors[k], ours + theirs, axes)
-    return Term(np.ones([1] * len(axes)), (*a.factors[:k], joined, *a.factors[k + 1 :]))
-
-
-def _equal(f: Factor, g: Factor) -> bool:
-    return f.values is g.values or (f.values.shape == g.values.shape and np.array_equal(f.values, g.values))
 
 
 # --- algebra of aligned records -----------------------------------------------------------------------------
@@ -401,7 +303,7 @@ def descended(made: Moments, terms: tuple[Term, ...], *, normal_: bool) -> Momen
     own = replace(factor, parts=lineage.parts_of(terms, std), form=form)
     made = near.of_sum(replace(made, terms=(Term(term.coef, (own,)),)), terms)
     for mark in (fan.of_sum(terms), apart.of_sum(terms), uneven.of_sum(terms, made.axes)):
-        made = fan.marked(made, mark)
+        made = marked(made, mark)
     return lengths.handed_on(made, terms)
 
 
@@ -469,11 +371,6 @@ def _lattice(count: int, points: int = 4001) -> tuple[tuple[Index, Array], ...]:
     middle = 0.5 * (cumulative[:-1] + cumulative[1:])
     uniform = (np.mod(steps * np.sqrt(primes[k % 12]) * (1 + k // 12), 1.0) for k in range(count))
     return tuple(latents.places(np.interp(u, middle, latents.NODES)) for u in uniform)
-
-
-def changed(factor: Factor, values: Array, axes: tuple[Axis, ...]) -> Factor:
-    """Return another function of the same variable."""
-    return replace(factor, values=values, table=joint(factor, values, values, axes))
 
 
 def apply(m: Moments, fn: Callable[[Array], Array]) -> Moments:

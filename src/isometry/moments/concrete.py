@@ -19,8 +19,9 @@ from torch import Tensor
 
 from isometry.moments import algebra as alg
 from isometry.moments import axes as ax
-from isometry.moments import fan, latents, uneven
+from isometry.moments import latents, uneven
 from isometry.moments.axes import Array, Axis, Index
+from isometry.moments.marks import marked
 from isometry.moments.record import Dims, Moments, Term
 
 LIMIT = 1 << 22  # entries; larger tensors are described by moments alone
@@ -84,7 +85,7 @@ def moments_of(tensor: Tensor, dims: Dims | None = None) -> Moments:
     for position, (_, constant) in enumerate(kept):
         if constant:
             table = table.take([0], axis=position)
-    return fan.marked(alg.with_marginal(dims, table, mean, form), uneven.of_known(array))
+    return marked(alg.with_marginal(dims, table, mean, form), uneven.of_known(array))
 
 
 def _starts(axis: Axis) -> Index:

@@ -30,39 +30,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TypeVar
 
 import numpy as np
 
 from isometry.moments import latents, surfaces
 from isometry.moments import record as rec
 from isometry.moments.axes import Array
-from isometry.moments.record import Across, Apart, Factor, Fan, Moments, Normed, Part, Term, Uneven
-
-T = TypeVar("T", Fan, Normed, Across)
+from isometry.moments.marks import mark_of
+from isometry.moments.record import Factor, Fan, Moments, Normed, Term
 
 _NONE = 1e-3  # a share that is as good as nothing
 _LEAST = 2.5  # directions; with two or fewer 1/v has no mean
 _LEAST_KURTOSIS, _MOST_KURTOSIS = 0.02, 3.0  # less is taken as none; beyond, the expansion fails
-
-
-def marked(m: Moments, mark: Fan | Normed | Across | Apart | Uneven | None) -> Moments:
-    """Return a record of one term whose last factor carries a mark, in place of another of its kind."""
-    (term,) = m.terms
-    if mark is None or not term.factors:
-        return m
-    *before, last = term.factors
-    others = [p for p in last.parts if not isinstance(p.latent, type(mark))]
-    part = Part(mark, (None,) * len(m.axes), (), np.zeros([1] * (len(m.axes) + 1)))
-    return replace(m, terms=(Term(term.coef, (*before, replace(last, parts=(*others, part)))),))
-
-
-def mark_of(m: Moments, kind: type[T]) -> T | None:
-    """Return a record's mark of a kind; None where it has none, or is a sum."""
-    if len(m.terms) != 1:
-        return None
-    parts = (p for f in m.terms[0].factors for p in f.parts)
-    return next((p.latent for p in parts if isinstance(p.latent, kind)), None)
 
 
 def of_sum(terms: Sequence[Term]) -> Fan | None:

@@ -2,10 +2,8 @@
 
 A new latent that is made from others (a sum, a mean, a product of dependent factors) keeps, for each variable
 z that it came from, the conditional expectation φ(z) = E[form | z] − E[form] as a `Part`; `form` is the
-function of the latent that was made, the
-latent itself where that is normal. What is left, form − φ(z), is taken as normal and independent of z. So a
-function f of the
-latent has the conditional expectation
+function of the latent that was made, the latent itself where that is normal. What is left, form − φ(z), is
+taken as normal and independent of z. So a function f of the latent has the conditional expectation
 
     E[f | z] = ∫ f(form = E[form] + φ(z) + s·ε) N(ε) dε,      s² = var(form) − var(φ),
 
@@ -14,8 +12,7 @@ linear in the form (so
 `x − x.mean()` and `(a + b) − a` come out right) and where the rest is normal; else asymptotic in the number
 of parts.
 Where z was summed over axes (`gone`), the covariance is summed over the pairs along them. Two latents with a
-common ancestor are
-related through the strongest one alone.
+common ancestor are related through the strongest one alone.
 """
 
 from __future__ import annotations
@@ -32,14 +29,10 @@ from isometry.moments import latents
 from isometry.moments.axes import Array, Axis
 from isometry.moments.record import (
     Factor,
-    Fused,
     Gram,
-    Joined,
     Label,
-    Loose,
     Mark,
     Part,
-    Run,
     Term,
     average,
     diagonal,
@@ -409,54 +402,3 @@ def _summed_first(table: Array, axes: tuple[Axis, ...], positions: Sequence[int]
         by_second = full[..., :b] + (differ * counts).sum(-2)
         table = np.moveaxis(by_second[..., ax.sides(axis)[1]] if b > 1 else by_second, -1, p)
     return table
-
-
-def renamed(labels: Sequence[Label], latent: object, position: int, index: int) -> object:
-    """Return the identity of a latent of which one entry along an axis is selected."""
-    label = labels[position]
-    if label is None or isinstance(latent, Loose):
-        return latent
-    if isinstance(latent, Gram):
-        return latent._replace(origin=(latent.origin, label, index))
-    return latent, label, index
-
-
-def unjoined(factor: Factor, size: int, position: int) -> Factor:
-    """Return a stretch (of `size` along an axis) of tensors side by side as the part's own variable.
-
-    As it is where the stretch reaches beyond one part.
-    """
-    joined, label = factor.latent, factor.labels[position]
-    if not isinstance(joined, Joined) or not isinstance(label, Run) or label.base != joined.axis:
-        return factor
-    last = label.offset + label.stride * (size - 1)
-    for start, stop, latent, labels in joined.pieces:
-        if start <= label.offset and last < stop:
-            own = replace_at(factor.labels, position, label._replace(offset=label.offset - start))
-            found = [_through(x, labels) for x in own]
-            known = tuple(x for x in found if not isinstance(x, str))
-            if len(known) == len(found):
-                return replace(factor, latent=latent, labels=known)
-    return factor
-
-
-def replace_at(labels: tuple[Label, ...], position: int, label: Label) -> tuple[Label, ...]:
-    """Return the labels with one exchanged."""
-    return (*labels[:position], label, *labels[position + 1 :])
-
-
-def _through(label: Label, labels: tuple[Label, ...]) -> Label | str:
-    """Return along which axis of a part a label of the joined latent runs; "none" where along none."""
-    if label is None:
-        return None
-    if isinstance(label, Fused):
-        high, low = _through(label.high, labels), _through(label.low, labels)
-        return "none" if isinstance(high, str) or isinstance(low, str) else Fused(high, low, label.inner)
-    if not isinstance(label.base, int):
-        return "none"
-    own = labels[label.base]
-    if own is None or label[1:] == (1, 0):
-        return own
-    if isinstance(own, Fused):
-        return "none"
-    return Run(own.base, own.stride * label.stride, own.offset + own.stride * label.offset)

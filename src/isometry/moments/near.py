@@ -5,9 +5,9 @@ side, neighbours have more. What such a map makes, a mark `Near` tells by distan
 
     ε(δ) = (ρ(δ) − ρ_far)/(1 − ρ_far)        for two entries that agree on all other axes,
 
-where δ counts the places along each of the last axes, up to `REACH`, and ε = 0 beyond. Neither centring (ρ
-and ρ_far lose a constant) nor a scale changes ε, so that a mark stays true while the record's table changes.
-With the mean ε̄ over the pairs of a class, the table's ρ_class of these pairs gives
+where δ counts the places along each of the last axes, up to `distances.REACH`, and ε = 0 beyond. Neither
+centring (ρ and ρ_far lose a constant) nor a scale changes ε, so that a mark stays true while the record's
+table changes. With the mean ε̄ over the pairs of a class, the table's ρ_class of these pairs gives
 
     ρ(δ) = 1 − (1 − ρ_class)·(1 − ε(δ))/(1 − ε̄),
 
@@ -20,107 +20,25 @@ are equal where the largest entry lies in both, which no normal pair is: a mark 
 entries that two have in common, and functions of them take `maxima.alike` in place of normal pairs of the
 same correlation.
 
-Arrays by distance have the blocks of the other axes first and, last, all distances: (0, 0), (0, 1), …, where
-the last along each axis is "farther".
+Arrays by distance are laid out as `distances` says.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from math import prod
 
 import numpy as np
 
-from isometry.moments import axes as ax
+from isometry.moments import distances as dist
 from isometry.moments import latents, maxima
-from isometry.moments.axes import Array, Axis, Index
+from isometry.moments.axes import Array, Axis
 from isometry.moments.record import Factor, Moments, Near, Part, Term
 from isometry.moments.taps import Window
 
-REACH = 6  # places; what lies farther apart is far
-STRETCH = 256  # outputs of a linear map among which distances are counted
 NEGLIGIBLE = 0.02  # of ε: less is no mark
-
-
-# --- distances ----------------------------------------------------------------------------------------------
-
-
-def _steps(n: int) -> int:
-    """Return the number of distances told apart along an axis of n places: 0, 1, …, and farther."""
-    return min(n - 1, REACH) + 2
-
-
-def _sizes(axes: Sequence[Axis], rank: int) -> tuple[int, ...]:
-    return tuple(ax.size(a) for a in axes[len(axes) - rank :])
-
-
-@lru_cache(maxsize=1024)
-def _pairs(sizes: tuple[int, ...]) -> Array:
-    """Return the number of ordered pairs at each distance."""
-    counts = np.ones(1)
-    for n in sizes:
-        own = np.array([n, *(2.0 * (n - d) for d in range(1, _steps(n) - 1)), 0.0])
-        own[-1] = n * n - own.sum()
-        counts = np.multiply.outer(counts, own).ravel()
-    return counts
-
-
-@lru_cache(maxsize=1024)
-def _classes(sizes: tuple[int, ...]) -> Index:
-    """Return the pair class, of axes in one block each, of every distance."""
-    return _flat([np.minimum(np.arange(_steps(n)), 1) for n in sizes], [2] * len(sizes))
-
-
-def _flat(along: Sequence[Index], shape: Sequence[int]) -> Index:
-    """Return the places in a flattened array of that shape of all combinations of places along its axes."""
-    return np.asarray(np.ravel_multi_index(np.meshgrid(*along, indexing="ij"), tuple(shape)).ravel())
-
-
-@lru_cache(maxsize=1024)
-def _weights(sizes: tuple[int, ...]) -> Array:
-    """Return the share of each distance (rows) among the pairs of each class (columns)."""
-    counts = _pairs(sizes)
-    weights = np.zeros((counts.size, 2 ** len(sizes)))
-    weights[np.arange(counts.size), _classes(sizes)] = counts
-    return np.asarray(weights / np.maximum(weights.sum(0), 1e-300))
-
-
-def by_class(by_distance: Array, sizes: Sequence[int]) -> Array:
-    """Return the means over each pair class of axes of one block: an array with those axes last."""
-    means = by_distance @ _weights(tuple(sizes))
-    return np.asarray(means.reshape((*means.shape[:-1], *[2] * len(sizes))))
-
-
-def _class_means(by_distance: Array, sizes: tuple[int, ...]) -> Array:
-    """Return for every distance the mean over its pair class."""
-    return np.asarray((by_distance @ _weights(sizes))[..., _classes(sizes)])
-
-
-def _whole(array: Array, axes: Sequence[Axis], rank: int, *, pairs: bool) -> Array:
-    """Return a pair or block array with each of the last axes in one block."""
-    for k in range(len(axes) - rank, len(axes)):
-        if len(axes[k]) > 1:
-            how = ax.recut(axes[k], (ax.size(axes[k]),))
-            array = how.on_pairs(array, k) if pairs else how.on_blocks(array, k)
-    return array
-
-
-def _told(table: Array, axes: Sequence[Axis], rank: int) -> Array:
-    """Return what a pair array tells of entries that differ along the last axes alone, by distance."""
-    lead = len(axes) - rank
-    table = _whole(table, axes, rank, pairs=True)[tuple([slice(len(a)) for a in axes[:lead]])]
-    flat = np.broadcast_to(table, (*table.shape[:lead], *[2] * rank)).reshape((*table.shape[:lead], -1))
-    return np.asarray(flat[..., _classes(_sizes(axes, rank))])
-
-
-def _mean(by_distance: Array, axes: Sequence[Axis]) -> Array:
-    """Return the mean over the blocks of all axes but the last."""
-    for axis in axes:
-        own = ax.shares(axis) if by_distance.shape[0] > 1 else np.ones(1)
-        by_distance = np.tensordot(own, by_distance, axes=1)
-    return by_distance
 
 
 # --- marks --------------------------------------------------------------------------------------------------
@@ -142,7 +60,7 @@ def rank_of(terms: Sequence[Term]) -> int:
 
 def _known(factor: Factor | None, axes: Sequence[Axis], rank: int) -> Array:
     """Return ε and, behind them, the shares of variables in common, by distance."""
-    distances = prod(map(_steps, _sizes(axes, rank)))
+    distances = prod(map(dist.steps, dist.sizes(axes, rank)))
     part = None if factor is None else _mark(factor)
     lead = len(axes) - rank
     if part is not None and part.values.shape[-1] == 2 * distances:
@@ -165,9 +83,9 @@ def correlations(factor: Factor, axes: Sequence[Axis], rank: int, rho: Array | N
         rank: The number of axes along which distance counts.
         rho: The correlations by pair class, where they are not the factor's.
     """
-    told = _told(factor.rho if rho is None else rho, axes, rank)
+    told = dist.told(factor.rho if rho is None else rho, axes, rank)
     epsilon = _known(factor, axes, rank)[..., : told.shape[-1]]
-    apart = 1.0 - _class_means(epsilon, _sizes(axes, rank))
+    apart = 1.0 - dist.class_means(epsilon, dist.sizes(axes, rank))
     ratio = np.divide(1.0 - epsilon, apart, out=np.ones(epsilon.shape), where=apart > 1e-9)
     found = np.clip(1.0 - (1.0 - told) * ratio, -1.0, 1.0)
     found[..., 0] = 1.0
@@ -176,10 +94,10 @@ def correlations(factor: Factor, axes: Sequence[Axis], rank: int, rho: Array | N
 
 def moments(term: Term, axes: Sequence[Axis], rank: int) -> Array:
     """Return E[x x′] of entries that differ along the last axes alone, by distance."""
-    coef = _whole(term.coef, axes, rank, pairs=False) ** 2
+    coef = dist.whole(term.coef, axes, rank, pairs=False) ** 2
     result = coef.reshape((*coef.shape[: len(axes) - rank], 1))
     for factor in term.factors:
-        values = _whole(factor.values, axes, rank, pairs=False)
+        values = dist.whole(factor.values, axes, rank, pairs=False)
         values = values.reshape((*values.shape[: len(axes) - rank], 1, -1))
         products = latents.spectrum(values) ** 2
         rho = correlations(factor, axes, rank)
@@ -198,20 +116,20 @@ def excess(m: Moments, rank: int) -> Array:
     total = np.zeros(1)
     for term in m.terms:
         own = moments(term, m.axes, rank)
-        total = total + own - _class_means(own, _sizes(m.axes, rank))
+        total = total + own - dist.class_means(own, dist.sizes(m.axes, rank))
     return total
 
 
 def spread(m: Moments, rank: int) -> Array:
     """Return E[x x′] of entries that differ along the last axes alone, by distance: table and `excess`."""
-    told = _told(m.table, m.axes, rank)
+    told = dist.told(m.table, m.axes, rank)
     return told + excess(m, rank) if rank_of(m.terms) == rank else told
 
 
 def unevenness(m: Moments, rank: int) -> Array:
     """Return Σ (C − C_class)² over the pairs of a place, by block of the axes but the last."""
-    sizes = _sizes(m.axes, rank)
-    return np.asarray(excess(m, rank) ** 2 @ (_pairs(sizes) / prod(sizes)))
+    sizes = dist.sizes(m.axes, rank)
+    return np.asarray(excess(m, rank) ** 2 @ (dist.pairs(sizes) / prod(sizes)))
 
 
 def marked(m: Moments, covariances: Array, rank: int, shares: Array | None = None) -> Moments:
@@ -255,7 +173,7 @@ def overlaps(factor: Factor, axes: Sequence[Axis], rank: int) -> tuple[list[floa
     shares = known[..., known.shape[-1] // 2 :].reshape((-1, known.shape[-1] // 2))
     if not shares[:, 1:].any() or np.ptp(shares, axis=0).max() > 1e-6:
         return [0.0] * rank, np.zeros(1)
-    by_axis = shares[0].reshape([_steps(n) for n in _sizes(axes, rank)])
+    by_axis = shares[0].reshape([dist.steps(n) for n in dist.sizes(axes, rank)])
     steps = [float(by_axis[tuple([int(k == d) for k in range(rank)])]) for d in range(rank)]
     return steps, maxima.alike(latents.NODES, shares[0])[1]
 
@@ -271,7 +189,7 @@ def in_common(matrices: Sequence[Array], steps: Sequence[float]) -> Array:
         length = 1.0 + (matrix.sum(1).mean() - 1.0) * (1.0 - s)
         middle = matrix @ np.arange(inputs) / matrix.sum(1)
         stride = (middle[-1] - middle[0]) / max(outputs - 1, 1)
-        own = np.maximum(1.0 - np.arange(_steps(outputs)) * stride * (1.0 - s) / length, 0.0)
+        own = np.maximum(1.0 - np.arange(dist.steps(outputs)) * stride * (1.0 - s) / length, 0.0)
         own[-1] = 0.0
         result = np.multiply.outer(result, own).ravel()
     return result
@@ -313,13 +231,13 @@ def mixed(y: Moments, x: Moments, strides: Sequence[int], *, turned: bool = Fals
     if rank != len(strides) or len(y.axes) < rank:
         return y
     along = []
-    old, new = _sizes(x.axes, rank), _sizes(y.axes, rank)
+    old, new = dist.sizes(x.axes, rank), dist.sizes(y.axes, rank)
     for n, given, stride in zip(old, new, strides, strict=True):
-        far = _steps(n) - 1
-        apart = np.minimum(np.arange(_steps(given)), given - 1)
+        far = dist.steps(n) - 1
+        apart = np.minimum(np.arange(dist.steps(given)), given - 1)
         reached = np.where(apart % stride == 0, apart // stride, far) if turned else apart * stride
         along.append(np.minimum(reached, far))
-    own = _mean(spread(x, rank), x.axes[:-rank])[_flat(along, [_steps(n) for n in old])]
+    own = dist.mean(spread(x, rank), x.axes[:-rank])[dist.flat(along, [dist.steps(n) for n in old])]
     return marked(y, own.reshape((*[1] * (len(y.axes) - rank), -1)), rank)
 
 
@@ -332,7 +250,7 @@ def like(made: Moments, source: Moments) -> Moments:
     if not rank or len(made.terms) != 1 or made.axes[-rank:] != source.axes[-rank:]:
         return made
     (term,) = made.terms
-    now, before = (_told(m.table, m.axes, rank) for m in (made, source))
+    now, before = (dist.told(m.table, m.axes, rank) for m in (made, source))
     size = before[..., :1] - before[..., -1:]
     shape = np.broadcast_shapes(now[..., :1].shape, size.shape)
     ratio = np.divide(now[..., :1] - now[..., -1:], size, out=np.zeros(shape), where=size > 0)
@@ -350,122 +268,11 @@ def together(g: Moments, x: Moments, windows: Sequence[Window]) -> float:
     rank = len(windows)
     if rank_of(g.terms) != rank or rank_of(x.terms) != rank:
         return 0.0
-    ours, theirs = (_mean(excess(m, rank), m.axes[:-rank]) for m in (g, x))
-    outputs, inputs = _sizes(g.axes, rank), _sizes(x.axes, rank)
-    steps = [_steps(n) for n in inputs]
-    near = [np.arange(_steps(n) - 1) for n in outputs]
-    reached = [np.minimum(d * w.stride, s - 1) for d, w, s in zip(near, windows, steps, strict=True)]
-    at, to = _flat(near, [_steps(n) for n in outputs]), _flat(reached, steps)
+    ours, theirs = (dist.mean(excess(m, rank), m.axes[:-rank]) for m in (g, x))
+    outputs, inputs = dist.sizes(g.axes, rank), dist.sizes(x.axes, rank)
+    reach = [dist.steps(n) for n in inputs]
+    near = [np.arange(dist.steps(n) - 1) for n in outputs]
+    reached = [np.minimum(d * w.stride, s - 1) for d, w, s in zip(near, windows, reach, strict=True)]
+    at, to = dist.flat(near, [dist.steps(n) for n in outputs]), dist.flat(reached, reach)
     used = prod(w.terms / w.kernel for w in windows)
-    return used * float((_pairs(outputs)[at] * ours[at] * theirs[to]).sum())
-
-
-# --- linear maps --------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class Reading:
-    """How pairs of outputs of a linear map M read pairs of inputs: Σ M[o, i]·M[o′, i′] by distance of i, i′.
-
-    Attributes:
-        classes: The mean over the pairs of outputs of each class, classes of all axes in a row.
-        distances: The mean over the pairs of outputs at each distance.
-    """
-
-    classes: Array
-    distances: Array
-
-    def by_class(self, by_distance: Array, axes: Sequence[Axis]) -> Array:
-        """Return what outputs in these blocks add up to, by pair class."""
-        read = by_distance @ self.classes.T
-        return np.asarray(read.reshape((*read.shape[:-1], *[len(a) * (len(a) + 1) for a in axes])))
-
-
-def reading(matrices: Sequence[Array], outputs: Sequence[Axis]) -> Reading:
-    """Return how the outputs, in blocks, of a linear map with a matrix M[o, i] per axis read inputs."""
-    each = [_along(matrix, axis) for matrix, axis in zip(matrices, outputs, strict=True)]
-    classes, distances = ([pair[k] for pair in each] for k in (0, 1))
-    return Reading(_product(classes), _product(distances))
-
-
-def _product(matrices: Sequence[Array]) -> Array:
-    result: Array = np.ones((1, 1))
-    for matrix in matrices:
-        result = np.asarray(np.kron(result, matrix))
-    return result
-
-
-def _along(matrix: Array, o: Axis) -> tuple[Array, Array]:
-    """Return how pairs of outputs along one axis read, by class and by distance of the outputs."""
-    inputs, b = matrix.shape[1], len(o)
-    far, starts, every = _steps(inputs) - 1, np.cumsum([0, *o[:-1]]), np.arange(b)
-    columns = np.add.reduceat(matrix, starts, axis=0)
-    same, differ = np.zeros((b, far + 1)), np.zeros((b, b, far + 1))
-    same[:, far] = np.add.reduceat(matrix.sum(1) ** 2, starts)
-    differ[:, :, far] = np.multiply.outer(columns.sum(1), columns.sum(1))
-    for d in range(far):
-        times = 1.0 if d == 0 else 2.0
-        rows = np.einsum("oi,oi->o", matrix[:, : inputs - d], matrix[:, d:])
-        same[:, d] = times * np.add.reduceat(rows, starts)
-        free = columns[:, : inputs - d] @ columns[:, d:].T
-        differ[:, :, d] = free if d == 0 else free + free.T
-    same[:, far] -= same[:, :far].sum(1)
-    differ[:, :, far] -= differ[:, :, :far].sum(2)
-    differ[every, every] -= same
-    classes = np.concatenate([same, differ.reshape(b * b, -1)])
-    return classes / np.maximum(ax.pair_counts(o), 1.0)[:, None], _by_distance(matrix)
-
-
-def _by_distance(matrix: Array) -> Array:
-    """Return the mean of Σ M[o, i]·M[o′, i′] over the pairs of outputs at each distance, by that of i, i′.
-
-    Of a long axis a stretch in the middle stands for the whole.
-    """
-    outputs, inputs = matrix.shape
-    steps, far = _steps(outputs), _steps(inputs) - 1
-    middle = slice(max(outputs - STRETCH, 0) // 2, (outputs + STRETCH) // 2)
-    matrix = matrix[middle]
-    places, sums = np.arange(len(matrix)), matrix.sum(1)
-    gap = np.minimum(np.abs(places[:, None] - places), steps - 1).ravel()
-    pairs, result = np.bincount(gap, minlength=steps), np.zeros((steps, far + 1))
-    used = np.flatnonzero(matrix.any(0))
-    matrix = matrix[:, used[0] : used[-1] + 1] if used.size else matrix
-    rest = np.multiply.outer(sums, sums)
-    for d in range(far + 1):
-        both = matrix[:, : matrix.shape[1] - d] @ matrix[:, d:].T if d < far else rest
-        both = both + both.T if 0 < d < far else both
-        rest = rest - both
-        result[:, d] = np.bincount(gap, both.ravel(), minlength=steps)
-    result /= np.maximum(pairs, 1)[:, None]
-    if outputs <= REACH + 1:  # none lies farther apart: as the farthest
-        result[-1] = result[-2]
-    return result
-
-
-def read_by(m: Moments, matrices: Mapping[int, Array], axes: Sequence[Axis]) -> Reading | None:
-    """Return how a linear map of some dims reads by distance; None where distance makes no difference.
-
-    Args:
-        m: The input, each of whose mapped dims has one axis.
-        matrices: M[o, i] by dim.
-        axes: The output's axes.
-    """
-    rank, dims = rank_of(m.terms), len(m.dims)
-    if not rank and all(np.count_nonzero(w, axis=0).max() <= 1 for w in matrices.values()):
-        return None
-    rank = rank or len(matrices)
-    space = range(dims - rank, dims)
-    if not set(matrices) <= set(space) or any(len(m.dims[d]) != 1 for d in space):
-        return None
-    each = zip(space, _sizes(m.axes, rank), strict=True)
-    return reading([matrices.get(d, np.eye(n)) for d, n in each], axes[-rank:])
-
-
-def added(table: Array, axes: Sequence[Axis], m: Moments, how: Reading, rank: int) -> Array:
-    """Return the table of a linear map with what near inputs m have in common beyond their class's mean."""
-    more = how.by_class(excess(m, rank), axes[-rank:])
-    lead = len(axes) - rank
-    table = np.array(np.broadcast_to(table, (*table.shape[:lead], *more.shape[-rank:])))
-    part = table[tuple([slice(len(a)) for a in axes[:lead]])]
-    part += more
-    return table
+    return used * float((dist.pairs(outputs)[at] * ours[at] * theirs[to]).sum())

@@ -12,6 +12,7 @@ from isometry.moments import fan, gram
 from isometry.moments import record as rec
 from isometry.moments.averages import centred, one_block
 from isometry.moments.axes import Array
+from isometry.moments.marks import marked
 from isometry.moments.record import Fan, Moments
 from isometry.moments.taps import Window
 
@@ -64,7 +65,7 @@ def summed(y: Moments, x: Moments, w: Moments, windows: Sequence[Window], mark: 
     fourth = fan.kurtosis(w) + 3.0
     own, handed = min(fourth / (terms + fourth - 1.0), 1.0), fan.of_sum(x.terms)
     tail = handed.tail if handed else 0.0
-    return fan.marked(fan.with_tails(y, own * fan.kurtosis(x) + (1.0 - own) * 3.0 * tail), mark)
+    return marked(fan.with_tails(y, own * fan.kurtosis(x) + (1.0 - own) * 3.0 * tail), mark)
 
 
 def _used(window: Window) -> Array:

@@ -12,7 +12,7 @@ from isometry.moments import algebra as alg
 from isometry.moments import axes as ax
 from isometry.moments import latents
 from isometry.moments.axes import Array, Axis, AxisMap, Move
-from isometry.moments.lineage import renamed, replace_at, unjoined
+from isometry.moments.labels import renamed, replace_at, unjoined
 from isometry.moments.record import (
     Dims,
     Factor,

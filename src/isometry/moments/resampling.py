@@ -16,7 +16,7 @@ import numpy as np
 
 from isometry.moments import algebra as alg
 from isometry.moments import contract as con
-from isometry.moments import latents, near
+from isometry.moments import latents, near, near_maps
 from isometry.moments import regrouping as reg
 from isometry.moments.axes import Array, Axis
 from isometry.moments.record import Moments, diagonal
@@ -58,10 +58,10 @@ def resampled(m: Moments, matrices: Mapping[int, Array], like: Moments | None = 
         values = _mapped(values, weights / np.maximum(weights.sum(1, keepdims=True), 1e-300), position)
         given[dim] = (axis,)
     axes = tuple(a for d in given for a in d)
-    how = near.read_by(m, matrices, axes)
+    how = near_maps.read_by(m, matrices, axes)
     rank = near.rank_of(m.terms) or len(matrices)
     if how is not None:
-        table = near.added(table, axes, m, how, rank)
+        table = near_maps.added(table, axes, m, how, rank)
     made = _with_form(tuple(given), axes, table, mean, values, 1.0 if copies else summands, m)
     if how is not None:
         made = near.marked(made, near.spread(m, rank) @ how.distances.T, rank)

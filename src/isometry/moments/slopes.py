@@ -12,6 +12,7 @@ from isometry.moments import algebra as alg
 from isometry.moments import lineage, projection
 from isometry.moments.axes import Array
 from isometry.moments.record import Factor, Moments, Term
+from isometry.moments.terms import changed
 
 
 def with_table(g: Moments, table: Array) -> Moments:
@@ -56,7 +57,7 @@ def merged(g: Moments, least: int = 3, *, several: bool = False) -> Moments:
     for _, slope, size in members:
         square = square + size[..., None] * _square_given(slope, head)
     together = tuple(term for term, _, _ in members)
-    slope = alg.changed(head, np.sqrt(np.maximum(square, 0.0)), g.axes)
+    slope = changed(head, np.sqrt(np.maximum(square, 0.0)), g.axes)
     whole = carried(g, [slope], alg.assemble(g.dims, together).table)
     return alg.assemble(g.dims, (*(t for t in g.terms if t not in together), *whole.terms))
 

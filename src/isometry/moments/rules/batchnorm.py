@@ -16,6 +16,7 @@ from isometry.moments import regrouping as reg
 from isometry.moments.averages import centred
 from isometry.moments.axes import Array
 from isometry.moments.inverse import inverse_variance
+from isometry.moments.marks import mark_of, marked
 from isometry.moments.record import Fan, Moments, Normed
 from isometry.moments.rules.base import Context, rule
 from isometry.moments.rules.linear import plus, with_shape
@@ -56,9 +57,9 @@ def _batch_norm(
         return (_affine(unit, w, b), *rest)
     over = _others(len(x.dims))
     unit, sigma = normalise(x, over, eps, _scatter)
-    known = fan.mark_of(unit, Fan)
+    known = mark_of(unit, Fan)
     if known is not None:
-        unit = fan.marked(unit, known._replace(normed=prod(x.shape[d] for d in over)))
+        unit = marked(unit, known._replace(normed=prod(x.shape[d] for d in over)))
     if len(rest) > 1:
         rest[1] = alg.constant(ctx.shapes[2], float(np.mean(1.0 / sigma)))
     return (_affine(unit, w, b), *rest)
@@ -104,7 +105,7 @@ def _share(x: Moments, over: tuple[int, ...], eps: float | Array) -> float:
 
 def _scatter(x: Moments, over: tuple[int, ...], eps: float | Array) -> Array:
     """Return E[1/(v̂ + ε)]·E[v̂ + ε]; see `fan` for channels with weights of their own."""
-    known = fan.mark_of(x, Fan)
+    known = mark_of(x, Fan)
     if known is None:
         return scatter_of_variance(x, over, eps)
     # A channel's sums are normal for given entries, whatever those are.
@@ -119,10 +120,10 @@ def _batch_norm_backward(
     weighted = g if w is None else times(g, _per_channel(w, rank))
     if training or mean is None or var is None:
         dx, unit = normalise_backward(weighted, x, over, eps, _scatter)
-        known = fan.mark_of(x, Fan)
+        known = mark_of(x, Fan)
         if known is not None and unit.terms[0].factors:
             latent = unit.terms[0].factors[0].latent
-            dx = fan.marked(dx, Normed(known.weights, _share(x, over, eps), latent))
+            dx = marked(dx, Normed(known.weights, _share(x, over, eps), latent))
     else:
         unit, inverse = _standardised(x, mean, var, eps)
         dx = times(weighted, inverse)

@@ -31,6 +31,7 @@ from isometry.moments import contract as con
 from isometry.moments import record as rec
 from isometry.moments import regrouping as reg
 from isometry.moments.axes import Array, Axis
+from isometry.moments.marks import mark_of
 from isometry.moments.record import Moments, Normed
 from isometry.moments.rules.base import Context, rule
 from isometry.moments.rules.linear import plus, with_shape
@@ -268,7 +269,7 @@ def convolution_backward(
         dx = _ungrouped(near.mixed(dx, _spatial(g, 3), strides, turned=not transposed), 1)
         dx = alg.scale(dx, np.sqrt(fan.kept(g)))
         dx = with_shape(dx if len(shape) == rank + 2 else replace(dx, dims=dx.dims[1:]), shape)
-        normed = fan.mark_of(g, Normed)
+        normed = mark_of(g, Normed)
         if normed is not None and w.shape[2] == 1 and not transposed:
             dx = across.orthogonal(dx, at, g, windows, normed.share)
     if mask[1]:

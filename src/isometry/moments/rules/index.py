@@ -14,12 +14,13 @@ from torch import Tensor
 
 from isometry.moments import algebra as alg
 from isometry.moments import axes as ax
-from isometry.moments import fan, latents, lookup, uneven
+from isometry.moments import latents, lookup, uneven
 from isometry.moments import record as rec
 from isometry.moments import regrouping as reg
 from isometry.moments.axes import Array, Axis
 from isometry.moments.concrete import Concrete, equal_share
 from isometry.moments.drawing import draw
+from isometry.moments.marks import marked
 from isometry.moments.record import Label, Moments, Run
 from isometry.moments.rules.base import Context, NoRule, rule
 from isometry.moments.rules.pointwise import as_moments
@@ -51,10 +52,10 @@ def embedding(ctx: Context, w: Moments, ids: Any, *_: Any) -> Moments:
     dims = (*dims, *w.dims[1:])
     factor = alg.absorbed(alg.collapse(w).terms[0], w.axes)
     if factor is None or latents.affine(factor.values):
-        return fan.marked(alg.gaussian(dims, table, mean), uneven.of_sum(w.terms, w.axes))
+        return marked(alg.gaussian(dims, table, mean), uneven.of_sum(w.terms, w.axes))
     values = factor.values.take(0, axis=0)
     made = alg.with_marginal(dims, table, mean, values.reshape((*lead, *values.shape)))
-    return fan.marked(made, uneven.of_sum(w.terms, w.axes))
+    return marked(made, uneven.of_sum(w.terms, w.axes))
 
 
 @rule("embedding_dense_backward", accuracy="exact", raw=(1,))

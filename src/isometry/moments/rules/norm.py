@@ -17,6 +17,7 @@ from isometry.moments import regrouping as reg
 from isometry.moments.averages import average_over, centred, mean_over
 from isometry.moments.axes import Array
 from isometry.moments.inverse import inverse_variance, loss_of_strong
+from isometry.moments.marks import mark_of, marked
 from isometry.moments.record import Fan, Moments, Term
 from isometry.moments.rules.base import Context, rule
 from isometry.moments.rules.linear import plus, with_shape
@@ -72,8 +73,8 @@ def normalise(
     latent = ("centred", factor.latent, factor.labels, tuple(positions))
     own = replace(term.factors[0], latent=latent, parts=parts, form=term.factors[0].values)
     made = near.kept(replace(made, terms=(Term(term.coef, (own,)),)), m)
-    for mark in (fan.mark_of(m, Fan), uneven.of_sum(m.terms, m.axes)):
-        made = fan.marked(made, mark)
+    for mark in (mark_of(m, Fan), uneven.of_sum(m.terms, m.axes)):
+        made = marked(made, mark)
     return _of_length_one(made, m, dims, eps), sigma
 
 
@@ -151,7 +152,7 @@ def normalise_backward(
     inverse = np.sqrt(scatter(x, dims, added)) / sigma
     table = table * rec.outer(inverse, inverse, g.axes)
     dx = near.like(slopes.with_table(g, table), g)
-    return fan.marked(dx, apart.behind(unit)), unit
+    return marked(dx, apart.behind(unit)), unit
 
 
 def _added_to(rstd: Moments, x: Moments, dims: tuple[int, ...]) -> Array:

@@ -23,8 +23,8 @@ from isometry.moments.averages import one_block
 from isometry.moments.axes import Array, Axis
 from isometry.moments.concrete import Concrete
 from isometry.moments.drawing import draw
+from isometry.moments.mask_rows import doubling
 from isometry.moments.record import Moments
-from isometry.moments.rules.attention import doubling
 from isometry.moments.rules.base import Context, NoRule, rule
 from isometry.moments.rules.pointwise import as_moments, joint
 from isometry.moments.rules.reduce import keep_dims

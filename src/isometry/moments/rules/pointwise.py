@@ -26,6 +26,7 @@ from isometry.moments.record import Keys, Moments, Term
 from isometry.moments.rules.base import Context, NoRule, Shifted, rule
 from isometry.moments.rules.linear import contracted, plus
 from isometry.moments.symbolic import Known, Lazy, entries, is_float, shape_of
+from isometry.moments.terms import changed
 
 # Operations that act entry by entry and that PyTorch does not tag so.
 UNTAGGED = frozenset(
@@ -186,7 +187,7 @@ def powered(m: Moments, exponent: float) -> Moments:
 
     if len(m.terms) == 1 and len(m.terms[0].factors) > 1 and float(exponent).is_integer():
         term = m.terms[0]
-        factors = tuple(alg.changed(f, raised(f.values), m.axes) for f in term.factors)
+        factors = tuple(changed(f, raised(f.values), m.axes) for f in term.factors)
         return alg.assemble(m.dims, (Term(raised(term.coef), factors),))
     return alg.apply(m, raised)
 
@@ -301,7 +302,7 @@ def joint(
     if factor is None:
         return alg.assemble(reference.dims, (Term(result[..., 0]),))
     ones = np.ones([1] * len(reference.axes))
-    return alg.assemble(reference.dims, (Term(ones, (alg.changed(factor, result, reference.axes),)),))
+    return alg.assemble(reference.dims, (Term(ones, (changed(factor, result, reference.axes),)),))
 
 
 def _of_two(

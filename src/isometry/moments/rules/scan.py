@@ -13,8 +13,8 @@ from isometry.moments import axes as ax
 from isometry.moments import lookup
 from isometry.moments import regrouping as reg
 from isometry.moments.axes import Array, Axis
+from isometry.moments.mask_rows import doubling
 from isometry.moments.record import Moments
-from isometry.moments.rules.attention import doubling
 from isometry.moments.rules.base import Context, rule
 
 PICKS = 48  # places per block at which the running sum is looked at

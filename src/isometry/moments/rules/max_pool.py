@@ -1,131 +1,25 @@
-"""Pooling, forward and backward.
-
-Averages are linear maps, maxima follow the order statistics of normal variables.
-"""
+"""Max pooling, forward and backward: the order statistics of normal variables, see `maxima`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from isometry.moments import algebra as alg
-from isometry.moments import latents, maxima, near, slopes
+from isometry.moments import distances, latents, maxima, near, near_maps, slopes
 from isometry.moments import record as rec
 from isometry.moments import regrouping as reg
 from isometry.moments.averages import one_block
 from isometry.moments.axes import Array
 from isometry.moments.record import Dims, Factor, Moments, Term
-from isometry.moments.resampling import resampled, scattered
+from isometry.moments.resampling import scattered
 from isometry.moments.rules.base import Context, rule
-from isometry.moments.taps import Window, matrix_pairs
-
-
-def _rank(op: str) -> int:
-    return next(n for n in (1, 2, 3) if f"{n}d" in op)
-
-
-def _each(x: Any, rank: int, default: Sequence[int] = ()) -> list[int]:
-    listed = [x] if isinstance(x, int) else list(x) or list(default)
-    return listed * rank if len(listed) == 1 else listed
-
-
-def windows(
-    outputs: Sequence[int], inputs: Sequence[int], kernel: Any, stride: Any, padding: Any, dilation: Any = 1
-) -> list[Array]:
-    """Return for each spatial dim the matrix that says which output's window contains which input."""
-    rank = len(outputs)
-    k = _each(kernel, rank)
-    settings = zip(
-        outputs, k, inputs, _each(stride, rank, k), _each(padding, rank), _each(dilation, rank), strict=True
-    )
-    made = []
-    for setting in settings:
-        window = Window(*setting)
-        o, _, i = window.taps()
-        matrix = np.zeros((window.outputs, window.inputs))
-        matrix[o, i] = 1.0
-        made.append(matrix)
-    return made
-
-
-def adaptive_windows(outputs: Sequence[int], inputs: Sequence[int]) -> list[Array]:
-    """Return `windows` of an adaptive pool: output o covers ⌊oI/O⌋ to ⌈(o+1)I/O⌉."""
-    made = []
-    for n, size in zip(outputs, inputs, strict=True):
-        matrix = np.zeros((n, size))
-        for o in range(n):
-            matrix[o, o * size // n : -(-(o + 1) * size // n)] = 1.0
-        made.append(matrix)
-    return made
-
-
-# --- averages ---------------------------------------------------------------------------------------------
-
-
-def _averaging(
-    op: str, small: Sequence[int], large: Sequence[int], kernel: Any, stride: Any, padding: Any, rest: Any
-) -> dict[int, Array]:
-    """Return the matrix of each spatial dim (counted from the last) of an average pool."""
-    rank = _rank(op)
-    k = _each(kernel, rank)
-    s, p = _each(stride, rank, k), _each(padding, rank)
-    include = rest[1] if len(rest) > 1 else True
-    divisor = rest[2] if len(rest) > 2 else None
-    made = {}
-    for d, matrix in enumerate(windows(small, large, k, s, p)):
-        start = np.arange(small[d]) * s[d] - p[d]
-        padded = np.minimum(start + k[d], large[d] + p[d]) - start
-        count = padded if include else matrix.sum(1)
-        by = np.full(small[d], divisor ** (1.0 / rank)) if divisor else count
-        made[d - rank] = matrix / np.maximum(by, 1e-300)[:, None]
-    return made
-
-
-def _placed(m: Moments, matrices: dict[int, Array], *, turned: bool, like: Moments | None = None) -> Moments:
-    return resampled(m, {len(m.dims) + d: w.T if turned else w for d, w in matrices.items()}, like)
-
-
-@rule("avg_pool1d", "avg_pool2d", "avg_pool3d", accuracy="asymptotic")
-def avg_pool(
-    ctx: Context, x: Moments, kernel: Any, stride: Any = (), padding: Any = 0, *rest: Any
-) -> Moments:
-    """Mean over windows. Second moments exact; the marginal is that of a mean of independent entries."""
-    rank = _rank(ctx.op)
-    return _placed(
-        x, _averaging(ctx.op, ctx.shape[-rank:], x.shape[-rank:], kernel, stride, padding, rest), turned=False
-    )
-
-
-@rule("avg_pool2d_backward", "avg_pool3d_backward", accuracy="exact")
-def avg_pool_backward(
-    ctx: Context, g: Moments, x: Moments, kernel: Any, stride: Any, padding: Any, *rest: Any
-) -> Moments:
-    """Gradient of a mean over windows: the transposed map. Exact second moments."""
-    rank = _rank(ctx.op)
-    matrices = _averaging(ctx.op, g.shape[-rank:], x.shape[-rank:], kernel, stride, padding, rest)
-    return _placed(g, matrices, turned=True, like=x)
-
-
-@rule("_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_avg_pool1d", accuracy="asymptotic")
-def adaptive_avg_pool(ctx: Context, x: Moments, size: Any) -> Moments:
-    """Mean over windows that share the input evenly; as `avg_pool`."""
-    rank = _rank(ctx.op)
-    made = adaptive_windows(ctx.shape[-rank:], x.shape[-rank:])
-    return _placed(x, {d - rank: w / w.sum(1, keepdims=True) for d, w in enumerate(made)}, turned=False)
-
-
-@rule("_adaptive_avg_pool2d_backward", "_adaptive_avg_pool3d_backward", accuracy="exact")
-def adaptive_avg_pool_backward(ctx: Context, g: Moments, x: Moments) -> Moments:
-    """Gradient of `adaptive_avg_pool`. Exact second moments."""
-    rank = _rank(ctx.op)
-    made = adaptive_windows(g.shape[-rank:], x.shape[-rank:])
-    return _placed(
-        g, {d - rank: w / w.sum(1, keepdims=True) for d, w in enumerate(made)}, turned=True, like=x
-    )
-
+from isometry.moments.taps import matrix_pairs
+from isometry.moments.terms import changed
+from isometry.moments.windows import adaptive_windows, rank_of, windows
 
 # --- maxima -----------------------------------------------------------------------------------------------
 
@@ -159,7 +53,7 @@ class _Ranked:
     shares: list[float]
     common: Array
     by_distance: Array
-    reading: near.Reading
+    reading: near_maps.Reading
     overlap: Array
     first: int
     matrices: list[Array]
@@ -189,7 +83,7 @@ def _ranked(x: Moments, matrices: list[Array]) -> _Ranked:
         entries *= float(rows.mean())
     counts, times = np.unique(sizes.round(9), return_counts=True)
     weights = (times / times.sum()).tolist()
-    how = near.reading(matrices, [(matrix.shape[0],) for matrix in matrices])
+    how = near_maps.reading(matrices, [(matrix.shape[0],) for matrix in matrices])
     overlap = near.in_common(matrices, steps) if any(steps) else how.distances[:, 0] / entries
     windows_ = (entries, counts.tolist(), weights)
     if factor is None:
@@ -208,7 +102,7 @@ def _ranked(x: Moments, matrices: list[Array]) -> _Ranked:
     return _Ranked(x, factor, rho, values, *windows_, common, by_distance, how, overlap, first, matrices)
 
 
-def _apart(by_distance: Array, how: near.Reading) -> Array:
+def _apart(by_distance: Array, how: near_maps.Reading) -> Array:
     """Return the correlation of two entries of windows, the same or two, that do not coincide.
 
     Entries that are alike by unequal ρ count as equally correlated ones with the same mean of √(1 − ρ): the
@@ -260,7 +154,7 @@ def _max_pool(ctx: Context, x: Moments, matrices: list[Array]) -> tuple[Moments,
     rho = rho.reshape((*full.shape[: r.first], *[2] * rank))
     alike = _alike(r, largest)
     own = rho[tuple([slice(len(a)) for a in lead])]
-    own[...] = near.by_class(alike, [w.shape[0] for w in matrices])
+    own[...] = distances.by_class(alike, [w.shape[0] for w in matrices])
     made = alg.from_values(dims, rho, _interpolated(r.values, _spatial(largest, r)))
     return _without_ones(near.marked(made, alike, rank, r.overlap), rank), places
 
@@ -333,8 +227,8 @@ def _max_pool_backward(g: Moments, x: Moments, matrices: list[Array]) -> Moments
         return _without_ones(alg.gaussian(m.dims, table, mean), rank)
     p = np.clip(_at_ranks(r, odds), 0.0, 1.0)
     size = np.sqrt(np.maximum(latents.mean(p), 1e-300))[..., None]
-    known = alg.changed(r.factor, p / size, m.axes)
-    noise = alg.changed(r.factor, np.sqrt(p - p * p) / size, m.axes)
+    known = changed(r.factor, p / size, m.axes)
+    noise = changed(r.factor, np.sqrt(p - p * p) / size, m.axes)
     own = _white(r.factor, m)
     carried = alg.gaussian(m.dims, table / (known.table + noise.table * own.table), mean / known.mean)
     one = np.ones([1] * len(m.axes))
@@ -429,7 +323,7 @@ def _largest_of_both(g: Moments, r: _Ranked) -> Array:
         square = rest[0].values ** 2
         sent = near.moments(Term(g.terms[0].coef, (carrier,)), g.axes, rank)
         sent = sent * (square.reshape((*square.shape[: r.first], -1)) @ odds)
-    turned = near.reading([w.T for w in r.matrices], [(w.shape[1],) for w in r.matrices])
+    turned = near_maps.reading([w.T for w in r.matrices], [(w.shape[1],) for w in r.matrices])
     return np.expand_dims(sent @ turned.classes[0] / r.entries, tuple(range(r.first, r.first + rank)))
 
 
@@ -441,7 +335,7 @@ def max_pool(
 
     The positions are taken as uniform.
     """
-    rank = _rank(ctx.op)
+    rank = rank_of(ctx.op)
     return _max_pool(ctx, x, windows(ctx.shape[-rank:], x.shape[-rank:], kernel, stride, padding, dilation))
 
 
@@ -455,7 +349,7 @@ def max_pool_backward(
 
     Assumes gradients independent of the input.
     """
-    rank = _rank(ctx.op)
+    rank = rank_of(ctx.op)
     return _max_pool_backward(
         g, x, windows(g.shape[-rank:], x.shape[-rank:], kernel, stride, padding, dilation)
     )
@@ -464,14 +358,14 @@ def max_pool_backward(
 @rule("adaptive_max_pool2d", "adaptive_max_pool3d", accuracy="approximate")
 def adaptive_max_pool(ctx: Context, x: Moments, size: Any) -> tuple[Moments, Moments]:
     """Maximum over windows that share the input evenly; as `max_pool`."""
-    rank = _rank(ctx.op)
+    rank = rank_of(ctx.op)
     return _max_pool(ctx, x, adaptive_windows(ctx.shape[-rank:], x.shape[-rank:]))
 
 
 @rule("adaptive_max_pool2d_backward", "adaptive_max_pool3d_backward", accuracy="approximate", raw=(2,))
 def adaptive_max_pool_backward(ctx: Context, g: Moments, x: Moments, indices: Any) -> Moments:
     """Gradient of `adaptive_max_pool`; as `max_pool_backward`."""
-    rank = _rank(ctx.op)
+    rank = rank_of(ctx.op)
     return _max_pool_backward(g, x, adaptive_windows(g.shape[-rank:], x.shape[-rank:]))
 
 
@@ -483,7 +377,7 @@ def max_unpool(ctx: Context, x: Moments, places: Any, size: Any, *_: Any) -> Mom
     the whole exact.
     """
     ctx.note("an unpooling takes the places of its entries as uniformly spread")
-    rank = _rank(ctx.op)
+    rank = rank_of(ctx.op)
     lead, few, many = x.shape[:-rank], int(np.prod(x.shape[-rank:])), int(np.prod(ctx.shape[-rank:]))
     flat = one_block(reg.single_axis(reg.regrouped(x, (*lead, few)), len(lead)), (len(lead),))
     if not flat.dims[-1]:

@@ -1,0 +1,31 @@
+"""Marks: what a record knows that its table cannot hold, such as how the sizes of its channels scatter."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TypeVar
+
+import numpy as np
+
+from isometry.moments.record import Across, Apart, Fan, Moments, Normed, Part, Term, Uneven
+
+T = TypeVar("T", Fan, Normed, Across)
+
+
+def marked(m: Moments, mark: Fan | Normed | Across | Apart | Uneven | None) -> Moments:
+    """Return a record of one term whose last factor carries a mark, in place of another of its kind."""
+    (term,) = m.terms
+    if mark is None or not term.factors:
+        return m
+    *before, last = term.factors
+    others = [p for p in last.parts if not isinstance(p.latent, type(mark))]
+    part = Part(mark, (None,) * len(m.axes), (), np.zeros([1] * (len(m.axes) + 1)))
+    return replace(m, terms=(Term(term.coef, (*before, replace(last, parts=(*others, part)))),))
+
+
+def mark_of(m: Moments, kind: type[T]) -> T | None:
+    """Return a record's mark of a kind; None where it has none, or is a sum."""
+    if len(m.terms) != 1:
+        return None
+    parts = (p for f in m.terms[0].factors for p in f.parts)
+    return next((p.latent for p in parts if isinstance(p.latent, kind)), None)

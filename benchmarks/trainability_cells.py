@@ -339,6 +339,6 @@ def _corpus(quick: bool) -> Iterator[Cell]:
                 steps=30,
                 every=30,
                 batch=0,
-                rates=(3e-4, 1e-3, 3e-3),
+                rates=(1e-4, 3e-4, 1e-3, 3e-3),
                 level=("fit", 0.5 * math.log(10)),
             )

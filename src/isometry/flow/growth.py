@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
 from isometry.flow.graph import ADD, CONTRACTION, MULTIPLY, SOFTMAX, Flow, Node
 from isometry.flow.streams import Residual, is_norm
 from isometry.flow.walks import walk
@@ -11,7 +9,7 @@ from isometry.flow.walks import walk
 _NEVER_SMALL = SOFTMAX | {"sigmoid", "hardsigmoid", "softplus", "exp", "cos", "rsqrt", "reciprocal"}
 
 
-def growth_of(flow: Flow, residual: Residual, within: Collection[int] = ()) -> float:
+def growth_of(flow: Flow, residual: Residual) -> float:
     """Return the power of a small factor on its stream by which a branch is smaller.
 
     0 behind a norm or what is not zero at zero, the sum of the factors' powers for a product, otherwise the
@@ -20,16 +18,14 @@ def growth_of(flow: Flow, residual: Residual, within: Collection[int] = ()) -> f
     Args:
         flow: The graph.
         residual: The branch's sum.
-        within: Where given, nodes of the branch that are made smaller instead of the stream.
 
     Returns:
         The power.
     """
     back = walk([flow.nodes[residual.branch]], lambda n: flow.signals(n) if n.index > residual.fork else [])
-    known = dict.fromkeys(within, 1.0) or {residual.fork: 1.0}
+    known = {residual.fork: 1.0}
     for i in sorted(n.index for n in back if n.index > residual.fork):
-        if i not in within:
-            known[i] = _growth(flow, flow.nodes[i], known)
+        known[i] = _growth(flow, flow.nodes[i], known)
     return known.get(residual.branch, 0.0)
 
 

@@ -1,42 +1,62 @@
-"""Tables that are also weights: the rows that tokens are looked up in, tied with the head."""
+"""Tables that are also heads: the rows that tokens are looked up in, tied with the last weight."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from dataclasses import dataclass
 
 from isometry.flow.graph import Flow, Node
-from isometry.flow.roles import Roles
-from isometry.flow.stages import Stage
-from isometry.flow.streams import is_norm
-from isometry.flow.walks import walk
+from isometry.flow.roles import Role, Roles
 
 
-def tied_lookups(roles: Roles) -> dict[int, str]:
-    """Return the nodes that look up rows of what is elsewhere the weight of a linear map, and its name.
+@dataclass(frozen=True)
+class Tied:
+    """One such table.
+
+    Attributes:
+        lookups: The nodes that look up its rows.
+        scale: The scale that alone decides how large what it reads as a head is; none: there is no such.
+    """
+
+    lookups: tuple[int, ...]
+    scale: str | None
+
+
+def tied_tables(roles: Roles) -> dict[str, Tied]:
+    """Find the heads whose rows are looked up, too.
 
     Args:
         roles: The roles.
 
     Returns:
-        The names by node.
+        The tables by name.
     """
-    weights = (role for role in roles.by_name.values() if role.kind == "weight")
-    return {u.node.index: role.name for role in weights for u in role.uses if u.kind == "embedding"}
+    found = {}
+    for role in roles.by_name.values():
+        lookups = tuple(use.node.index for use in role.uses if use.kind == "embedding")
+        if lookups and "head" in role.parts:
+            found[role.name] = Tied(lookups, _scale_before(roles, role))
+    return found
 
 
-def begins_with(flow: Flow, stage: Stage, lookups: Collection[int]) -> bool:
-    """Return whether a stage's first state is rows looked up, with no weight and no norm between.
+def _scale_before(roles: Roles, head: Role) -> str | None:
+    """Return the scale of the norm that a head reads, where nothing else reads that."""
+    flow, found = roles.flow, set[str]()
+    for use in head.uses:
+        if use.kind == "weight":
+            (read,) = [n for n in flow.operands(use.node) if n is not use.operand][:1] or [use.node]
+            found.add(_scale_of(roles, read) or "")
+    return found.pop() or None if len(found) == 1 else None
 
-    Args:
-        flow: The graph.
-        stage: The stage.
-        lookups: The nodes that look up the rows.
 
-    Returns:
-        Whether it is.
-    """
-
-    def back(node: Node) -> list[Node]:
-        return [] if flow.weight(node) is not None or is_norm(flow, node) else flow.signals(node)
-
-    return any(n.index in lookups for n in walk([flow.nodes[stage.begin]], back))
+def _scale_of(roles: Roles, read: Node) -> str | None:
+    flow: Flow = roles.flow
+    scales = {
+        use.node.index: role for role in roles.by_name.values() if role.kind == "scale" for use in role.uses
+    }
+    for node in flow.upstream(read):
+        if len([i for i in flow.consumers[node.index] if flow.nodes[i].signal]) > 1:
+            return None
+        if node.index in scales:
+            role = scales[node.index]
+            return role.name if len(role.uses) == 1 and role.ends is None else None
+    return None

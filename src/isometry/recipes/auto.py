@@ -14,11 +14,12 @@ What is aimed at, in RMS:
   much less at their ends: the first steps add to the stream in proportion to what a branch's last weight
   reads, however small that weight is, and much the same to every token; over N branches it was more than the
   tokens themselves;
-- where the residual stream has the size r < 1, as it begins with a table that is also the head, √r in place
-  of 1 behind the weights and products within its branches, values among them (see `tied`); what is added to
-  such a table's rows has their size, positions 0.3 of it;
 - attention scores that vary by 1 along the softmax: query and key share what is missing;
-- √(0.06·ln C) for C logits: cross-entropy then begins 3 % above ln C, its value for equal chances.
+- √(0.06·ln C) for C logits: cross-entropy then begins 3 % above ln C, its value for equal chances. A head
+  that is also the table of tokens has rows of the size that tokens want, and the scale of the norm before it
+  makes the logits' size: were the rows small, so were the stream that begins with them, and the first steps
+  of an optimiser that knows no sizes would bury the tokens. Without such a scale the rows are small, and what
+  is added to them is as small.
 
 The constants 0.3, 0.3 and 0.06 are empirical: larger branches and positions learn more slowly in the short
 runs of benchmarks/trainability.py, much smaller ones no faster; behind a norm smaller branches do. So is the
@@ -46,12 +47,12 @@ from isometry.flow.stacks import stacks_of
 from isometry.flow.stages import stages_of
 from isometry.flow.streams import Residual
 from isometry.flow.sums import parallel_terms, score_sums, sums_behind
+from isometry.flow.tied import tied_tables
 from isometry.init.structured import of_kind
-from isometry.plans import scaled, std_of
+from isometry.plans import std_of
 from isometry.recipes.base import Choice, Subject, neutral, recipe
 from isometry.recipes.gradients import for_gradients
 from isometry.recipes.isometric import plain_choices
-from isometry.recipes.tied import SmallStreams, makes_both
 from isometry.sampling import Constant, Distribution, Normal
 from isometry.solving.evening import even_sizes
 from isometry.solving.passes import Balance, Follower, Problem, Settled, settled
@@ -109,7 +110,10 @@ class Draft:
         self._biases = score_sums(subject.roles)
         self._reading = {node: stack.reading for stack in stacks_of(subject.roles) for node in stack.reading}
         self._stages = stages_of(self.flow, subject.roles.streams)
-        self._small = SmallStreams(subject.roles, self._stages, split=subject.family != "orthogonal")
+        self._tied = tied_tables(subject.roles)
+        self._lookups = {node: name for name, table in self._tied.items() for node in table.lookups}
+        self._last = {table.scale: name for name, table in self._tied.items() if table.scale}
+        self._targets: list[Balance] = []
         self._powers: dict[int, float] = {}
         self._gains = {role.gain for role in subject.roles.by_name.values()}
         plain = subject.objective == "forward" and subject.family is None
@@ -120,6 +124,10 @@ class Draft:
     def _add(self, role: Role) -> None:
         if role.name in self._woven:
             self._fix(role, self._woven[role.name])
+        elif role.name in self._tied and self._tied[role.name].scale:
+            self._table(role)
+        elif role.name in self._last:
+            self._last_scale(role)
         elif role.kind == "weight":
             self._weight(role)
         elif role.name in self._gains:
@@ -174,27 +182,53 @@ class Draft:
             if role.residual and shrink < 1 and not role.parts & _SCORES:
                 size *= shrink
                 what = f"{size:.2g} within one of {role.residual.number} branches that no norm precedes"
-            self._aim(role, self._quiet(role, size), what or f"unit second moment for {_destination(role)}")
+            self._aim(role, lambda _: size, what or f"unit second moment for {_destination(role)}")
 
-    def _quiet(self, role: Role, size: float) -> Callable[[Solver], float]:
-        """Return the aim of a weight within a branch, which is less where the stream is small."""
-        residual, power = role.residual, self._small.power(role)
-        if residual is None or not power or makes_both(role):
-            return lambda _: size
-        return lambda solver: size * min(1.0, stream_size(solver, residual)) ** power
+    def _table(self, role: Role) -> None:
+        """Aim at rows of the size that tokens want, of a table whose scale as a head is another's."""
+        node = self.flow.nodes[self._tied[role.name].lookups[0]]
+        size, what = self._share(role, node)
+        self.laws[role.name] = Normal(size), size
+        self.aims.append(Aim(role, node, lambda _: size))
+        self.reasons[role.name] = (
+            f"{what or 'rows of unit size'}: the norm before the head makes the logits small"
+        )
+        terms = (self.flow.nodes[i] for i in parallel_terms(self.subject.roles, node).signals)
+        rows = [n.index for n in terms if any(m is node for m in self.flow.upstream(n))]
+        self._targets += [Balance(i, (role.name,), size) for i in rows]
 
-    def _head(self, role: Role) -> None:
-        """Aim at logits that begin at chance, with a gain of 1 at most.
+    def _last_scale(self, role: Role) -> None:
+        """Aim at the logits of a head whose rows are as large as tokens want them."""
+        head = self.subject.roles[self._last[role.name]]
+        size, rows = self._logits(head), self._tied[head.name].lookups[0]
+        fan = head.fans.forward if head.fans is not None else head.shape[-1]
+        self.laws[role.name] = Constant(role.neutral), 1.0
+        self._aim(
+            role,
+            lambda solver: size / (math.sqrt(fan) * (solver.rms(rows) or 1.0)),
+            f"logits of RMS {size:.2g}: the loss begins at chance, though the head's rows are the tokens'",
+            (rows,),
+        )
+        self._targets.append(Balance(_use(head).node.index, (role.name,), size))
+
+    def _logits(self, role: Role) -> float:
+        """Return the size of logits that begin at chance.
 
         Where the head is also the table that tokens are looked up in, a stream that still is the token has
-        the logit σ·d = size·√d for itself: e to it, one of C terms, may be EXCESS/2 of C·ln C as well.
+        the logit size·√d for itself: e to it, one of C terms, may be EXCESS/2 of C·ln C as well.
         """
         outputs = role.fans.layout.blocks * role.fans.layout.outputs if role.fans else role.shape[0]
         chance = math.log(max(outputs, 2))
         size = math.sqrt(EXCESS * chance)
-        if role.fans is not None and any(use.kind == "embedding" for use in role.uses):
-            own = max(math.log(max(EXCESS / 2 * outputs * chance, 1.0)), 1.0)
-            size = min(size, own / math.sqrt(role.fans.forward))
+        if role.fans is None or role.name not in self._tied:
+            return size
+        own = max(math.log(max(EXCESS / 2 * outputs * chance, 1.0)), 1.0)
+        return min(size, own / math.sqrt(role.fans.forward))
+
+    def _head(self, role: Role) -> None:
+        """Aim at logits that begin at chance, with a gain of 1 at most."""
+        size = self._logits(role)
+        if role.fans is not None and role.name in self._tied:
             begin = size / math.sqrt(role.fans.forward)  # it is looked up before it is solved
             self.laws[role.name] = Normal(begin), begin
         arriving = tuple(n.index for n in self.flow.operands(_use(role).node) if n.signal)
@@ -258,7 +292,7 @@ class Draft:
             return
         std, what = self._share(role, use.node)
         terms = parallel_terms(self.subject.roles, use.node)
-        if tied := self._small.tied(terms.signals):
+        if tied := self._small_rows(terms.signals):
             by_place = self._by_place(role, use.node)
             self.followers.append(Follower(role.name, tuple(tied), PLACE if by_place else 1.0))
             what = what if by_place else "as large as the rows that it is added to"
@@ -278,8 +312,15 @@ class Draft:
         if signals + terms.places == 1:
             return 1.0, ""
         with_ = " with positions" if terms.places else ""
-        what = f"one of {signals} terms" if signals > 1 else "rows" if role.kind != "weight" else "a path"
+        rows = role.kind != "weight" or role.name in self._tied
+        what = f"one of {signals} terms" if signals > 1 else "rows" if rows else "a path"
         return whole, f"{what} of a sum{with_} of unit size"
+
+    def _small_rows(self, nodes: tuple[int, ...]) -> dict[int, str]:
+        """Return those of some nodes that are rows of a table which is small, as a head, and its name."""
+        looked = {i: name for name, table in self._tied.items() if not table.scale for i in table.lookups}
+        each = ((i, n.index) for i in nodes for n in self.flow.upstream(self.flow.nodes[i]))
+        return {i: looked[n] for i, n in each if n in looked}
 
     def _by_place(self, role: Role, node: Node) -> bool:
         return role.kind == "position" or node.index in self.subject.roles.lookups_by_place
@@ -308,7 +349,7 @@ class Draft:
 
     def balances(self) -> list[Balance]:
         """Return what only a whole pass can tell: the spread of scores, the size at which a stream begins."""
-        found = []
+        found = list(self._targets)
         for attention in self.subject.roles.attentions:
             names = self._readers((*attention.queries, *attention.keys))
             if names:
@@ -354,8 +395,7 @@ class Draft:
             marks = ("measured",) if solved.how == "measured" else ()
             if role.kind == "scale":
                 return Choice(Constant(solved.scale - (1.0 - role.neutral)), reason, marks=marks)
-            law, reason = self._in_small(role, law_of(role, solved.scale, self.subject.family), found)
-            return Choice(law, reason, marks=marks)
+            return Choice(law_of(role, solved.scale, self.subject.family), reason, marks=marks)
         if name in found.missed:
             law, std = self.laws[name]
             text = f"{reason}; {found.missed[name]}, so taken from its fan"
@@ -365,25 +405,6 @@ class Draft:
             return Choice(found.laws[name][0], reason)
         fixed = self.fixed[name]
         return Choice(fixed.law, reason, fixed.rate, fixed.marks)
-
-    def _in_small(self, role: Role, law: Distribution, found: Settled) -> tuple[Distribution, str]:
-        """Return a weight's law in a small stream, and its reason; see `tied`.
-
-        What makes scores and values was solved for both: values become smaller, and what reads them larger.
-        """
-        reason, residual = self.reasons[role.name], role.residual
-        if residual is None:
-            return law, reason
-        size = min(found.sizes.get(residual.skip, 1.0), 1.0)
-        both = self._small.both(residual)
-        if both is not None and "attention output" in role.parts:
-            return scaled(law, size ** -self._small.power(both)), reason
-        factor = size ** self._small.power(role)
-        if factor == 1.0 or (makes_both(role) and both is not role):
-            return law, reason
-        if both is role:
-            return self._small.in_two(role, law, factor), f"{reason}; values {factor:.2g}"
-        return law, f"{reason}, times {factor:.2g} for a stream of size {size:.2g}"
 
 
 def law_of(role: Role, std: float, family: str | None) -> Distribution:

@@ -81,7 +81,6 @@ class Settled:
         passes: How many passes it took.
         kind: On which carrier the last one ran.
         laws: What each parameter is drawn from at its scale, with its standard deviation.
-        sizes: The RMS of the nodes that aims watched, where it is known.
     """
 
     solved: dict[str, Solved] = field(default_factory=dict)
@@ -89,7 +88,6 @@ class Settled:
     passes: int = 0
     kind: str = "meta"
     laws: dict[str, tuple[Distribution, float]] = field(default_factory=dict)
-    sizes: dict[int, float] = field(default_factory=dict)
 
 
 def settled(
@@ -127,7 +125,7 @@ def settled(
     several = any(len([u for u in a.role.uses if u.kind == a.role.kind]) > 1 for a in aims)
     for number in range(1, PASSES + 1):
         stage, solver = _pass(problem, current, aims, balances, followers, factors, measuring)
-        found = Settled(solver.solved, solver.missed, number, stage.kind, current, _sizes(solver, aims))
+        found = Settled(solver.solved, solver.missed, number, stage.kind, current)
         moved = _rebalance(solver, balances, factors) | _follow(solver, followers, current)
         changed = several and _changed(current, solver.solved)
         for name, solved in solver.solved.items():
@@ -210,11 +208,6 @@ def _follow(
         moved |= abs(scale - now) > _CLOSE * scale
         laws[follower.name] = scaled(law, scale / now), scale
     return moved
-
-
-def _sizes(solver: Solver, aims: Sequence[Aim]) -> dict[int, float]:
-    watched = {node for aim in aims for node in aim.watched}
-    return {node: size for node in watched if (size := solver.rms(node)) is not None}
 
 
 def _changed(laws: Mapping[str, tuple[Distribution, float]], solved: Mapping[str, Solved]) -> bool:

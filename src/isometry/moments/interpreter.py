@@ -16,6 +16,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
@@ -400,6 +401,7 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 raise NoRule("no rule")
             else:
                 result = found.fn(context, *ready, **named)
+            _check_numbers(result)
         except NoRule as reason:
             return [self._no_rule(name, str(reason))] * len(outputs)
         except Exception as fault:  # told as loudly, and costs no more than the results of this rule
@@ -439,3 +441,10 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         made = Unknown(name, self.module, reason)
         self.unknown[made] += 1
         return made
+
+
+def _check_numbers(result: Any) -> None:
+    """Refuse records that are no numbers, as where infinities were taken from one another."""
+    for made in result if isinstance(result, tuple | list) else [result]:
+        if isinstance(made, Moments) and (np.isnan(made.table).any() or np.isnan(made.mean).any()):
+            raise NoRule("its rule gave no number (nan)")

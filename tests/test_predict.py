@@ -190,6 +190,39 @@ def noted(model, inputs, *words):
     return any(all(word in line for word in words) for line in lines)
 
 
+class Literals(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(16, 64), nn.Linear(64, 3)
+
+    def forward(self, x):
+        x = self.a(x)
+        x = torch.maximum(x, torch.tensor(0.0, device=x.device)) * x.new_tensor([2.0])
+        return self.b(x) + torch.as_tensor([1.0, 2.0, 3.0], device=x.device)
+
+
+def test_numbers_in_the_code_are_known():
+    profile = predict(Literals, "12x16")
+    assert not any(note.startswith("unknown") for note in profile.notes)
+    assert profile["b"].forward.rms is not None
+    assert profile["a"].backward.rms == pytest.approx(2 * (3 / 64 / 3 / 2) ** 0.5, rel=1e-3)
+
+
+def test_functions_of_complex_numbers_are_told_as_unknown():
+    profile = predict(lambda: Angles(), "12x16")
+    assert any("exp" in note and "complex" in note for note in profile.notes)
+    assert profile["b"].forward is None
+
+
+class Angles(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(16, 64), nn.Linear(64, 3)
+
+    def forward(self, x):
+        return self.b(torch.exp(1j * self.a(x)).real)
+
+
 def test_violated_assumptions_are_told():
     layer = nn.TransformerEncoderLayer(64, 4, 128, batch_first=True)
     build = lambda: nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)  # noqa: E731

@@ -11,12 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import _disable_current_modes
 
 import isometry.moments.rules  # noqa: F401  (registers the rules)
 from isometry.errors import InvalidTypeError, InvalidValueError, ModelError
 from isometry.hooks import has_values, named_modules, tensors_in
 from isometry.inputs import Batch, batches, check_finite, map_tensors
 from isometry.moments.carrier import Assumed, Carrier, Kind, values_of
+from isometry.moments.concrete import Concrete
 from isometry.moments.interpreter import Interpreter
 from isometry.moments.recording import recorded
 from isometry.moments.rules.base import Value
@@ -204,7 +206,7 @@ class Rehearsal(Generic[T]):
         )
         stage = Stage(kind, model, twin, interpreter, values, args, kwargs)
         watcher = begin(stage)
-        with interpreter, _EveryLayer(), torch.set_grad_enabled(self.backward):
+        with interpreter, _EveryLayer(), _Literals(interpreter), torch.set_grad_enabled(self.backward):
             try:
                 stage.output = twin(*args, **kwargs)
             except Exception as error:
@@ -285,6 +287,29 @@ class _EveryLayer(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         return torch.full_like(out, 1.0 - 2.0**-24) if func is torch.rand and out.numel() == 1 else out
+
+
+class _Literals(TorchFunctionMode):
+    """Keep the values of tensors that are made from numbers in the code, which meta tensors lose."""
+
+    def __init__(self, interpreter: Interpreter) -> None:
+        super().__init__()
+        self._interpreter = interpreter
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        at = _LITERALS.get(func)
+        if at is None or not out.is_meta or self._interpreter.value(out) is not None:
+            return out
+        data = args[at] if len(args) > at else (kwargs or {})["data"]
+        if not any(True for _ in tensors_in(data)):
+            with _disable_current_modes():
+                self._interpreter.assign(out, Concrete(torch.tensor(data, dtype=out.dtype)))
+        return out
+
+
+# Which argument holds the numbers.
+_LITERALS = {torch.tensor: 0, torch.as_tensor: 0, torch.asarray: 0, Tensor.new_tensor: 1}
 
 
 @contextmanager

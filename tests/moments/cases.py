@@ -235,6 +235,12 @@ LOSS = (
 
 RANDOM = (
     Case("dropout", lambda x: F.dropout(x, 0.3), (_X,), draws=1000),
+    Case(
+        "random places",
+        lambda w: F.embedding(torch.randint(50, (4, 8), device=w.device), w)[:, torch.randperm(8)],
+        (Input((50, 20)),),
+        unread=frozenset({"output 0 pairs"}),  # how many places are equal is that of one draw
+    ),
     Case("noise", lambda x: x + torch.randn_like(x) + torch.rand_like(x), (_X,), draws=1000),
 )
 

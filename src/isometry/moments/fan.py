@@ -113,9 +113,9 @@ def _growth(factor: Factor) -> Array:
 
 
 def kurtosis(m: Moments) -> float:
-    """Return the excess kurtosis of a record's entries, mean over the blocks that vary; 0 for several variables.
+    """Return the excess kurtosis of a record's entries, mean over blocks; 0 for several variables.
 
-    What pads a tensor does not vary, and has none.
+    Blocks that do not vary, as what pads a tensor, have none.
     """
     if len(m.terms) != 1 or len(m.terms[0].factors) != 1:
         return 0.0
@@ -152,7 +152,7 @@ def excess(fan: Fan, share: float) -> float:
 
 
 def _excess(directions: float, share: float) -> float:
-    """Return ∫ e^{−(1 − s)t} (1 + 2·s·t/d)^{−d/2} dt, which is d/(d − 2) for s = 1, and 1 for any s without end."""
+    """Return ∫ e^{−(1 − s)t} (1 + 2·s·t/d)^{−d/2} dt, which is d/(d − 2) for s = 1, and 1 for d = ∞."""
     if math.isinf(directions):
         return 1.0
     directions = max(directions, _LEAST)

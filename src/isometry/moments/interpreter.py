@@ -16,7 +16,6 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
@@ -27,8 +26,8 @@ from isometry.moments.aliasing import Key, disjoint, key_of
 from isometry.moments.calls import functional, identity, mapped, name_of, part_of_split, tensors_in
 from isometry.moments.concrete import LIMIT, Concrete
 from isometry.moments.record import Moments
-from isometry.moments.rules.base import RULES, Context, NoRule, Rule, Shifted, Unknown, Value
-from isometry.moments.rules.pointwise import UNTAGGED, as_moments, pointwise
+from isometry.moments.rules.base import RULES, Context, NoRule, Rule, Shifted, Unknown, Value, check_numbers
+from isometry.moments.rules.pointwise import UNTAGGED, as_moments, check_complex, pointwise
 from isometry.moments.spread import Spread
 from isometry.moments.symbolic import Lazy
 
@@ -393,6 +392,7 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             ready = [self._argument(a, k in raw) for k, a in enumerate(args)]
             named = {k: self._argument(v, False) for k, v in kwargs.items()}
             if found is None and (torch.Tag.pointwise in func.tags or name.rstrip("_") in UNTAGGED):
+                check_complex(name, tensors_in((args, kwargs)))
                 if name.endswith("_"):
                     context.op = name[:-1]
                     func = functional(func) or func
@@ -401,7 +401,7 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 raise NoRule("no rule")
             else:
                 result = found.fn(context, *ready, **named)
-            _check_numbers(result)
+            check_numbers(result)
         except NoRule as reason:
             return [self._no_rule(name, str(reason))] * len(outputs)
         except Exception as fault:  # told as loudly, and costs no more than the results of this rule
@@ -441,10 +441,3 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         made = Unknown(name, self.module, reason)
         self.unknown[made] += 1
         return made
-
-
-def _check_numbers(result: Any) -> None:
-    """Refuse records that are no numbers, as where infinities were taken from one another."""
-    for made in result if isinstance(result, tuple | list) else [result]:
-        if isinstance(made, Moments) and (np.isnan(made.table).any() or np.isnan(made.mean).any()):
-            raise NoRule("its rule gave no number (nan)")

@@ -126,7 +126,7 @@ def dual(f: Array, g: Array, rho: Array) -> Array:
 
 
 def derivative(values: Array, form: Array) -> Array:
-    """Return df/dx by differences for f and x given at the nodes; 0 where x stays as it is, up to rounding."""
+    """Return df/dx by differences for f and x given at the nodes; 0 where x stays put, but for rounding."""
     step = np.diff(form, axis=-1)
     flat = np.abs(step) <= 1e-9 * np.ptp(form, axis=-1, keepdims=True)
     rise = np.diff(values, axis=-1) / np.where(flat, np.inf, step)

@@ -59,9 +59,9 @@ class Window:
         """Return the blocks of the outputs: what reads fewer entries than most, at either end, and the rest.
 
         Where all read alike, the blocks of what lies under the middles of the windows; of many, those that
-        double from either end, so that stacks of dilated windows do not double their number. Ends of fewer than one
-        in 40 outputs make no blocks. Two different ends are two blocks, and among few outputs the ends'
-        neighbours are, too, which read the ends of what other windows made.
+        double from either end, so that stacks of dilated windows do not double their number. Ends of fewer
+        than one in 40 outputs make no blocks. Two different ends are two blocks, and among few outputs the
+        ends' neighbours are, too, which read the ends of what other windows made.
         """
         o, _, _ = self.taps()
         read = np.bincount(o, minlength=self.outputs)
@@ -144,9 +144,10 @@ def counted(axes: Sequence[Axis], codes: Sequence[Codes]) -> tuple[Array, Array]
 
 
 def _by_class(found: Array, held: Index, shape: tuple[int, ...]) -> Array:
-    """Order counts by (same or differ per axis, kind of the first, kind of the second) by pair class per axis.
+    """Order counts by pair class per axis.
 
-    `held` are the blocks of each kind, by axis.
+    They come by (same or differ per axis, kind of the first, kind of the second), and `held` are the blocks
+    of each kind, by axis.
     """
     rank, kinds = held.shape
     result = np.zeros([n * (n + 1) for n in shape])

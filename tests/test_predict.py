@@ -245,6 +245,9 @@ def test_violated_assumptions_are_told():
         (lambda: 3, "4x32", InvalidTypeError, "must return"),
         (lambda: 1 / 0, "4x32", ModelError, "builder failed"),
         (nn.LazyLinear(3), "4x32", ModelError, "no shape yet"),
+        (nn.Linear, "4x32", ModelError, "the class Linear: build one first"),
+        (nn.Linear(32, 3), torch.empty(0, 32), InvalidValueError, "inputs are empty"),
+        (nn.Embedding(5, 3), (torch.tensor([2, 7]),), ModelError, "the table has 5 rows"),
         (nn.Linear(32, 3, device="meta"), "4x32", ModelError, "meta device"),
         (mlp, "4x33", ModelError, "module '0' (Linear)"),
         (mlp, torch.full((4, 32), float("nan")), InvalidValueError, "nan"),
@@ -256,6 +259,11 @@ def test_errors_say_what_to_do(model, inputs, error, words):
     with pytest.raises(error) as caught:
         predict(model, inputs)
     assert words in str(caught.value)
+
+
+def test_a_loss_that_fails_says_so():
+    with pytest.raises(ModelError, match=r"^loss\(output\) failed: TypeError: .*batches \(x, y\)"):
+        predict(mlp, "4x32", loss=nn.functional.cross_entropy)
 
 
 def test_a_loss_must_return_one_number():

@@ -14,14 +14,14 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
 import isometry.moments.rules  # noqa: F401  (registers the rules)
-from isometry.errors import InvalidTypeError, InvalidValueError, ModelError
+from isometry.errors import InvalidTypeError, InvalidValueError, ModelError, described
 from isometry.hooks import has_values, named_modules, tensors_in
 from isometry.inputs import Batch, batches, check_finite, map_tensors
 from isometry.moments.carrier import Assumed, Carrier, Kind, values_of
 from isometry.moments.concrete import Concrete
 from isometry.moments.interpreter import Interpreter
 from isometry.moments.recording import recorded
-from isometry.moments.rules.base import Value
+from isometry.moments.rules.base import NoRule, Value
 from isometry.names import unwrap
 from isometry.restore import collector_paused, random_state
 
@@ -171,7 +171,8 @@ class Rehearsal(Generic[T]):
         try:
             recording = recorded(self.source, interpreter)
         except Exception as error:
-            raise ModelError(f"the builder failed on meta: {type(error).__name__}: {error}") from error
+            hint = f"; got {described(self.source)}" if isinstance(self.source, type) else ""
+            raise ModelError(f"the builder failed on meta: {type(error).__name__}: {error}{hint}") from error
         if not isinstance(recording.model, nn.Module):
             raise InvalidTypeError(
                 f"the builder must return a torch.nn.Module, got {type(recording.model).__name__}"
@@ -230,7 +231,7 @@ class Rehearsal(Generic[T]):
                 return
             ends = list({id(t): t for t in ends if t.dim() > 0}.values())
             torch.autograd.backward(ends, [carrier.seed(t) for t in ends])
-        except (InvalidTypeError, InvalidValueError):
+        except (InvalidTypeError, InvalidValueError, ModelError):
             raise
         except Exception as error:
             raise ModelError(f"the backward pass failed: {type(error).__name__}: {error}") from error
@@ -241,7 +242,14 @@ class Rehearsal(Generic[T]):
         target: tuple[Any, ...] = ()
         if self._batch.target is not None:
             target = (map_tensors(self._batch.target, lambda t, _: carrier.known(t), "target"),)
-        value = self.loss(output, *target)
+        call = "loss(output, target)" if target else "loss(output)"
+        try:
+            value = self.loss(output, *target)
+        except NoRule:
+            raise
+        except Exception as error:
+            hint = "" if target else "; a loss with a target needs inputs that bring one, batches (x, y)"
+            raise ModelError(f"{call} failed: {type(error).__name__}: {error}{hint}") from error
         if not isinstance(value, Tensor):
             raise InvalidTypeError(f"loss(output) must return a tensor, got {type(value).__name__}")
         if value.numel() != 1 or not value.requires_grad:
@@ -263,12 +271,15 @@ def first_batch(inputs: object) -> Batch:
 
     Raises:
         InvalidTypeError: `inputs` has none of these forms.
-        InvalidValueError: There is no batch, or it holds nan or infinities.
+        InvalidValueError: There is no batch, or it is empty, or holds nan or infinities.
     """
     batch = next(iter(batches(inputs, limit=1)), None)
     if batch is None:
         raise InvalidValueError("inputs gave no batch: there is nothing to run the model on")
     check_finite(batch)
+    given = list(tensors_in((batch.args, dict(batch.kwargs))))
+    if given and not any(t.numel() for t in given):
+        raise InvalidValueError(f"inputs are empty: the first tensor has the shape {tuple(given[0].shape)}")
     return batch
 
 

@@ -198,6 +198,10 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         name = name_of(func)
         if name == "_local_scalar_dense":
             return self._scalar(args[0])
+        if name == "set_":
+            return func(
+                *args, **kwargs
+            )  # its first argument now has the storage of the second, and its record
         if name in _RESHAPING:
             return self._reshape(func, args, kwargs)
         if name not in RULES and torch.Tag.pointwise not in func.tags:

@@ -20,7 +20,7 @@ from isometry.inputs import Batch, batches, check_finite, map_tensors
 from isometry.moments.carrier import Assumed, Carrier, Kind, values_of
 from isometry.moments.concrete import Concrete
 from isometry.moments.interpreter import Interpreter
-from isometry.moments.recording import recorded
+from isometry.moments.recording import Recording, bounded, recorded
 from isometry.moments.rules.base import NoRule, Value
 from isometry.names import unwrap
 from isometry.restore import collector_paused, random_state
@@ -44,7 +44,7 @@ class Stage:
         values: The records of the parameters by name.
         args: What the twin is called with.
         kwargs: Likewise, by name.
-        note: Why it runs on real tensors, if it does.
+        note: Why it runs, or was built, on real tensors, if it does.
         output: What the twin returned.
         between: Called after the forward pass and before the backward one.
     """
@@ -131,6 +131,7 @@ class Rehearsal(Generic[T]):
             ModelError: The model failed; the message names the module.
         """
         self._batch = first_batch(self.inputs)
+        self._note: str | None = None
         restore = random_state()
         try:
             with torch.inference_mode(mode=False), _plain_kernels(), collector_paused():
@@ -155,7 +156,8 @@ class Rehearsal(Generic[T]):
         except Exception as error:
             stage, watcher = self._on("real", self._real(model, error), values, Interpreter(), begin)
             first = f"{type(error).__name__}: {error}".splitlines()[0][:160]
-            stage.note = f"carrier: real tensors, because the model does not run on meta ones ({first})"
+            carrier = f"carrier: real tensors, because the model does not run on meta ones ({first})"
+            stage.note = carrier if stage.note is None else f"{stage.note}; {carrier}"
             return stage, watcher
 
     def _built(self, interpreter: Interpreter) -> tuple[nn.Module, dict[str, Value]]:
@@ -168,18 +170,29 @@ class Rehearsal(Generic[T]):
                 "model must be a torch.nn.Module or a function without arguments that builds one, got "
                 f"{type(self.source).__name__}"
             )
+        recording: Recording | None = None
         try:
             recording = recorded(self.source, interpreter)
+            made = recording.model
         except Exception as error:
-            hint = f"; got {described(self.source)}" if isinstance(self.source, type) else ""
-            raise ModelError(f"the builder failed on meta: {type(error).__name__}: {error}{hint}") from error
-        if not isinstance(recording.model, nn.Module):
-            raise InvalidTypeError(
-                f"the builder must return a torch.nn.Module, got {type(recording.model).__name__}"
-            )
-        model = unwrap(recording.model)
+            made = self._built_for_real()
+            why = f"{type(error).__name__}: {error}".splitlines()[0][:160]
+            self._note = f"builder: run on real tensors, because it fails on meta ones ({why})"
+        if not isinstance(made, nn.Module):
+            raise InvalidTypeError(f"the builder must return a torch.nn.Module, got {type(made).__name__}")
+        model = unwrap(made)
         _check(model)
         return model, values_of(model, recording, self.assumed)
+
+    def _built_for_real(self) -> nn.Module:
+        """Run the builder as it is, where it cannot be run without memory."""
+        assert not isinstance(self.source, nn.Module)
+        try:
+            with bounded(REAL_LIMIT):
+                return self.source()
+        except Exception as error:
+            hint = f"; got {described(self.source)}" if isinstance(self.source, type) else ""
+            raise ModelError(f"the builder failed: {type(error).__name__}: {error}{hint}") from error
 
     def _real(self, model: nn.Module, error: Exception) -> nn.Module:
         size = sum(p.numel() for p in model.parameters())
@@ -205,7 +218,7 @@ class Rehearsal(Generic[T]):
             (self._batch.args, dict(self._batch.kwargs)),
             lambda t, where: carrier.given(t, where, normal=isinstance(self.inputs, str)),
         )
-        stage = Stage(kind, model, twin, interpreter, values, args, kwargs)
+        stage = Stage(kind, model, twin, interpreter, values, args, kwargs, self._note)
         watcher = begin(stage)
         with interpreter, _EveryLayer(), _Literals(interpreter), torch.set_grad_enabled(self.backward):
             try:

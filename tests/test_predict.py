@@ -1,6 +1,7 @@
 """Prediction of whole models: beside measurement, and as a guest in the user's program."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -188,6 +189,23 @@ class Tied(nn.Module):
 def noted(model, inputs, *words):
     lines = [n for n in predict(model, inputs, backward=False).notes if n.startswith("assumption")]
     return any(all(word in line for word in words) for line in lines)
+
+
+def test_what_overflows_is_unknown_by_name_and_warns_of_nothing():
+    build = lambda: nn.Sequential(  # noqa: E731
+        nn.Linear(8, 64), Cubes(), Cubes(), Cubes(), Cubes(), Cubes(), Cubes(), nn.Linear(64, 4)
+    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        told = predict(build, "4x8")
+    assert caught == []
+    assert told["0"].forward.rms is not None
+    assert any(note.startswith("unknown") for note in told.notes)
+
+
+class Cubes(nn.Module):
+    def forward(self, x):
+        return (10 * x) ** 3 - (9 * x) ** 3
 
 
 class Literals(nn.Module):

@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -134,7 +135,9 @@ class Rehearsal(Generic[T]):
         self._note: str | None = None
         restore = random_state()
         try:
-            with torch.inference_mode(mode=False), _plain_kernels(), collector_paused():
+            # What explodes is told as infinite, or as unknown where infinities meet.
+            quiet = np.errstate(over="ignore", invalid="ignore")
+            with quiet, torch.inference_mode(mode=False), _plain_kernels(), collector_paused():
                 return self._run(begin)
         finally:
             restore()

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
 import isometry.moments.rules  # noqa: F401  (registers the rules)
-from isometry.errors import InvalidTypeError, InvalidValueError, ModelError, described
+from isometry.errors import InvalidTypeError, InvalidValueError, IsometryError, ModelError, described
 from isometry.hooks import has_values, named_modules, tensors_in
 from isometry.inputs import Batch, batches, check_finite, map_tensors
 from isometry.moments.carrier import Assumed, Carrier, Kind, values_of
@@ -193,6 +193,8 @@ class Rehearsal(Generic[T]):
         try:
             with bounded(REAL_LIMIT):
                 return self.source()
+        except IsometryError:
+            raise
         except Exception as error:
             hint = f"; got {described(self.source)}" if isinstance(self.source, type) else ""
             raise ModelError(f"the builder failed: {type(error).__name__}: {error}{hint}") from error

@@ -118,7 +118,7 @@ class _Bounded(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 like = func(*args, **{**(kwargs or {}), "device": "meta", "pin_memory": False})
             self.left -= like.numel()
             if self.left < 0:
-                raise ModelError("it is too large to be built on real tensors")
+                raise ModelError("the model is too large to be built on real tensors")
         return func(*args, **(kwargs or {}))
 
 

@@ -191,7 +191,7 @@ def _rebalance(solver: Solver, balances: Sequence[Balance], factors: dict[str, f
     moved = False
     for name, own in lacking.items():
         # A weight that is read step after step is in a balance for each: it makes up for their average.
-        if abs(math.fsum(log for log, _ in own) / len(own)) > _CLOSE:
+        if abs(math.expm1(math.fsum(log for log, _ in own) / len(own))) > _CLOSE:
             share = math.fsum(power * log for log, power in own) / len(own)
             factors[name] = factors.get(name, 1.0) * math.exp(share)
             moved = True

@@ -5,10 +5,12 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
+import isometry
 from isometry.errors import IsometryWarning
 from isometry.fans import fans
 from isometry.initialisers import Kaiming, Orthogonal
 from isometry.parametrised import pieces_of
+from isometry.recipes.base import RECIPES
 
 
 def plain_weight() -> torch.Tensor:
@@ -93,6 +95,8 @@ def test_planning_does_not_move_the_power_iteration_of_spectral_norm() -> None:
     layer = parametrizations.spectral_norm(nn.Linear(6, 4))
     buffers = [buffer.clone() for buffer in layer.buffers()]
     Kaiming().plan(layer)
+    for recipe in RECIPES:
+        isometry.plan(layer, "5x6", recipe=recipe)
     assert fans(layer, "weight").forward == 6
     assert all(torch.equal(one, other) for one, other in zip(layer.buffers(), buffers, strict=True))
     assert all(module.training for module in layer.modules())

@@ -1,6 +1,7 @@
 """Prediction of whole models: beside measurement, and as a guest in the user's program."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -190,6 +191,56 @@ def noted(model, inputs, *words):
     return any(all(word in line for word in words) for line in lines)
 
 
+def test_what_overflows_is_unknown_by_name_and_warns_of_nothing():
+    build = lambda: nn.Sequential(  # noqa: E731
+        nn.Linear(8, 64), Cubes(), Cubes(), Cubes(), Cubes(), Cubes(), Cubes(), nn.Linear(64, 4)
+    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        told = predict(build, "4x8")
+    assert caught == []
+    assert told["0"].forward.rms is not None
+    assert any(note.startswith("unknown") for note in told.notes)
+
+
+class Cubes(nn.Module):
+    def forward(self, x):
+        return (10 * x) ** 3 - (9 * x) ** 3
+
+
+class Literals(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(16, 64), nn.Linear(64, 3)
+
+    def forward(self, x):
+        x = self.a(x)
+        x = torch.maximum(x, torch.tensor(0.0, device=x.device)) * x.new_tensor([2.0])
+        return self.b(x) + torch.as_tensor([1.0, 2.0, 3.0], device=x.device)
+
+
+def test_numbers_in_the_code_are_known():
+    profile = predict(Literals, "12x16")
+    assert not any(note.startswith("unknown") for note in profile.notes)
+    assert profile["b"].forward.rms is not None
+    assert profile["a"].backward.rms == pytest.approx(2 * (3 / 64 / 3 / 2) ** 0.5, rel=1e-3)
+
+
+def test_functions_of_complex_numbers_are_told_as_unknown():
+    profile = predict(lambda: Angles(), "12x16")
+    assert any("exp" in note and "complex" in note for note in profile.notes)
+    assert profile["b"].forward is None
+
+
+class Angles(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(16, 64), nn.Linear(64, 3)
+
+    def forward(self, x):
+        return self.b(torch.exp(1j * self.a(x)).real)
+
+
 def test_violated_assumptions_are_told():
     layer = nn.TransformerEncoderLayer(64, 4, 128, batch_first=True)
     build = lambda: nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)  # noqa: E731
@@ -212,6 +263,9 @@ def test_violated_assumptions_are_told():
         (lambda: 3, "4x32", InvalidTypeError, "must return"),
         (lambda: 1 / 0, "4x32", ModelError, "builder failed"),
         (nn.LazyLinear(3), "4x32", ModelError, "no shape yet"),
+        (nn.Linear, "4x32", ModelError, "the class Linear: build one first"),
+        (nn.Linear(32, 3), torch.empty(0, 32), InvalidValueError, "inputs are empty"),
+        (nn.Embedding(5, 3), (torch.tensor([2, 7]),), ModelError, "the table has 5 rows"),
         (nn.Linear(32, 3, device="meta"), "4x32", ModelError, "meta device"),
         (mlp, "4x33", ModelError, "module '0' (Linear)"),
         (mlp, torch.full((4, 32), float("nan")), InvalidValueError, "nan"),
@@ -223,6 +277,11 @@ def test_errors_say_what_to_do(model, inputs, error, words):
     with pytest.raises(error) as caught:
         predict(model, inputs)
     assert words in str(caught.value)
+
+
+def test_a_loss_that_fails_says_so():
+    with pytest.raises(ModelError, match=r"^loss\(output\) failed: TypeError: .*batches \(x, y\)"):
+        predict(mlp, "4x32", loss=nn.functional.cross_entropy)
 
 
 def test_a_loss_must_return_one_number():

@@ -39,5 +39,23 @@ class MissingExtraError(IsometryError, ImportError):
         )
 
 
+def described(value: object) -> str:
+    """Return what to call a value that has the wrong type.
+
+    Args:
+        value: The value.
+
+    Returns:
+        The name of its type; for a class that it is one.
+
+    Example:
+        >>> described(3), described(dict)
+        ('int', 'the class dict: build one first, dict(...)')
+    """
+    if isinstance(value, type):
+        return f"the class {value.__name__}: build one first, {value.__name__}(...)"
+    return type(value).__name__
+
+
 class IsometryWarning(UserWarning):
     """Something the user should know that does not stop the work."""

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from isometry.errors import InvalidTypeError, ModelError
+from isometry.errors import InvalidTypeError, ModelError, described
 from isometry.names import canonical_name, unwrap
 from isometry.profile import Signal
 from isometry.statistics import Pool, reduce_cosine, reduce_entries, saturation
@@ -80,7 +80,7 @@ def checked_model(model: object) -> nn.Module:
         ModelError: It has no parameters, or parameters without values, or is scripted.
     """
     if not isinstance(model, nn.Module):
-        raise InvalidTypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        raise InvalidTypeError(f"model must be a torch.nn.Module, got {described(model)}")
     module = unwrap(model)
     if isinstance(module, torch.jit.ScriptModule):
         raise ModelError(

@@ -57,6 +57,20 @@ def shape_of(owner: nn.Module, leaf: str) -> tuple[int, ...]:
             module.training = training
 
 
+def dtype_of(owner: nn.Module, leaf: str) -> torch.dtype | None:
+    """The dtype of a parameter or parametrised weight, which is not computed for it; None for anything else.
+
+    Example:
+        >>> dtype_of(nn.utils.parametrizations.spectral_norm(nn.Linear(2, 3)), "weight")
+        torch.float32
+    """
+    if parametrize.is_parametrized(owner, leaf):
+        assert isinstance(owner.parametrizations, nn.ModuleDict)
+        return next((p.dtype for p in owner.parametrizations[leaf].parameters()), None)
+    found = getattr(owner, leaf, None)
+    return found.dtype if isinstance(found, Tensor) else None
+
+
 @torch.no_grad()
 def pieces_of(owner: nn.Module, leaf: str, weight: Tensor) -> tuple[Tensor, ...]:
     """The parameters from which a parametrised module computes a given weight.

@@ -9,7 +9,7 @@ from typing import Any, get_args
 from torch import nn
 
 import isometry.recipes  # noqa: F401  (registers the recipes)
-from isometry.errors import InvalidTypeError, InvalidValueError
+from isometry.errors import InvalidTypeError, InvalidValueError, described
 from isometry.flow.tracing import study
 from isometry.init.structured import Kind as Family
 from isometry.plans import Plan, Row, scaled, std_of
@@ -114,9 +114,9 @@ def init_(
         head
     """
     if not isinstance(model, nn.Module):
+        hint = "; of a function that builds one make the plan, and apply it to what the function returns"
         raise InvalidTypeError(
-            f"model must be a torch.nn.Module, got {type(model).__name__}: of a function that builds one "
-            "make the plan, and apply it to what the function returns"
+            f"model must be a torch.nn.Module, got {described(model)}{hint if callable(model) else ''}"
         )
     made = plan(model, inputs, recipe=recipe, seed=seed, **options)
     made.apply_(model, seed=seed)

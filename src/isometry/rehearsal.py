@@ -7,19 +7,22 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import _disable_current_modes
 
 import isometry.moments.rules  # noqa: F401  (registers the rules)
-from isometry.errors import InvalidTypeError, InvalidValueError, ModelError
+from isometry.errors import InvalidTypeError, InvalidValueError, IsometryError, ModelError, described
 from isometry.hooks import has_values, named_modules, tensors_in
 from isometry.inputs import Batch, batches, check_finite, map_tensors
 from isometry.moments.carrier import Assumed, Carrier, Kind, values_of
+from isometry.moments.concrete import Concrete
 from isometry.moments.interpreter import Interpreter
-from isometry.moments.recording import recorded
-from isometry.moments.rules.base import Value
+from isometry.moments.recording import Recording, bounded, recorded
+from isometry.moments.rules.base import NoRule, Value
 from isometry.names import unwrap
 from isometry.restore import collector_paused, one_thread_for_numpy, random_state
 
@@ -42,7 +45,7 @@ class Stage:
         values: The records of the parameters by name.
         args: What the twin is called with.
         kwargs: Likewise, by name.
-        note: Why it runs on real tensors, if it does.
+        note: Why it runs, or was built, on real tensors, if it does.
         output: What the twin returned.
         between: Called after the forward pass and before the backward one.
     """
@@ -129,9 +132,13 @@ class Rehearsal(Generic[T]):
             ModelError: The model failed; the message names the module.
         """
         self._batch = first_batch(self.inputs)
+        self._note: str | None = None
         restore = random_state()
         try:
+            # What explodes is told as infinite, or as unknown where infinities meet.
+            quiet = np.errstate(over="ignore", invalid="ignore")
             with (
+                quiet,
                 torch.inference_mode(mode=False),
                 _plain_kernels(),
                 collector_paused(),
@@ -158,7 +165,8 @@ class Rehearsal(Generic[T]):
         except Exception as error:
             stage, watcher = self._on("real", self._real(model, error), values, Interpreter(), begin)
             first = f"{type(error).__name__}: {error}".splitlines()[0][:160]
-            stage.note = f"carrier: real tensors, because the model does not run on meta ones ({first})"
+            carrier = f"carrier: real tensors, because the model does not run on meta ones ({first})"
+            stage.note = carrier if stage.note is None else f"{stage.note}; {carrier}"
             return stage, watcher
 
     def _built(self, interpreter: Interpreter) -> tuple[nn.Module, dict[str, Value]]:
@@ -171,17 +179,31 @@ class Rehearsal(Generic[T]):
                 "model must be a torch.nn.Module or a function without arguments that builds one, got "
                 f"{type(self.source).__name__}"
             )
+        recording: Recording | None = None
         try:
             recording = recorded(self.source, interpreter)
+            made = recording.model
         except Exception as error:
-            raise ModelError(f"the builder failed on meta: {type(error).__name__}: {error}") from error
-        if not isinstance(recording.model, nn.Module):
-            raise InvalidTypeError(
-                f"the builder must return a torch.nn.Module, got {type(recording.model).__name__}"
-            )
-        model = unwrap(recording.model)
+            made = self._built_for_real()
+            why = f"{type(error).__name__}: {error}".splitlines()[0][:160]
+            self._note = f"builder: run on real tensors, because it fails on meta ones ({why})"
+        if not isinstance(made, nn.Module):
+            raise InvalidTypeError(f"the builder must return a torch.nn.Module, got {type(made).__name__}")
+        model = unwrap(made)
         _check(model)
         return model, values_of(model, recording, self.assumed)
+
+    def _built_for_real(self) -> nn.Module:
+        """Run the builder as it is, where it cannot be run without memory."""
+        assert not isinstance(self.source, nn.Module)
+        try:
+            with bounded(REAL_LIMIT):
+                return self.source()
+        except IsometryError:
+            raise
+        except Exception as error:
+            hint = f"; got {described(self.source)}" if isinstance(self.source, type) else ""
+            raise ModelError(f"the builder failed: {type(error).__name__}: {error}{hint}") from error
 
     def _real(self, model: nn.Module, error: Exception) -> nn.Module:
         size = sum(p.numel() for p in model.parameters())
@@ -207,9 +229,9 @@ class Rehearsal(Generic[T]):
             (self._batch.args, dict(self._batch.kwargs)),
             lambda t, where: carrier.given(t, where, normal=isinstance(self.inputs, str)),
         )
-        stage = Stage(kind, model, twin, interpreter, values, args, kwargs)
+        stage = Stage(kind, model, twin, interpreter, values, args, kwargs, self._note)
         watcher = begin(stage)
-        with interpreter, _EveryLayer(), torch.set_grad_enabled(self.backward):
+        with interpreter, _EveryLayer(), _Literals(interpreter), torch.set_grad_enabled(self.backward):
             try:
                 stage.output = twin(*args, **kwargs)
             except Exception as error:
@@ -233,7 +255,7 @@ class Rehearsal(Generic[T]):
                 return
             ends = list({id(t): t for t in ends if t.dim() > 0}.values())
             torch.autograd.backward(ends, [carrier.seed(t) for t in ends])
-        except (InvalidTypeError, InvalidValueError):
+        except (InvalidTypeError, InvalidValueError, ModelError):
             raise
         except Exception as error:
             raise ModelError(f"the backward pass failed: {type(error).__name__}: {error}") from error
@@ -244,7 +266,14 @@ class Rehearsal(Generic[T]):
         target: tuple[Any, ...] = ()
         if self._batch.target is not None:
             target = (map_tensors(self._batch.target, lambda t, _: carrier.known(t), "target"),)
-        value = self.loss(output, *target)
+        call = "loss(output, target)" if target else "loss(output)"
+        try:
+            value = self.loss(output, *target)
+        except NoRule:
+            raise
+        except Exception as error:
+            hint = "" if target else "; a loss with a target needs inputs that bring one, batches (x, y)"
+            raise ModelError(f"{call} failed: {type(error).__name__}: {error}{hint}") from error
         if not isinstance(value, Tensor):
             raise InvalidTypeError(f"loss(output) must return a tensor, got {type(value).__name__}")
         if value.numel() != 1 or not value.requires_grad:
@@ -266,12 +295,15 @@ def first_batch(inputs: object) -> Batch:
 
     Raises:
         InvalidTypeError: `inputs` has none of these forms.
-        InvalidValueError: There is no batch, or it holds nan or infinities.
+        InvalidValueError: There is no batch, or it is empty, or holds nan or infinities.
     """
     batch = next(iter(batches(inputs, limit=1)), None)
     if batch is None:
         raise InvalidValueError("inputs gave no batch: there is nothing to run the model on")
     check_finite(batch)
+    given = list(tensors_in((batch.args, dict(batch.kwargs))))
+    if given and not any(t.numel() for t in given):
+        raise InvalidValueError(f"inputs are empty: the first tensor has the shape {tuple(given[0].shape)}")
     return batch
 
 
@@ -290,6 +322,29 @@ class _EveryLayer(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         return torch.full_like(out, 1.0 - 2.0**-24) if func is torch.rand and out.numel() == 1 else out
+
+
+class _Literals(TorchFunctionMode):
+    """Keep the values of tensors that are made from numbers in the code, which meta tensors lose."""
+
+    def __init__(self, interpreter: Interpreter) -> None:
+        super().__init__()
+        self._interpreter = interpreter
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        at = _LITERALS.get(func)
+        if at is None or not out.is_meta or self._interpreter.value(out) is not None:
+            return out
+        data = args[at] if len(args) > at else (kwargs or {})["data"]
+        if not any(True for _ in tensors_in(data)):
+            with _disable_current_modes():
+                self._interpreter.assign(out, Concrete(torch.tensor(data, dtype=out.dtype)))
+        return out
+
+
+# Which argument holds the numbers.
+_LITERALS = {torch.tensor: 0, torch.as_tensor: 0, torch.asarray: 0, Tensor.new_tensor: 1}
 
 
 @contextmanager

@@ -10,6 +10,8 @@ from vision_cases import VISION
 _X = Input((6, 40), shared=0.4)
 _MATRIX = Input((40, 64), std=0.2)
 _IDS = torch.tensor([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
+_LANDING = torch.arange(32) % 8
+_EVERY_OTHER = (torch.arange(40) % 2).double()
 _MASK = torch.ones(7, 7, dtype=torch.bool).tril()
 
 LINEAR = (
@@ -235,6 +237,51 @@ LOSS = (
 
 RANDOM = (
     Case("dropout", lambda x: F.dropout(x, 0.3), (_X,), draws=1000),
+    Case(
+        "one or the other by a known mask",
+        lambda x, y, mask: x * mask + (x + y) * (1 - mask),
+        (_X, Input((6, 40), std=0.3)),
+        (_EVERY_OTHER,),
+        draws=1000,
+    ),
+    Case(
+        "masks that take turns",
+        lambda x, w, mask: ((x * mask) @ w * (1 - mask) + x * mask) * (1 - mask),
+        (_X, Input((40, 40), std=0.16)),
+        (_EVERY_OTHER,),
+    ),
+    Case(
+        "divided by a product of positives",
+        lambda a, b, c: c / (torch.exp(a) @ torch.exp(b)),
+        (Input((6, 20)), Input((20, 9), std=0.5), Input((6, 9))),
+        draws=1500,
+        tolerance=0.05,  # lognormal for a sum of twenty
+        unread=frozenset(
+            {"gradient 0 square", "gradient 1 square", "gradient 1 pairs"}
+        ),  # a sum forgets its parts
+    ),
+    Case(
+        "divided by a running sum of positives",
+        lambda a, c: c / F.softplus(a).cumsum(1)[:, 8:],
+        (Input((6, 40)), Input((6, 32))),
+        draws=1500,
+        tolerance=0.05,  # lognormal for a sum of eight
+        unread=frozenset({"gradient 0 square"}),  # a sum forgets what it is a sum of
+    ),
+    Case(
+        "divided by positives that were added up",
+        lambda a, c: c / torch.zeros(8, 40, device=a.device, dtype=a.dtype).index_add(0, _LANDING, a.exp()),
+        (Input((32, 40), std=0.6), Input((8, 40))),
+        draws=1500,
+        tolerance=0.05,  # lognormal for a sum of four
+        unread=frozenset({"gradient 0 square"}),  # a sum forgets what it is a sum of
+    ),
+    Case(
+        "random places",
+        lambda w: F.embedding(torch.randint(50, (4, 8), device=w.device), w)[:, torch.randperm(8)],
+        (Input((50, 20)),),
+        unread=frozenset({"output 0 pairs"}),  # how many places are equal is that of one draw
+    ),
     Case("noise", lambda x: x + torch.randn_like(x) + torch.rand_like(x), (_X,), draws=1000),
 )
 

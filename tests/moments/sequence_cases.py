@@ -315,6 +315,11 @@ def _turned(x: Tensor, angles: Tensor) -> Tensor:
 
 
 COMPLEX = (
+    Case(
+        "complex of parts",
+        lambda x, y, w: torch.view_as_real(1j * torch.complex(x, y) @ w.to(torch.complex128)).flatten(1),
+        (Input((6, 40), shared=0.4), Input((6, 40)), Input((40, 30), std=0.2)),
+    ),
     Case("complex rotary", _turned, (Input((6, 40), shared=0.4),), (torch.linspace(0, 3, 20).double(),)),
 )
 

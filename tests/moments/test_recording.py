@@ -8,9 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations
 
-import isometry.moments.rules  # noqa: F401
+import isometry
+import isometry.moments.rules
+from isometry.errors import ModelError
 from isometry.moments import record as rec
+from isometry.moments.concrete import Concrete
 from isometry.moments.interpreter import Interpreter
 from isometry.moments.recording import of_values, recorded
 from isometry.moments.rules.base import Unknown
@@ -146,3 +150,43 @@ def test_transformers_own_initialisers_are_recorded(monkeypatch):
         assert rec.average(m.square, m.axes) == pytest.approx(
             float(real[name].detach().square().mean()), abs=6 * spread + 1e-9
         )
+
+
+def test_an_identity_is_known_and_keeps_what_it_is_given() -> None:
+    def build() -> nn.Module:
+        first, second = nn.Linear(64, 64), nn.Linear(64, 64, bias=False)
+        with torch.no_grad():
+            second.weight.copy_(0.9 * torch.eye(64))
+        return nn.Sequential(first, nn.ReLU(), second, nn.ReLU())
+
+    model, inputs = build(), torch.randn(16, 64)
+    for source in (build, model):
+        told = isometry.predict(source, inputs)
+        # A normal matrix would halve what the first relu left.
+        assert told["3"].forward.rms == pytest.approx(0.9 * told["1"].forward.rms, rel=0.2)
+        assert isinstance(of_values(model[2].weight), Concrete)
+
+
+def test_a_builder_that_needs_values_runs_on_real_tensors() -> None:
+    def build() -> nn.Module:
+        layers = [m for _ in range(3) for m in (parametrizations.orthogonal(nn.Linear(32, 32)), nn.Tanh())]
+        return nn.Sequential(*layers, nn.Linear(32, 4))
+
+    state = torch.get_rng_state()
+    told = isometry.predict(build, "16x32")
+    assert torch.equal(state, torch.get_rng_state())
+    assert any(note.startswith("builder: run on real tensors") for note in told.notes)
+    assert told["0"].forward.rms == pytest.approx(1.0, rel=0.05)
+    assert told["6"].forward.rms is not None
+
+
+def test_no_builder_is_run_on_real_tensors_that_asks_for_too_many() -> None:
+    made = []
+
+    def build() -> nn.Module:
+        made.append(nn.Linear(1 << 17, 1 << 17))
+        return nn.Linear(3, int(made[-1].bias.sum()))
+
+    with pytest.raises(ModelError, match="too large to be built"):
+        isometry.predict(build, "2x3")
+    assert len(made) == 1

@@ -1,6 +1,7 @@
 """What few samples and few weights do to norms and their gradients: closed forms and real modules."""
 
 import math
+import time
 
 import numpy as np
 import pytest
@@ -79,6 +80,7 @@ def test_tails_have_the_kurtosis_asked_for() -> None:
         (Window(2, 3, 2, low=1), (2,), (2,)),
         (Window(8, 1, 8), (1, 6, 1), (1, 6, 1)),
         (Window(100, 3, 100, low=1), (100,), (100,)),
+        (Window(64, 1, 64), (1,) * 64, (1, 1, 2, 4, 8, 16, 16, 8, 4, 2, 1, 1)),
     ],
 )
 def test_borders_are_blocks(window: Window, inputs: tuple[int, ...], blocks: tuple[int, ...]) -> None:
@@ -93,6 +95,40 @@ def test_batch_norm_behind_few_weights() -> None:
         )  # fmt: skip
 
     agrees(build, lambda: (torch.randn(4, 24, 6, 6),), ["5", "4", "2", "1"], within=0.04)
+
+
+def test_a_bias_in_front_of_a_batch_norm() -> None:
+    def build() -> nn.Module:
+        return nn.Sequential(
+            nn.Conv2d(4, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(),
+            nn.Conv2d(6, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 5, 1),
+        )  # fmt: skip
+
+    agrees(build, lambda: (torch.randn(4, 4, 6, 6),), ["6", "4", "3", "1", "0"], within=0.06)
+
+
+def test_what_pads_a_tensor_has_no_tails() -> None:
+    def build() -> nn.Module:
+        return nn.Sequential(
+            nn.Conv1d(8, 16, 3), nn.ReLU(), nn.ConstantPad1d((4, 0), 0.0), nn.Conv1d(16, 16, 3)
+        )
+
+    agrees(build, lambda: (torch.randn(4, 8, 20),), ["3", "1", "0"], within=0.03)
+
+
+def test_stacks_of_dilated_windows_cost_no_more_than_others() -> None:
+    layers = [
+        p for n in range(9) for p in (nn.ConstantPad1d((2**n, 0), 0.0), nn.Conv1d(4, 4, 2, dilation=2**n))
+    ]
+    start = time.process_time()
+    told = isometry.predict(nn.Sequential(*layers), "2x4x2048")
+    assert time.process_time() - start < 10
+    assert told["17"].backward.rms == pytest.approx(1.0)
+
+
+def test_the_slope_of_a_function_of_what_stays_as_it_is() -> None:
+    form = np.array([0.0, 1e-17, 0.0, 1.0, 2.0])
+    assert np.abs(latents.derivative(np.array([0.0, 0.1, 0.2, 1.0, 2.0]), form)).max() < 2
 
 
 def test_no_scale_in_front_of_a_depthwise_convolution_and_a_norm() -> None:

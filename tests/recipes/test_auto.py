@@ -192,6 +192,51 @@ def test_recurrent_weights_are_no_residual_and_do_not_explode(kind: type[nn.RNNB
     assert 0.1 < model(torch.randn(40, 4, 24))[0].std().item() < 1.0
 
 
+class Equilibrium(nn.Module):
+    """A state that one weight is applied to over and over, with the input added each time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.again, self.head = nn.Linear(32, 96), nn.Linear(96, 96), nn.Linear(96, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        entered = self.enter(x)
+        state = torch.zeros_like(entered)
+        for _ in range(12):
+            state = torch.tanh(self.again(state) + entered)
+        return self.head(state)
+
+
+def test_a_weight_that_begins_a_stream_at_every_step_settles() -> None:
+    inputs = (torch.randn(64, 32),)
+    model = Equilibrium()
+    isometry.init_(model, inputs)
+    assert model.enter(*inputs).square().mean().sqrt().item() == pytest.approx(1.0, rel=0.1)
+
+
+class Wavering(nn.Module):
+    """A model that goes one way in its first run and another one afterwards."""
+
+    runs = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.extra, self.head = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        Wavering.runs += 1
+        x = torch.relu(self.body(x))
+        if Wavering.runs == 1:
+            x = torch.relu(self.extra(x)).abs()
+        return self.head(x)
+
+
+def test_code_that_takes_another_way_in_every_run_still_gets_a_plan() -> None:
+    plan = isometry.plan(Wavering(), "4x8")
+    assert {"body.weight", "head.weight"} <= {row.name for row in plan if row.law is not None}
+    assert "another" in plan["head.weight"].reason
+
+
 def test_experts_end_the_branch_they_are_in() -> None:
     class Mixture(nn.Module):
         def __init__(self) -> None:

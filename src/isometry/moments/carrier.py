@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from isometry.errors import InvalidTypeError, ModelError
 from isometry.moments import algebra as alg
+from isometry.moments import singular
 from isometry.moments.concrete import LIMIT, Concrete, moments_of
 from isometry.moments.interpreter import Interpreter
 from isometry.moments.recording import Recording, of_values
@@ -52,9 +53,11 @@ class Carrier:
         """
         memo: dict[int, Any] = {}
         for name, p in model.named_parameters():
-            twin = nn.Parameter(self._like(p), requires_grad=p.requires_grad)
-            memo[id(p)] = twin
-            self.interpreter.assign(twin, values[name])
+            memo[id(p)] = nn.Parameter(self._like(p), requires_grad=p.requires_grad)
+            self.interpreter.assign(memo[id(p)], values[name])
+        found = singular.divisions(model)
+        for tensor in [t for division in found for t in division.state]:
+            memo[id(tensor)] = self._like(tensor)  # nobody reads them
         for name, tensor in _owned(model):
             if id(tensor) in memo:
                 continue
@@ -63,7 +66,9 @@ class Carrier:
                 self.interpreter.assign(memo[id(tensor)], self.assumed(name, tensor))
             else:
                 memo[id(tensor)] = self.known(tensor)
-        return copy.deepcopy(model, memo)
+        twin = copy.deepcopy(model, memo)
+        singular.divide(twin, found)
+        return twin
 
     def known(self, tensor: Tensor) -> Tensor:
         """Copy a tensor whose values are known onto the carrier."""

@@ -10,7 +10,9 @@ taken over its entries.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from string import ascii_lowercase
 
 import numpy as np
@@ -22,9 +24,10 @@ from isometry.moments import axes as ax
 from isometry.moments import latents, uneven
 from isometry.moments.axes import Array, Axis, Index
 from isometry.moments.marks import marked
-from isometry.moments.record import Dims, Moments, Term
+from isometry.moments.record import Dims, Moments, Term, first, second
 
 LIMIT = 1 << 22  # entries; larger tensors are described by moments alone
+MASK = 1 << 16  # entries of a tensor with two values that is looked for among others
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +46,8 @@ class Concrete:
         """Return the exact moments on the axes and blocks that a tensor has which it meets elementwise."""
         own = met_axes(tuple(self.tensor.shape), dims)
         if own not in self._cut:
-            self._cut[own] = moments_of(self.tensor, own)
+            made = _of_two_values(self.tensor, own)
+            self._cut[own] = moments_of(self.tensor, own) if made is None else made
         return self._cut[own]
 
 
@@ -86,6 +90,40 @@ def moments_of(tensor: Tensor, dims: Dims | None = None) -> Moments:
         if constant:
             table = table.take([0], axis=position)
     return marked(alg.with_marginal(dims, table, mean, form), uneven.of_known(array))
+
+
+def _of_two_values(tensor: Tensor, dims: Dims) -> Moments | None:
+    """Return the moments of a tensor with two values, None for others.
+
+    It is a + (b − a)·m with a mask m that is 0 at the first entry. All tensors with one mask are functions of
+    one latent, so that m·x + (1 − m)·y is x in some places and y in the others.
+    """
+    if not 1 < tensor.numel() <= MASK or tensor.is_complex() or 0 in tensor.stride():
+        return None
+    low, high = (float(x) for x in tensor.aminmax())
+    start = float(tensor.flatten()[0])
+    mask = tensor != start
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        return None
+    end = low if start == high else high
+    if start not in (low, high) or bool((tensor[mask] != end).any()):
+        return None
+    base = _mask(mask.numpy().tobytes(), tuple(mask.shape), dims)
+    (term,) = base.terms
+    if len(term.factors) != 1 or not (term.coef == 1.0).all():
+        return None
+    (factor,) = term.factors
+    axes, step = base.axes, end - start
+    cross = start * step * (first(base.mean, axes) + second(base.mean, axes))
+    table = step**2 * base.table + cross + start**2
+    made = replace(factor, values=start + step * factor.values, table=table)
+    return Moments(base.dims, (Term(term.coef, (made,)),), table, start + step * base.mean)
+
+
+@lru_cache(maxsize=64)
+def _mask(entries: bytes, shape: tuple[int, ...], dims: Dims) -> Moments:
+    values = np.frombuffer(entries, dtype=np.bool_).reshape(shape)
+    return moments_of(torch.from_numpy(values.astype(np.float64)), dims)
 
 
 def _starts(axis: Axis) -> Index:

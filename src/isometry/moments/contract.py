@@ -31,8 +31,7 @@ def contract(spec: str, a: Moments, b: Moments) -> Moments:
     """Return the record of an einsum of two independent tensors, one letter per dim ("bmk,bkn->bmn").
 
     A letter of both inputs that is missing in the output is summed over. Exact second moments; the result is
-    taken as
-    normal.
+    taken as normal, or as lognormal where both are positive.
     """
     inputs, out = spec.split("->")
     in_a, in_b = inputs.split(",")
@@ -60,6 +59,8 @@ def contract(spec: str, a: Moments, b: Moments) -> Moments:
     dims = tuple(dims_of[x] for x in order)
     if extra is not None:
         table = _with_square(table, extra, tuple(axis for d in dims for axis in d))
+    if is_positive(a) and is_positive(b):
+        return reg.transposed(positive(dims, table, mean), tuple(order.index(x) for x in out))
     made = alg.gaussian(dims, table, mean)
     blank_a, blank_b = [None] * len(pos_a[1]), [None] * len(pos_b[1])
     at_a, at_b = [*pos_a[0], *pos_a[1], *blank_b], [*pos_b[0], *blank_a, *pos_b[1]]

@@ -113,13 +113,19 @@ def _growth(factor: Factor) -> Array:
 
 
 def kurtosis(m: Moments) -> float:
-    """Return the excess kurtosis of a record's entries, mean over blocks; 0 for several variables."""
+    """Return the excess kurtosis of a record's entries, mean over blocks; 0 for several variables.
+
+    Blocks that do not vary, as what pads a tensor, have none.
+    """
     if len(m.terms) != 1 or len(m.terms[0].factors) != 1:
         return 0.0
     (factor,) = m.terms[0].factors
     centred = factor.values - factor.mean[..., None]
-    square = np.maximum(latents.mean(centred**2), 1e-300)
-    return float(np.mean(latents.mean(centred**4) / square**2)) - 3.0
+    square = latents.mean(centred**2)
+    varies = square > 1e-24 * square.max()
+    if not square.max() > 0:
+        return 0.0
+    return float(np.mean(latents.mean(centred**4)[varies] / square[varies] ** 2)) - 3.0
 
 
 def with_tails(m: Moments, excess: float) -> Moments:
@@ -146,7 +152,9 @@ def excess(fan: Fan, share: float) -> float:
 
 
 def _excess(directions: float, share: float) -> float:
-    """Return ∫ e^{−(1 − s)t} (1 + 2·s·t/d)^{−d/2} dt, which is d/(d − 2) for s = 1."""
+    """Return ∫ e^{−(1 − s)t} (1 + 2·s·t/d)^{−d/2} dt, which is d/(d − 2) for s = 1, and 1 for d = ∞."""
+    if math.isinf(directions):
+        return 1.0
     directions = max(directions, _LEAST)
     t = np.exp(np.linspace(-16.0, 14.0, 301))
     falling = -(1.0 - share) * t - 0.5 * directions * np.log1p(2.0 * share * t / directions)

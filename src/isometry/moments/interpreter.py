@@ -26,8 +26,8 @@ from isometry.moments.aliasing import Key, disjoint, key_of
 from isometry.moments.calls import functional, identity, mapped, name_of, part_of_split, tensors_in
 from isometry.moments.concrete import LIMIT, Concrete
 from isometry.moments.record import Moments
-from isometry.moments.rules.base import RULES, Context, NoRule, Rule, Shifted, Unknown, Value
-from isometry.moments.rules.pointwise import UNTAGGED, as_moments, pointwise
+from isometry.moments.rules.base import RULES, Context, NoRule, Rule, Shifted, Unknown, Value, check_numbers
+from isometry.moments.rules.pointwise import UNTAGGED, as_moments, check_complex, pointwise
 from isometry.moments.spread import Spread
 from isometry.moments.symbolic import Lazy
 
@@ -198,6 +198,10 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         name = name_of(func)
         if name == "_local_scalar_dense":
             return self._scalar(args[0])
+        if name == "set_":
+            return func(
+                *args, **kwargs
+            )  # its first argument now has the storage of the second, and its record
         if name in _RESHAPING:
             return self._reshape(func, args, kwargs)
         if name not in RULES and torch.Tag.pointwise not in func.tags:
@@ -392,6 +396,7 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             ready = [self._argument(a, k in raw) for k, a in enumerate(args)]
             named = {k: self._argument(v, False) for k, v in kwargs.items()}
             if found is None and (torch.Tag.pointwise in func.tags or name.rstrip("_") in UNTAGGED):
+                check_complex(name, tensors_in((args, kwargs)))
                 if name.endswith("_"):
                     context.op = name[:-1]
                     func = functional(func) or func
@@ -400,6 +405,7 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 raise NoRule("no rule")
             else:
                 result = found.fn(context, *ready, **named)
+            check_numbers(result)
         except NoRule as reason:
             return [self._no_rule(name, str(reason))] * len(outputs)
         except Exception as fault:  # told as loudly, and costs no more than the results of this rule

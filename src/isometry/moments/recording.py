@@ -19,7 +19,8 @@ from __future__ import annotations
 import inspect
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import CodeType, FrameType
 from typing import Any
@@ -30,6 +31,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from isometry.errors import ModelError
 from isometry.moments import algebra as alg
 from isometry.moments import latents
 from isometry.moments.aliasing import key_of
@@ -86,6 +88,38 @@ def recorded(build: Callable[[], nn.Module], interpreter: Interpreter) -> Record
     finally:
         restore()
     return Recording(model, interpreter, mode.written, mode.twins)
+
+
+@contextmanager
+def bounded(entries: int) -> Iterator[None]:
+    """Let no more than so many entries be made inside the `with` block.
+
+    Args:
+        entries: How many.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        ModelError: More are asked for.
+    """
+    with _Bounded(entries):
+        yield
+
+
+class _Bounded(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    def __init__(self, left: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.left = left
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func._schema.name.split("::")[1] in _EMPTY | _FILLED | _DRAWN:
+            with _disable_current_modes():
+                like = func(*args, **{**(kwargs or {}), "device": "meta", "pin_memory": False})
+            self.left -= like.numel()
+            if self.left < 0:
+                raise ModelError("the model is too large to be built on real tensors")
+        return func(*args, **(kwargs or {}))
 
 
 class _OnMeta(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -278,18 +312,20 @@ _CALLS: dict[CodeType, Callable[..., Any]] = {
 # --- parameters with values ---------------------------------------------------------------------------------
 
 
-def of_values(parameter: Tensor) -> Moments:
+def of_values(parameter: Tensor) -> Moments | Concrete:
     """Return the record of a parameter with values: what its initialiser seems to have drawn.
 
     Independent normal entries with the values' mean and standard deviation (constants where nothing varies).
     Where pairs of entries along an axis are correlated far beyond chance (frequencies, equal rows), the exact
-    table of the values.
+    table of the values; where most entries of a matrix are the same (an identity), the values themselves.
     """
     values = parameter.detach().to("cpu", torch.float64)
     mean = float(values.mean()) if values.numel() else 0.0
     variance = float((values - mean).square().mean()) if values.numel() else 0.0
     if variance <= (1e-12 * mean) ** 2:
         return alg.constant(parameter.shape, mean)
+    if parameter.dim() > 1 and values.numel() <= LIMIT and (values == values.median()).double().mean() > 0.5:
+        return Concrete(parameter.detach().cpu().clone())
     if parameter.dim() > 1 and values.numel() <= LIMIT // 4 and _structured(values, mean, variance):
         return moments_of(values)
     return alg.normal(parameter.shape, mean, math.sqrt(variance))

@@ -50,7 +50,7 @@ _WRITTEN = object()  # the first argument is written in place and returned
 @lru_cache(maxsize=4096)
 def _answers_to_shapes(func: Any) -> bool:
     """Return whether an operation makes new tensors or writes to its first, and no values decide how."""
-    valued = ("masked_select", "nonzero", "index", "_grouped_mm", "repeat_interleave")
+    valued = ("embedding", "masked_select", "nonzero", "index", "_grouped_mm", "repeat_interleave")
     if func.is_view or name_of(func) in valued:
         return False
     return not func._schema.is_mutable or len(func._schema.returns) == 1
@@ -111,6 +111,8 @@ def run(func: Any, args: Any, kwargs: dict[str, Any], real: Real) -> Any:
         RuntimeError: The operation's own, where it cannot be helped.
     """
     name = name_of(func)
+    if name == "embedding":
+        _check_rows(args[0].shape[0], real(args[1]))
     if name == "_grouped_mm" and args[0].is_meta:
         return _grouped_mm(*args, **kwargs)
     if name == "masked_select" and args[0].is_meta and (mask := real(args[1])) is not None:
@@ -125,6 +127,12 @@ def run(func: Any, args: Any, kwargs: dict[str, Any], real: Real) -> Any:
         if known is None:
             raise
         return known
+
+
+def _check_rows(rows: int, ids: Tensor | None) -> None:
+    """Refuse places outside a table, as a real one does."""
+    if ids is not None and ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < rows:
+        raise IndexError(f"ids go from {int(ids.min())} to {int(ids.max())}, and the table has {rows} rows")
 
 
 def masks_as_positions(indices: Any, real: Real) -> list[Tensor | None]:

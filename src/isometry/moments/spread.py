@@ -211,7 +211,7 @@ def _total(m: Moments) -> float:
 def local_variance(m: Moments) -> float:
     """Return Var M/(E M)² for M the mean square over the entries of a record, by pairs; see the module."""
     size, square = _size(m), rec.average(m.square, m.axes)
-    if not 1e-280 < square < 1e280:  # nothing there, or nothing that could be squared
+    if not size or not 1e-280 < square < 1e280:  # nothing there, or nothing that could be squared
         return 0.0
     if not 1e-60 < square < 1e60:
         m, square = _of_size_one(m, square), 1.0

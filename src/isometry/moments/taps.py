@@ -26,6 +26,7 @@ from isometry.moments.axes import Array, Axis, Index, pair_counts, size
 
 Codes = NDArray[np.int64]
 FEW = 8  # outputs of which the second from an end is a block, too
+MOST = 16  # blocks that are told apart wherever they begin
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,10 @@ class Window:
     def blocks(self, inputs: Axis) -> Axis:
         """Return the blocks of the outputs: what reads fewer entries than most, at either end, and the rest.
 
-        Where all read alike, the blocks of what lies under the middles of the windows. Ends of fewer than one
-        in 40 outputs make no blocks. Two different ends are two blocks, and among few outputs the ends'
-        neighbours are, too, which read the ends of what other windows made.
+        Where all read alike, the blocks of what lies under the middles of the windows; of many, those that
+        double from either end, so that stacks of dilated windows do not double their number. Ends of fewer
+        than one in 40 outputs make no blocks. Two different ends are two blocks, and among few outputs the
+        ends' neighbours are, too, which read the ends of what other windows made.
         """
         o, _, _ = self.taps()
         read = np.bincount(o, minlength=self.outputs)
@@ -67,13 +69,27 @@ class Window:
         edges = {int(full[0]), int(full[-1]) + 1}
         if edges == {0, self.outputs}:
             middle = np.arange(self.outputs) * self.stride + (self.kernel - 1) * self.dilation // 2 - self.low
-            edges = {int(np.searchsorted(middle, edge)) for edge in np.cumsum(inputs)[:-1]}
+            edges = _thinned(
+                {int(np.searchsorted(middle, edge)) for edge in np.cumsum(inputs)[:-1]}, self.outputs
+            )
         elif self.stride == 1 and full.size > 2 and (full[0] == 2 or (full[0] == 1 and self.outputs <= FEW)):
             edges = {1, 2, self.outputs - 2, self.outputs - 1}
         ends = sorted(edges - {0, self.outputs})
         if ends and ends[0] + self.outputs - ends[-1] < self.outputs / 40:
             ends = []
         return tuple(high - low for low, high in pairwise([0, *ends, self.outputs]))
+
+
+def _thinned(edges: set[int], length: int) -> set[int]:
+    """Return the edges; where there are many, those of a fixed row of them that lie nearest.
+
+    Blocks of that row double from either end to the middle.
+    """
+    if len(edges) < MOST:
+        return edges
+    low = [1 << n for n in range(length.bit_length()) if 2 << n <= length]
+    row = np.array(sorted({*low, *[length - n for n in low]}))
+    return {int(row[np.abs(row - edge).argmin()]) for edge in edges}
 
 
 @lru_cache(maxsize=1024)
@@ -107,8 +123,9 @@ def counted(axes: Sequence[Axis], codes: Sequence[Codes]) -> tuple[Array, Array]
         for a, c in zip(axes, codes, strict=True)
     ]
     shape = tuple(len(a) for a in axes)
-    kinds = int(np.prod(shape))
-    kind = np.ravel_multi_index(blocks, shape)
+    # Few of the combinations of blocks occur where there are many blocks.
+    held, kind = np.unique(np.ravel_multi_index(blocks, shape), return_inverse=True)
+    kinds = len(held)
     found = np.zeros((*[2] * len(axes), kinds, kinds))
     for free in product((0, 1), repeat=len(axes)):
         group = np.zeros(len(kind), dtype=np.int64)
@@ -121,22 +138,25 @@ def counted(axes: Sequence[Axis], codes: Sequence[Codes]) -> tuple[Array, Array]
     for d in range(len(axes)):  # exactly those that differ: any less those that agree
         by_axis = np.moveaxis(found, d, 0)
         by_axis[1] -= by_axis[0]
-    return _by_class(found, shape), np.bincount(kind, minlength=kinds).reshape(shape).astype(np.float64)
+    items = np.zeros(shape)
+    items.reshape(-1)[held] = np.bincount(kind, minlength=kinds)
+    return _by_class(found, np.array(np.unravel_index(held, shape)), shape), items
 
 
-def _by_class(found: Array, shape: tuple[int, ...]) -> Array:
-    """Order counts by (same or differ per axis, kind of the first.
+def _by_class(found: Array, held: Index, shape: tuple[int, ...]) -> Array:
+    """Order counts by pair class per axis.
 
-    Kind of the second) by pair class per axis.
+    They come by (same or differ per axis, kind of the first, kind of the second), and `held` are the blocks
+    of each kind, by axis.
     """
-    rank = len(shape)
+    rank, kinds = held.shape
     result = np.zeros([n * (n + 1) for n in shape])
-    of = np.indices((*shape, *shape)).reshape(2 * rank, -1)
+    first, second = np.repeat(held, kinds, axis=1), np.tile(held, kinds)
     for pattern in product((0, 1), repeat=rank):
-        place: list[Index] = []
-        for d, differ in enumerate(pattern):
-            first, second = of[d], of[d + rank]
-            place.append(shape[d] + shape[d] * first + second if differ else first)
+        place = [
+            shape[d] + shape[d] * first[d] + second[d] if differ else first[d]
+            for d, differ in enumerate(pattern)
+        ]
         np.add.at(result, tuple(place), found[pattern].ravel())
     return result
 

@@ -11,7 +11,14 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from isometry.errors import InvalidTypeError, InvalidValueError, IsometryError, ModelError, NotFoundError
+from isometry.errors import (
+    InvalidTypeError,
+    InvalidValueError,
+    IsometryError,
+    ModelError,
+    NotFoundError,
+    described,
+)
 from isometry.init.mirrored import Flattened, Rotation
 from isometry.init.structured import check_finite
 from isometry.initialisers.assignment import uses_of
@@ -40,7 +47,7 @@ def places_of(rows: Sequence[Row], model: nn.Module) -> dict[str, Place]:
         ModelError: A lazy parameter.
     """
     if not isinstance(model, nn.Module):
-        raise InvalidTypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        raise InvalidTypeError(f"model must be a torch.nn.Module, got {described(model)}")
     places = Places(model)
     found: dict[str, Place] = {}
     planned: dict[str, str] = {}

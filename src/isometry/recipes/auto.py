@@ -396,9 +396,10 @@ class Draft:
             if role.kind == "scale":
                 return Choice(Constant(solved.scale - (1.0 - role.neutral)), reason, marks=marks)
             return Choice(law_of(role, solved.scale, self.subject.family), reason, marks=marks)
-        if name in found.missed:
+        if name in found.missed or any(aim.role.name == name for aim in self.aims):
             law, std = self.laws[name]
-            text = f"{reason}; {found.missed[name]}, so taken from its fan"
+            why = found.missed.get(name, "the code took another way in another run")
+            text = f"{reason}; {why}, so taken from its fan"
             made = law if role.kind == "scale" else law_of(role, std, self.subject.family)
             return Choice(made, text, marks=("unsolved",))
         if name not in self.fixed:  # a table

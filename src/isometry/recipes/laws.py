@@ -15,6 +15,7 @@ from isometry.gain import Direction, gain
 from isometry.init.structured import Kind, check_finite
 from isometry.initialisers import VarianceScaling
 from isometry.initialisers.chain import Weight
+from isometry.parametrised import dtype_of
 from isometry.recipes.base import Choice, Objective, Subject
 from isometry.sampling import Constant, Distribution
 
@@ -78,8 +79,7 @@ def law_over_fan(role: Role, fans: Fans, gain_: float, mode: Mode, family: Kind)
 
 def weight_of(role: Role, fans: Fans) -> Weight:
     """Return a weight as the initialisers of models know it."""
-    tensor = getattr(role.owner, role.leaf, None) if role.owner is not None else None
-    precise = isinstance(tensor, torch.Tensor) and tensor.dtype == torch.float64
+    precise = role.owner is not None and dtype_of(role.owner, role.leaf) == torch.float64
     return Weight(role.name, role.owner or nn.Module(), fans, precise)
 
 

@@ -180,16 +180,18 @@ def _times(aim: Aim, factor: float) -> Callable[[Solver], float]:
 
 def _rebalance(solver: Solver, balances: Sequence[Balance], factors: dict[str, float]) -> bool:
     """Multiply the aims of each balance's weights by their share of what it lacks."""
-    moved = False
+    lacking: dict[str, list[tuple[float, float]]] = {}
     for balance in balances:
         size = solver.spread(balance.node) if balance.spread else solver.rms(balance.node)
-        names = [n for n in balance.names if n in solver.solved]
-        if size is None or not size > 0.0 or not names:
-            continue
-        ratio = balance.target / size
-        if abs(ratio - 1.0) > _CLOSE:
-            for name in names:
-                factors[name] = factors.get(name, 1.0) * ratio**balance.power
+        if size is not None and size > 0.0:
+            for name in [n for n in balance.names if n in solver.solved]:
+                lacking.setdefault(name, []).append((math.log(balance.target / size), balance.power))
+    moved = False
+    for name, own in lacking.items():
+        # A weight that is read step after step is in a balance for each: it makes up for their average.
+        if abs(math.expm1(math.fsum(log for log, _ in own) / len(own))) > _CLOSE:
+            share = math.fsum(power * log for log, power in own) / len(own)
+            factors[name] = factors.get(name, 1.0) * math.exp(share)
             moved = True
     return moved
 

@@ -23,6 +23,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
+
 from isometry.moments.concrete import Concrete
 from isometry.moments.record import Moments
 from isometry.moments.symbolic import Known, Lazy
@@ -122,3 +124,17 @@ def rule(
         return fn
 
     return register
+
+
+def check_numbers(result: Any) -> None:
+    """Refuse records that are no numbers, as where infinities were taken from one another.
+
+    Args:
+        result: What a rule returned.
+
+    Raises:
+        NoRule: A record holds nan.
+    """
+    for made in result if isinstance(result, tuple | list) else [result]:
+        if isinstance(made, Moments) and (np.isnan(made.table).any() or np.isnan(made.mean).any()):
+            raise NoRule("its rule gave no number (nan)")

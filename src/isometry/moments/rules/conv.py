@@ -31,8 +31,8 @@ from isometry.moments import contract as con
 from isometry.moments import record as rec
 from isometry.moments import regrouping as reg
 from isometry.moments.axes import Array, Axis
-from isometry.moments.marks import mark_of
-from isometry.moments.record import Moments, Normed
+from isometry.moments.marks import mark_of, marked
+from isometry.moments.record import Fan, Moments, Normed
 from isometry.moments.rules.base import Context, rule
 from isometry.moments.rules.linear import plus, with_shape
 from isometry.moments.taps import Window, tap_pairs
@@ -219,7 +219,9 @@ def convolution(
         y = near.mixed(y, _spatial(x, 3), [window.stride for window in windows])
     y = _ungrouped(y, 1)
     if b is not None:
+        own = mark_of(y, Fan)  # a channel's bias moves its mean alone
         y = plus(y, replace(b, dims=(b.dims[0], *[()] * rank)))
+        y = marked(y, own) if own is not None and len(y.terms) == 1 else y
     return y if len(ctx.shape) == rank + 2 else replace(y, dims=y.dims[1:])
 
 

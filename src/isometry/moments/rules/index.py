@@ -14,6 +14,7 @@ from torch import Tensor
 
 from isometry.moments import algebra as alg
 from isometry.moments import axes as ax
+from isometry.moments import contract as con
 from isometry.moments import latents, lookup, uneven
 from isometry.moments import record as rec
 from isometry.moments import regrouping as reg
@@ -165,8 +166,8 @@ def _chosen(label: Label, ids: NDArray[np.int64], n: int) -> Label:
 def added(m: Moments, count: int, sizes: Sequence[int], ids: Sequence[Tensor]) -> Moments:
     """Return zeros with entries added at known indices: the first `count` dims of m become `sizes`.
 
-    Exact second moments; taken as normal. Entries that nothing is added to are blocks of their own where
-    they lie together.
+    Exact second moments; taken as normal, or as lognormal where all are positive. Entries that nothing is
+    added to are blocks of their own where they lie together.
     """
     for d in range(count):
         m = reg.single_axis(m, d)
@@ -181,7 +182,8 @@ def added(m: Moments, count: int, sizes: Sequence[int], ids: Sequence[Tensor]) -
     how = lookup.adding(taken, given, used)
     old, new = ([len(a) for a in x] for x in (taken, given))
     table = lookup.total(how.pairs, m.table, [b * (b + 1) for b in old], [b * (b + 1) for b in new])
-    return alg.gaussian(dims, table, lookup.total(how.blocks, m.mean, old, new))
+    made = con.positive if con.is_positive(m) else alg.gaussian
+    return made(dims, table, lookup.total(how.blocks, m.mean, old, new))
 
 
 def _indices(ctx: Context, indices: Any) -> tuple[list[int], list[Tensor]]:

@@ -9,19 +9,20 @@ first argument, and are run with a gradient of 1.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from math import prod
 from typing import Any, TypeGuard
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from isometry.moments import algebra as alg
 from isometry.moments import latents, lineage, surfaces, symbolic
 from isometry.moments import regrouping as reg
 from isometry.moments.axes import Array
-from isometry.moments.concrete import Concrete
+from isometry.moments.concrete import Concrete, moments_of
 from isometry.moments.record import Keys, Moments, Term
 from isometry.moments.rules.base import Context, NoRule, Shifted, rule
 from isometry.moments.rules.linear import contracted, plus
@@ -64,7 +65,7 @@ UNTAGGED = frozenset(
         "logit_backward",
     ]
 )
-
+_OF_SIZE = frozenset(["abs", "clone", "conj", "div", "mul", "neg", "sgn"])  # sizes of complex entries tell
 GRID = 64  # entries per dim at which two masks are compared
 
 Operand = Moments | Known | Shifted | float | int
@@ -82,7 +83,21 @@ def as_moments(x: Any, beside: Any = None) -> Moments:
         if not np.isfinite(shift.table).all():
             raise NoRule("a masked tensor (with infinite entries) is used by something else than a softmax")
         return plus(x.random, shift)
-    return alg.constant((), float(x))
+    return moments_of(torch.tensor(x)) if isinstance(x, complex) else alg.constant((), float(x))
+
+
+def check_complex(name: str, given: Iterable[Tensor]) -> None:
+    """Refuse functions of complex numbers, of which records tell the sizes alone.
+
+    Args:
+        name: The operation's.
+        given: Its tensors.
+
+    Raises:
+        NoRule: One is complex, and its size does not tell that of the result.
+    """
+    if name.rstrip("_") not in _OF_SIZE and any(t.is_complex() for t in given):
+        raise NoRule("of complex entries nothing but their size is known")
 
 
 def _is_known(x: Operand) -> TypeGuard[Known]:

@@ -10,6 +10,7 @@ import torch
 from isometry.moments import algebra as alg
 from isometry.moments import latents
 from isometry.moments import record as rec
+from isometry.moments.concrete import Concrete
 from isometry.moments.record import Moments
 from isometry.moments.rules.base import Context, rule
 
@@ -68,6 +69,18 @@ def exponential(ctx: Context, m: Moments, rate: float = 1.0, **_: Any) -> Moment
 def log_normal(ctx: Context, m: Moments, mean: float = 1.0, std: float = 2.0, **_: Any) -> Moments:
     """Independent log-normal draws."""
     return alg.independent(ctx.shape, np.exp(mean + std * latents.NODES))
+
+
+@rule("randint", "randint_like", "randperm", accuracy="approximate")
+def integers(ctx: Context, *args: Any, dtype: torch.dtype | None = None, **_: Any) -> Concrete:
+    """Random whole numbers: one draw, as what they choose depends on their values."""
+    ctx.note("random whole numbers are one typical draw")
+    generator = torch.Generator().manual_seed(1)
+    if ctx.op == "randperm":
+        return Concrete(torch.randperm(args[0], generator=generator).to(dtype or torch.int64))
+    bounds = [x for x in args if isinstance(x, int) and not isinstance(x, bool)]
+    low, high = bounds if len(bounds) == 2 else (0, bounds[0])
+    return Concrete(torch.randint(low, high, ctx.shape, generator=generator).to(dtype or torch.int64))
 
 
 @rule("fill_", "zero_", "fill", accuracy="exact")

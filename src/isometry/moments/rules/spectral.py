@@ -42,6 +42,14 @@ def view_as_real(ctx: Context, m: Moments, *_: Any) -> Moments:
     return alg.gaussian((*m.dims, ((2,),)), table, np.zeros((*m.mean.shape, 1)))
 
 
+@rule("complex", accuracy="approximate")
+def complex_(ctx: Context, real: Moments, imaginary: Moments) -> Moments:
+    """Complex numbers of two parts, which are taken as circular."""
+    ctx.note(_CIRCULAR)
+    both = reg.aligned(real, imaginary)
+    return alg.gaussian(both[0].dims, both[0].table + both[1].table, np.zeros_like(both[0].mean))
+
+
 @rule("_fft_r2c", "_fft_c2c", "_fft_c2r", accuracy="exact")
 def fft(ctx: Context, m: Moments, dims: Sequence[int], norm: int, last: Any) -> Moments:
     """One dim after the other: frequency 0 is a block of its own.

@@ -30,6 +30,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -125,19 +126,30 @@ def kurtosis(m: Moments) -> float:
 def with_tails(m: Moments, excess: float) -> Moments:
     """Return a normal record with the excess kurtosis given.
 
-    By Cornish and Fisher's expansion of the quantile function, z + κ(z³ − 3z)/24.
+    By Cornish and Fisher's quantile function z + c(z³ − 3z), c = κ/24 for small κ, with the c of that κ.
     """
     (term,) = m.terms
     if not (term.factors and excess > _LEAST_KURTOSIS):
         return m
     (factor,) = term.factors
-    z = latents.NODES
-    form = z + min(excess, _MOST_KURTOSIS) / 24.0 * (z**3 - 3.0 * z)
-    form = form / np.sqrt(latents.mean(form**2))
+    form = _with_tails(float(np.interp(min(excess, _MOST_KURTOSIS), *_coefficients())))
     spread = np.sqrt(np.maximum(factor.square - factor.mean**2, 0.0))
     values = factor.mean[..., None] + spread[..., None] * form
     made = replace(factor, values=values, form=values)
     return replace(m, terms=(Term(term.coef, (made,)),))
+
+
+def _with_tails(c: float) -> Array:
+    """Return z + c(z³ − 3z), of variance 1, at the nodes."""
+    z = latents.NODES
+    return np.asarray((z + c * (z**3 - 3.0 * z)) / np.sqrt(1.0 + 6.0 * c * c))
+
+
+@lru_cache(maxsize=1)
+def _coefficients() -> tuple[Array, Array]:
+    """Return excess kurtoses of z + c(z³ − 3z) and their c."""
+    tried = np.linspace(0.0, 0.2, 201)
+    return np.array([latents.mean(_with_tails(c) ** 4) - 3.0 for c in tried]), tried
 
 
 def excess(fan: Fan, share: float) -> float:

@@ -168,3 +168,43 @@ def test_weights_see_neighbours_of_input_and_gradient() -> None:
 
     # At the borders fewer windows read a gradient, which is taken as an even one of the same mean square.
     agrees(build, (4, 48, 14, 14), ["3"], ["2.weight", "2", "0"], within=0.08)
+
+
+class Excess(nn.Module):
+    """What a mean over windows has beyond the entry in their middle."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = nn.AvgPool2d(3, 1, 1, count_include_pad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        excess: Tensor = self.pool(x) - x
+        return excess
+
+
+def test_a_mean_over_windows_knows_the_entry_in_their_middle() -> None:
+    def build() -> nn.Module:
+        first = [nn.Conv2d(32, 64, 1, bias=False), nn.ReLU(), Excess()]
+        return nn.Sequential(*first, nn.Conv2d(64, 32, 1, bias=False))
+
+    agrees(build, (4, 32, 12, 12), ["2"], ["1"], within=0.03)
+
+
+class Gated(nn.Module):
+    """A pooled branch behind a scale that begins at zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.pool = nn.Conv2d(3, 8, 3), nn.AvgPool2d(3, 1, 1)
+        self.scale = nn.Parameter(torch.zeros(8, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        return x + self.scale * self.pool(x)
+
+
+def test_a_pool_whose_gradient_is_zero() -> None:
+    told = isometry.predict(Gated, "4x3x16x16")
+    assert not told.notes
+    assert told["conv"].backward.rms == pytest.approx(1.0)
+    assert told["pool"].backward.rms == 0.0

@@ -215,3 +215,13 @@ def test_the_slope_of_quantiles_that_are_steps() -> None:
     noise = 1e-9 * np.random.default_rng(0).standard_normal(z.size)
     slope = latents.derivative(other, steps + noise)
     assert latents.mean(z * z * slope) == pytest.approx(1.0, abs=0.06)
+
+
+def test_a_bias_in_front_of_a_batch_norm_changes_nothing() -> None:
+    def build(bias: bool) -> nn.Module:
+        layers = [nn.Conv2d(16, 32, 1, bias=False), nn.BatchNorm2d(32), nn.ReLU()]
+        return nn.Sequential(*layers, nn.Conv2d(32, 24, 1, bias=bias), nn.BatchNorm2d(24))
+
+    with_bias, without = (isometry.predict(lambda b=b: build(b), "4x16x6x6") for b in (True, False))
+    for name in ("3", "2", "0"):
+        assert with_bias[name].backward.rms == pytest.approx(without[name].backward.rms, rel=0.01), name

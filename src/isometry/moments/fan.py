@@ -42,6 +42,7 @@ from isometry.moments.record import Factor, Fan, Moments, Normed, Term
 
 _NONE = 1e-3  # a share that is as good as nothing
 _LEAST = 2.5  # directions; with two or fewer 1/v has no mean
+_MANY = 1e9  # directions; of more than these a size is fixed
 _LEAST_KURTOSIS, _MOST_KURTOSIS = 0.02, 3.0  # less is taken as none; beyond, the expansion fails
 
 
@@ -159,7 +160,7 @@ def excess(fan: Fan, share: float) -> float:
 
 def _excess(directions: float, share: float) -> float:
     """Return ∫ e^{−(1 − s)t} (1 + 2·s·t/d)^{−d/2} dt, which is d/(d − 2) for s = 1."""
-    directions = max(directions, _LEAST)
+    directions = min(max(directions, _LEAST), _MANY)
     t = np.exp(np.linspace(-16.0, 14.0, 301))
     falling = -(1.0 - share) * t - 0.5 * directions * np.log1p(2.0 * share * t / directions)
     return float(np.trapezoid(np.exp(falling) * t, np.log(t)))

@@ -31,8 +31,8 @@ from isometry.moments import contract as con
 from isometry.moments import record as rec
 from isometry.moments import regrouping as reg
 from isometry.moments.axes import Array, Axis
-from isometry.moments.marks import mark_of
-from isometry.moments.record import Moments, Normed
+from isometry.moments.marks import mark_of, marked
+from isometry.moments.record import Fan, Moments, Normed
 from isometry.moments.rules.base import Context, rule
 from isometry.moments.rules.linear import plus, with_shape
 from isometry.moments.taps import Window, tap_pairs
@@ -218,8 +218,10 @@ def convolution(
         y = patches.summed(y, x, w, windows, patches.fan_of(_spatial(x, 3), w, windows))
         y = near.mixed(y, _spatial(x, 3), [window.stride for window in windows])
     y = _ungrouped(y, 1)
-    if b is not None:
+    if b is not None:  # one number per channel, of which nothing is left in a channel's variance
+        known = mark_of(y, Fan)
         y = plus(y, replace(b, dims=(b.dims[0], *[()] * rank)))
+        y = marked(y, known) if len(y.terms) == 1 else y
     return y if len(ctx.shape) == rank + 2 else replace(y, dims=y.dims[1:])
 
 

@@ -76,7 +76,7 @@ def resampled(m: Moments, matrices: Mapping[int, Array], like: Moments | None = 
 def _knowing(made: Moments, m: Moments, matrices: Mapping[int, Array]) -> Moments:
     """Return a map y = M x onto as many places with what it knows of x, so that y − x comes out right.
 
-    y is a·x + b·mean(x) and a rest of its own, where a + b = Σ_k M_k, and a gives the covariance at its place:
+    y is a·x + b·mean(x) and a rest, where a + b = Σ_k M_k, and a gives the covariance with its own place:
 
         (a·x_0 + b·mean x)·x_0 has the mean Σ_k M_k·E[x_0 x_k].
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+import isometry
 import isometry.moments.rules  # noqa: F401
 from isometry.moments import record as rec
 from isometry.moments.interpreter import Interpreter
@@ -146,3 +147,26 @@ def test_transformers_own_initialisers_are_recorded(monkeypatch):
         assert rec.average(m.square, m.axes) == pytest.approx(
             float(real[name].detach().square().mean()), abs=6 * spread + 1e-9
         )
+
+
+class Filled(nn.Module):
+    """Buffers that the constructor fills: with values, and with draws."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(16, 16, bias=False)
+        self.register_buffer("bands", torch.empty(16), persistent=False)
+        self.register_buffer("draws", torch.empty(512, 16), persistent=False)
+        self.bands.copy_(torch.linspace(1.0, 4.0, 16))
+        self.draws.normal_(std=3.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x * self.bands) @ self.draws.T
+
+
+def test_buffers_that_the_constructor_fills_are_known() -> None:
+    told = isometry.predict(Filled, "64x16")
+    assert not any(note.startswith(("carrier", "unknown")) for note in told.notes)
+    bands = torch.linspace(1.0, 4.0, 16, dtype=torch.float64).square().mean()
+    assert told["linear"].forward.rms ** 2 == pytest.approx(float(bands) / 3, rel=1e-3)
+    assert told[""].forward.rms ** 2 == pytest.approx(9 * 16 * float(bands) / 3, rel=1e-3)

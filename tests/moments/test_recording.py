@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import isometry
-import isometry.moments.rules  # noqa: F401
+import isometry.moments.rules
 from isometry.moments import record as rec
 from isometry.moments.interpreter import Interpreter
 from isometry.moments.recording import of_values, recorded

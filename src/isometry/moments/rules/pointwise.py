@@ -171,7 +171,10 @@ def times(a: Moments, b: Moments) -> Moments:
 
 @rule("div", accuracy="exact", raw=(0, 1))
 def div(ctx: Context, a: Any, b: Any, *, rounding_mode: str | None = None) -> Moments:
-    """Quotient: the product with the reciprocal's node values."""
+    """Quotient: the product with the reciprocal's node values.
+
+    Blocks of zeros, such as what was padded, have the reciprocal 0: whoever divides by their size masks it.
+    """
     if rounding_mode is not None:
         raise NoRule("a division that rounds")
     return times(as_moments(a, b), powered(as_moments(b, a), -1.0))
@@ -181,14 +184,18 @@ def powered(m: Moments, exponent: float) -> Moments:
     """Return m ** exponent; a single product of factors is raised factor by factor."""
 
     def raised(values: Array) -> Array:
+        if float(exponent).is_integer() and exponent < 0:
+            zero = np.broadcast_to(~values.any(axis=-1, keepdims=True), values.shape)
+            power = np.where(zero, np.inf, values) ** int(-exponent)
+            return np.asarray(1.0 / power)
         if float(exponent).is_integer():
-            return np.asarray(values ** int(exponent) if exponent >= 0 else 1.0 / values ** int(-exponent))
+            return np.asarray(values ** int(exponent))
         return np.asarray(values**exponent)
 
     if len(m.terms) == 1 and len(m.terms[0].factors) > 1 and float(exponent).is_integer():
         term = m.terms[0]
         factors = tuple(changed(f, raised(f.values), m.axes) for f in term.factors)
-        return alg.assemble(m.dims, (Term(raised(term.coef), factors),))
+        return alg.assemble(m.dims, (Term(raised(term.coef[..., None])[..., 0], factors),))
     return alg.apply(m, raised)
 
 

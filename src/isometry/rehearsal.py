@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -204,7 +205,7 @@ class Rehearsal(Generic[T]):
         )
         stage = Stage(kind, model, twin, interpreter, values, args, kwargs)
         watcher = begin(stage)
-        with interpreter, _EveryLayer(), torch.set_grad_enabled(self.backward):
+        with interpreter, _EveryLayer(), _KnownIndices(), torch.set_grad_enabled(self.backward):
             try:
                 stage.output = twin(*args, **kwargs)
             except Exception as error:
@@ -285,6 +286,22 @@ class _EveryLayer(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         return torch.full_like(out, 1.0 - 2.0**-24) if func is torch.rand and out.numel() == 1 else out
+
+
+class _KnownIndices(TorchFunctionMode):
+    """Index by tensors where a model indexes by lists or arrays, whose numbers would be lost on meta."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (Tensor.__getitem__, Tensor.__setitem__):
+            at = args[1]
+            found = tuple(map(_as_index, at)) if isinstance(at, tuple) else _as_index(at)
+            args = (args[0], found, *args[2:])
+        return func(*args, **(kwargs or {}))
+
+
+def _as_index(x: Any) -> Any:
+    listed = isinstance(x, list) and x and all(isinstance(n, int) for n in x)
+    return torch.as_tensor(x, device="cpu") if listed or isinstance(x, np.ndarray) else x
 
 
 @contextmanager

@@ -172,8 +172,8 @@ def values_of(
                 "builds the model, so that its initialisers are recorded"
             )
         values[name] = of_values(p) if value is None else value
-    for name, tensor in _owned(model) if recording is not None else ():
-        value = recording.value(tensor) if tensor.is_meta else None
+    for name, tensor in _owned(model):
+        value = recording.value(tensor) if recording is not None and tensor.is_meta else None
         if value is not None:
             values[name] = value
     return values

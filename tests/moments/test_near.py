@@ -208,3 +208,17 @@ def test_a_pool_whose_gradient_is_zero() -> None:
     assert not told.notes
     assert told["conv"].backward.rms == pytest.approx(1.0)
     assert told["pool"].backward.rms == 0.0
+
+
+def test_padding_by_infinity_in_front_of_a_maximum_is_the_pools_own() -> None:
+    def build(*pool: nn.Module) -> nn.Module:
+        return nn.Sequential(nn.Conv2d(16, 24, 1), nn.Sequential(*pool), nn.Conv2d(24, 8, 1))
+
+    around = nn.ConstantPad2d(1, -math.inf), nn.MaxPool2d(3, 2)
+    padded, own = (
+        isometry.predict(lambda p=p: build(*p), "4x16x9x9") for p in (around, [nn.MaxPool2d(3, 2, 1)])
+    )
+    assert not any(note.startswith("unknown") for note in padded.notes)
+    for name in ("1", "0", "2.weight", "0.weight"):
+        for side in ("forward", "backward"):
+            assert getattr(padded[name], side).rms == pytest.approx(getattr(own[name], side).rms, rel=1e-6)

@@ -78,9 +78,10 @@ def as_moments(x: Any, beside: Any = None) -> Moments:
         other = beside.random if isinstance(beside, Shifted) else beside
         return x.beside(other.dims) if isinstance(other, Moments) else x.moments
     if isinstance(x, Shifted):
-        shift = x.shift.beside(x.random.dims)
-        if not np.isfinite(shift.table).all():
-            raise NoRule("a masked tensor (with infinite entries) is used by something else than a softmax")
+        known = not isinstance(x.shift, Concrete) or bool(x.shift.tensor.isfinite().all())
+        shift = x.shift.beside(x.random.dims) if known else None
+        if shift is None or not np.isfinite(shift.table).all():
+            raise NoRule("a masked tensor (with infinite entries) is used by no softmax and no maximum")
         return plus(x.random, shift)
     return alg.constant((), float(x))
 

@@ -12,6 +12,7 @@ from isometry.moments import algebra as alg
 from isometry.moments import fan, inverse, latents
 from isometry.moments.marks import marked
 from isometry.moments.record import Fan, Normed
+from isometry.moments.rules import order
 from isometry.moments.taps import Window
 
 DRAWS = 300
@@ -225,3 +226,15 @@ def test_a_bias_in_front_of_a_batch_norm_changes_nothing() -> None:
     with_bias, without = (isometry.predict(lambda b=b: build(b), "4x16x6x6") for b in (True, False))
     for name in ("3", "2", "0"):
         assert with_bias[name].backward.rms == pytest.approx(without[name].backward.rms, rel=0.01), name
+
+
+@pytest.mark.parametrize("shared", [0.05, 0.4])
+def test_maxima_of_rows_are_as_alike_as_what_they_share(shared: float) -> None:
+    rho = np.full((2, 2, 2), shared)
+    rho[:, :, 1], rho[0, 0, 0] = 0.0, 1.0  # rows, the entries of each, and features on their own
+    m = alg.from_values(alg.plain_dims((16, 4, 8)), rho, latents.NODES.reshape(1, 1, 1, -1))
+    made = order.ranked(m, 1, 1, largest=True)
+    table = np.squeeze(made.table)
+    assert table[1, 0] - table[1, 1] == pytest.approx(shared, abs=0.005)
+    # The largest of 4 normal entries has the variance 0.4917.
+    assert table[0, 0] - table[1, 1] == pytest.approx(shared + (1.0 - shared) * 0.4917, abs=0.005)

@@ -3,9 +3,10 @@
 import math
 import warnings
 
+import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from isometry.errors import InvalidTypeError, InvalidValueError, ModelError
@@ -309,3 +310,23 @@ def test_signals_may_fade_to_nothing_or_explode(std: float, depth: int) -> None:
     profile = predict(build, "8x64")
     per_layer = 64**0.5 * std / 2**0.5
     assert profile["99"].forward.rms == pytest.approx(per_layer**50, rel=1e-6)
+
+
+class Reordered(nn.Module):
+    """Features picked by a list and by an array, and some of them overwritten."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(16, 8, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.linear(x).clone()
+        y[:, [1, 3]] = 5.0
+        return y[:, [3, 1, 2]] + y[:, np.array([1, 0, 4])]
+
+
+def test_lists_and_arrays_as_indices_are_known() -> None:
+    told = predict(Reordered, "64x16")
+    assert not any(note.startswith(("carrier", "unknown")) for note in told.notes)
+    third = 1 / 3
+    assert told[""].forward.rms ** 2 == pytest.approx((100 + 25 + third + 2 * third) / 3, rel=1e-3)

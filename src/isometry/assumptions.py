@@ -47,9 +47,10 @@ def _cloned(model: nn.Module, values: Mapping[str, Value]) -> str:
     """Layers that begin with the same values, as copies of one module do."""
     groups: dict[object, list[str]] = {}
     parameters = dict(model.named_parameters())
-    for name, value in values.items():
-        if isinstance(value, Moments) and float(value.variance.max()) > 0 and parameters[name].dim() > 1:
-            groups.setdefault(_identity(parameters[name], value), []).append(name)
+    for name, parameter in parameters.items():
+        value = values.get(name)
+        if isinstance(value, Moments) and float(value.variance.max()) > 0 and parameter.dim() > 1:
+            groups.setdefault(_identity(parameter, value), []).append(name)
     cloned = [names for names in groups.values() if len(names) > 1]
     if not cloned:
         return ""

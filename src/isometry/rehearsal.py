@@ -345,6 +345,20 @@ class _Literals(TorchFunctionMode):
 
 # Which argument holds the numbers.
 _LITERALS = {torch.tensor: 0, torch.as_tensor: 0, torch.asarray: 0, Tensor.new_tensor: 1}
+class _KnownIndices(TorchFunctionMode):
+    """Index by tensors where a model indexes by lists or arrays, whose numbers would be lost on meta."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (Tensor.__getitem__, Tensor.__setitem__):
+            at = args[1]
+            found = tuple(map(_as_index, at)) if isinstance(at, tuple) else _as_index(at)
+            args = (args[0], found, *args[2:])
+        return func(*args, **(kwargs or {}))
+
+
+def _as_index(x: Any) -> Any:
+    listed = isinstance(x, list) and x and all(isinstance(n, int) for n in x)
+    return torch.as_tensor(x, device="cpu") if listed or isinstance(x, np.ndarray) else x
 
 
 @contextmanager

@@ -242,6 +242,12 @@ LAYOUT = (
         (_X, Input((6, 20), mean=1.0, std=2.0)),
         unread=frozenset(["output 0 pairs", "gradient 0 pairs"]),
     ),
+    Case(
+        "as_strided_scatter into a turned box",
+        lambda x, y: torch.as_strided_scatter(x, y, (6, 4), (1, 40), 3),
+        (_X, Input((6, 4), mean=1.0, std=2.0)),
+        unread=frozenset(["output 0 pairs", "gradient 0 pairs"]),
+    ),
     Case("unfold", lambda x: x.unfold(1, 5, 3), (_X,)),
     Case("diagonal", lambda x: torch.diagonal(x, 1), (Input((6, 9), mean=0.5, shared=0.4),), draws=3000),
     Case("triangle", lambda x: x.tril(3), (Input((6, 9), mean=0.5, shared=0.4),), draws=3000),

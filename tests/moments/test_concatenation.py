@@ -35,3 +35,14 @@ def test_many_parts_keep_the_outermost_blocks() -> None:
         assert rec.average(both.square[:, [k]], ((4,), (6,), *both.axes[2:])) == pytest.approx(
             rec.average(one.square, one.axes)
         )
+
+
+def test_each_part_is_cut_as_finely_as_the_last() -> None:
+    plain = alg.normal((4, 6, 8, 8))
+    coarse = cat.concatenate([alg.normal((4, 6, 1, 8)), alg.normal((4, 6, 7, 8))], 2)
+    both = cat.concatenate([plain, coarse, plain, part(1.0)], 1)
+    assert both.axes[0] == (4,)
+    assert both.axes[1] == (6,) * 4
+    assert both.square.shape == (1, 4, 5, 5)
+    assert both.square[0, 0] == pytest.approx(1.0)
+    assert both.square[0, 3] == pytest.approx(part(1.0).square[0, 0])

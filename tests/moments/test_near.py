@@ -168,3 +168,57 @@ def test_weights_see_neighbours_of_input_and_gradient() -> None:
 
     # At the borders fewer windows read a gradient, which is taken as an even one of the same mean square.
     agrees(build, (4, 48, 14, 14), ["3"], ["2.weight", "2", "0"], within=0.08)
+
+
+class Excess(nn.Module):
+    """What a mean over windows has beyond the entry in their middle."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = nn.AvgPool2d(3, 1, 1, count_include_pad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        excess: Tensor = self.pool(x) - x
+        return excess
+
+
+def test_a_mean_over_windows_knows_the_entry_in_their_middle() -> None:
+    def build() -> nn.Module:
+        first = [nn.Conv2d(32, 64, 1, bias=False), nn.ReLU(), Excess()]
+        return nn.Sequential(*first, nn.Conv2d(64, 32, 1, bias=False))
+
+    agrees(build, (4, 32, 12, 12), ["2"], ["1"], within=0.03)
+
+
+class Gated(nn.Module):
+    """A pooled branch behind a scale that begins at zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.pool = nn.Conv2d(3, 8, 3), nn.AvgPool2d(3, 1, 1)
+        self.scale = nn.Parameter(torch.zeros(8, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        return x + self.scale * self.pool(x)
+
+
+def test_a_pool_whose_gradient_is_zero() -> None:
+    told = isometry.predict(Gated, "4x3x16x16")
+    assert not told.notes
+    assert told["conv"].backward.rms == pytest.approx(1.0)
+    assert told["pool"].backward.rms == 0.0
+
+
+def test_padding_by_infinity_in_front_of_a_maximum_is_the_pools_own() -> None:
+    def build(*pool: nn.Module) -> nn.Module:
+        return nn.Sequential(nn.Conv2d(16, 24, 1), nn.Sequential(*pool), nn.Conv2d(24, 8, 1))
+
+    around = nn.ConstantPad2d(1, -math.inf), nn.MaxPool2d(3, 2)
+    padded, own = (
+        isometry.predict(lambda p=p: build(*p), "4x16x9x9") for p in (around, [nn.MaxPool2d(3, 2, 1)])
+    )
+    assert not any(note.startswith("unknown") for note in padded.notes)
+    for name in ("1", "0", "2.weight", "0.weight"):
+        for side in ("forward", "backward"):
+            assert getattr(padded[name], side).rms == pytest.approx(getattr(own[name], side).rms, rel=1e-6)

@@ -210,3 +210,25 @@ def test_means_of_all_that_came_before() -> None:
     told = isometry.predict(Past, (torch.empty(3, 48, 32, device="meta"),))
     harmonic = sum(1.0 / k for k in range(1, 49)) / 48  # E[(mean of k)²], mean over k
     assert told["out"].forward.rms ** 2 == pytest.approx(harmonic, rel=3e-3)
+
+
+class Padded(nn.Module):
+    """Rows divided by their lengths, some of them padded."""
+
+    def __init__(self, padding: int) -> None:
+        super().__init__()
+        self.linear, self.padding = normal(32, 48), padding
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.linear(F.pad(x, (0, 0, 0, self.padding)))
+        return F.normalize(rows, dim=-1)[:, : x.shape[1]]
+
+
+def test_rows_of_zeros_are_divided_by_their_length() -> None:
+    padded, plain = (isometry.predict(lambda n=n: Padded(n), "4x8x32") for n in (4, 0))
+    assert padded[""].forward.rms ** 2 == pytest.approx(1 / 48, rel=0.01)
+    for name in ("linear.weight",):
+        assert padded[name].backward.rms == pytest.approx(plain[name].backward.rms, rel=0.02)
+    assert padded["linear"].backward.rms ** 2 == pytest.approx(
+        8 / 12 * plain["linear"].backward.rms ** 2, rel=0.04
+    )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import isometry
@@ -190,3 +190,24 @@ def test_no_builder_is_run_on_real_tensors_that_asks_for_too_many() -> None:
     with pytest.raises(ModelError, match="too large to be built"):
         isometry.predict(build, "2x3")
     assert len(made) == 1
+class Filled(nn.Module):
+    """Buffers that the constructor fills: with values, and with draws."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(16, 16, bias=False)
+        self.register_buffer("bands", torch.empty(16), persistent=False)
+        self.register_buffer("draws", torch.empty(512, 16), persistent=False)
+        self.bands.copy_(torch.linspace(1.0, 4.0, 16))
+        self.draws.normal_(std=3.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x * self.bands) @ self.draws.T
+
+
+def test_buffers_that_the_constructor_fills_are_known() -> None:
+    told = isometry.predict(Filled, "64x16")
+    assert not any(note.startswith(("carrier", "unknown")) for note in told.notes)
+    bands = torch.linspace(1.0, 4.0, 16, dtype=torch.float64).square().mean()
+    assert told["linear"].forward.rms ** 2 == pytest.approx(float(bands) / 3, rel=1e-3)
+    assert told[""].forward.rms ** 2 == pytest.approx(9 * 16 * float(bands) / 3, rel=1e-3)

@@ -46,7 +46,7 @@ class Carrier:
 
         Args:
             model: The model; for a real carrier with values.
-            values: The records of its parameters by name.
+            values: The records of its parameters, and of buffers on meta, by name.
 
         Returns:
             The copy. Its parameters and buffers have records.
@@ -61,9 +61,12 @@ class Carrier:
         for name, tensor in _owned(model):
             if id(tensor) in memo:
                 continue
-            if tensor.is_meta and self.assumed is not None:
+            value = values.get(name) if tensor.is_meta else None
+            if tensor.is_meta and value is None and self.assumed is not None:
+                value = self.assumed(name, tensor)
+            if value is not None:
                 memo[id(tensor)] = self._like(tensor)
-                self.interpreter.assign(memo[id(tensor)], self.assumed(name, tensor))
+                self.interpreter.assign(memo[id(tensor)], value)
             else:
                 memo[id(tensor)] = self.known(tensor)
         twin = copy.deepcopy(model, memo)
@@ -125,11 +128,11 @@ class Carrier:
 def _owned(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield the tensors of a model that are no parameters: buffers, and what its attributes hold."""
     yield from model.named_buffers()
-    for module in model.modules():
+    for path, module in model.named_modules():
         for name, value in vars(module).items():
             if name not in ("_parameters", "_buffers", "_modules"):
-                for tensor in _inside(value):
-                    yield name, tensor
+                for k, tensor in enumerate(_inside(value)):
+                    yield f"{path}.{name}[{k}]", tensor
 
 
 def _inside(value: object) -> Iterator[Tensor]:
@@ -148,6 +151,8 @@ def values_of(
     model: nn.Module, recording: Recording | None, assumed: Assumed | None = None
 ) -> dict[str, Value]:
     """Return the records of a model's parameters by name: recorded where it was built on meta, else measured.
+
+    And those of other tensors that were filled on meta, by name.
 
     Args:
         model: The model.
@@ -172,4 +177,8 @@ def values_of(
                 "builds the model, so that its initialisers are recorded"
             )
         values[name] = of_values(p) if value is None else value
+    for name, tensor in _owned(model):
+        value = recording.value(tensor) if recording is not None and tensor.is_meta else None
+        if value is not None:
+            values[name] = value
     return values

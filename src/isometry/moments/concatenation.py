@@ -94,11 +94,11 @@ def _remembering(made: Moments, parts: Sequence[Moments], position: int) -> Mome
 
 def _aligned(parts: list[Moments], dim: int) -> list[Moments]:
     """Cut all dims but `dim` into the same axes, and give each part an axis along `dim`."""
-    for _ in range(2):  # the second pass carries the last part's axes back to the first
-        for k in range(1, len(parts)):
-            for d in range(len(parts[0].dims)):
-                if d != dim:
-                    parts[k - 1], parts[k] = reg.match_dims(parts[k - 1], d, parts[k], d)
+    onwards = range(1, len(parts))
+    for k in (*onwards, *reversed(onwards)):  # and back, so that the first has the last one's axes too
+        for d in range(len(parts[0].dims)):
+            if d != dim:
+                parts[k - 1], parts[k] = reg.match_dims(parts[k - 1], d, parts[k], d)
     return [reg.broadcast(p, (*p.dims[:dim], p.dims[dim] or ((1,),), *p.dims[dim + 1 :])) for p in parts]
 
 

@@ -167,9 +167,13 @@ def positive(dims: Dims, table: Array, mean: Array) -> Moments:
 
 
 def is_positive(m: Moments) -> bool:
-    """Return whether every entry is surely positive (and not all constant)."""
-    return bool(m.mean.min() > 0) and all(
-        bool(t.coef.min() >= 0) and all(bool(f.values.min() >= 0) for f in t.factors) for t in m.terms
+    """Return whether every entry is surely positive, or one of whole blocks of zeros."""
+    return (
+        bool(m.mean.min() >= 0)
+        and bool(m.mean.max() > 0)
+        and all(
+            bool(t.coef.min() >= 0) and all(bool(f.values.min() >= 0) for f in t.factors) for t in m.terms
+        )
     )
 
 

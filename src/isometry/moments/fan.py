@@ -30,6 +30,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -41,6 +42,7 @@ from isometry.moments.record import Factor, Fan, Moments, Normed, Term
 
 _NONE = 1e-3  # a share that is as good as nothing
 _LEAST = 2.5  # directions; with two or fewer 1/v has no mean
+_MANY = 1e9  # directions; of more than these a size is fixed
 _LEAST_KURTOSIS, _MOST_KURTOSIS = 0.02, 3.0  # less is taken as none; beyond, the expansion fails
 
 
@@ -131,19 +133,30 @@ def kurtosis(m: Moments) -> float:
 def with_tails(m: Moments, excess: float) -> Moments:
     """Return a normal record with the excess kurtosis given.
 
-    By Cornish and Fisher's expansion of the quantile function, z + κ(z³ − 3z)/24.
+    By Cornish and Fisher's quantile function z + c(z³ − 3z), c = κ/24 for small κ, with the c of that κ.
     """
     (term,) = m.terms
     if not (term.factors and excess > _LEAST_KURTOSIS):
         return m
     (factor,) = term.factors
-    z = latents.NODES
-    form = z + min(excess, _MOST_KURTOSIS) / 24.0 * (z**3 - 3.0 * z)
-    form = form / np.sqrt(latents.mean(form**2))
+    form = _with_tails(float(np.interp(min(excess, _MOST_KURTOSIS), *_coefficients())))
     spread = np.sqrt(np.maximum(factor.square - factor.mean**2, 0.0))
     values = factor.mean[..., None] + spread[..., None] * form
     made = replace(factor, values=values, form=values)
     return replace(m, terms=(Term(term.coef, (made,)),))
+
+
+def _with_tails(c: float) -> Array:
+    """Return z + c(z³ − 3z), of variance 1, at the nodes."""
+    z = latents.NODES
+    return np.asarray((z + c * (z**3 - 3.0 * z)) / np.sqrt(1.0 + 6.0 * c * c))
+
+
+@lru_cache(maxsize=1)
+def _coefficients() -> tuple[Array, Array]:
+    """Return excess kurtoses of z + c(z³ − 3z) and their c."""
+    tried = np.linspace(0.0, 0.2, 201)
+    return np.array([latents.mean(_with_tails(c) ** 4) - 3.0 for c in tried]), tried
 
 
 def excess(fan: Fan, share: float) -> float:
@@ -152,10 +165,8 @@ def excess(fan: Fan, share: float) -> float:
 
 
 def _excess(directions: float, share: float) -> float:
-    """Return ∫ e^{−(1 − s)t} (1 + 2·s·t/d)^{−d/2} dt, which is d/(d − 2) for s = 1, and 1 for d = ∞."""
-    if math.isinf(directions):
-        return 1.0
-    directions = max(directions, _LEAST)
+    """Return ∫ e^{−(1 − s)t} (1 + 2·s·t/d)^{−d/2} dt, which is d/(d − 2) for s = 1."""
+    directions = min(max(directions, _LEAST), _MANY)
     t = np.exp(np.linspace(-16.0, 14.0, 301))
     falling = -(1.0 - share) * t - 0.5 * directions * np.log1p(2.0 * share * t / directions)
     return float(np.trapezoid(np.exp(falling) * t, np.log(t)))

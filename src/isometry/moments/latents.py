@@ -30,6 +30,7 @@ from isometry import gaussian
 from isometry.moments.axes import Array, Index
 
 ORDER = 40
+_NO_STEP = 1e-4  # standard deviations
 _ids = count(1)
 
 
@@ -126,10 +127,14 @@ def dual(f: Array, g: Array, rho: Array) -> Array:
 
 
 def derivative(values: Array, form: Array) -> Array:
-    """Return df/dx by differences for f and x given at the nodes; 0 where x stays put, but for rounding."""
+    """Return df/dx by differences for f and x given at the nodes; 0 where x stays as it is.
+
+    The quantiles of a sum are steps in their tails, of which f, with quantiles of its own, need not have the
+    same: a step of x that is next to nothing counts as none.
+    """
     step = np.diff(form, axis=-1)
-    flat = np.abs(step) <= 1e-9 * np.ptp(form, axis=-1, keepdims=True)
-    rise = np.diff(values, axis=-1) / np.where(flat, np.inf, step)
+    spread = np.sqrt(np.maximum(mean(form**2) - mean(form) ** 2, 0.0))[..., None]
+    rise = np.diff(values, axis=-1) / np.where(np.abs(step) <= _NO_STEP * spread, np.inf, step)
     return np.asarray(
         0.5 * (np.concatenate([rise[..., :1], rise], -1) + np.concatenate([rise, rise[..., -1:]], -1))
     )

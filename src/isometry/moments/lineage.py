@@ -237,6 +237,24 @@ def centred(parts: Sequence[Part], positions: Sequence[int], axes: tuple[Axis, .
     return tuple(result)
 
 
+def averaged(
+    parts: Sequence[Part], positions: Sequence[int], axes: tuple[Axis, ...], own: float, rest: float
+) -> tuple[Part, ...]:
+    """Return the parts of own·x + rest·mean(x) over axes, in one block each, from those of x."""
+    result = []
+    for part in (p for p in parts if not isinstance(p.latent, Mark)):
+        values, gone, labels, scale = part.values, part.gone, list(part.labels), rest
+        for p in positions:
+            if values.shape[p] > 1:
+                values = np.expand_dims(np.tensordot(ax.shares(axes[p]), values, axes=(0, p)), p)
+            if labels[p] is not None:
+                gone, scale = (*gone, labels[p]), scale / ax.size(axes[p])
+                labels[p] = None
+        result.append(Part(part.latent, part.labels, part.gone, own * values))
+        result.append(Part(part.latent, tuple(labels), gone, scale * values))
+    return tuple(result)
+
+
 def given(factor: Factor, phi: Array) -> Array:
     """Return E[f | z] less its mean, at the nodes of z, where z has the part `phi` in the factor's form.
 

@@ -95,7 +95,8 @@ def correlations(factor: Factor, axes: Sequence[Axis], rank: int, rho: Array | N
 def moments(term: Term, axes: Sequence[Axis], rank: int) -> Array:
     """Return E[x x′] of entries that differ along the last axes alone, by distance."""
     coef = dist.whole(term.coef, axes, rank, pairs=False) ** 2
-    result = coef.reshape((*coef.shape[: len(axes) - rank], 1))
+    distances = prod(map(dist.steps, dist.sizes(axes, rank)))
+    result = coef.reshape((*coef.shape[: len(axes) - rank], 1)) * np.ones(distances)
     for factor in term.factors:
         values = dist.whole(factor.values, axes, rank, pairs=False)
         values = values.reshape((*values.shape[: len(axes) - rank], 1, -1))

@@ -95,6 +95,17 @@ def _by_distance(matrix: Array) -> Array:
     return result
 
 
+def reads(matrices: Sequence[Array]) -> Array:
+    """Return how much an output reads, on average, of the inputs at each distance from its own place."""
+    result = np.ones(1)
+    for matrix in matrices:
+        n, far = len(matrix), steps(len(matrix)) - 1
+        gap = np.minimum(np.abs(np.arange(n)[:, None] - np.arange(n)), far)
+        own = np.bincount(gap.ravel(), matrix.ravel(), minlength=far + 1) / n
+        result = np.multiply.outer(result, own).ravel()
+    return result
+
+
 def read_by(m: Moments, matrices: Mapping[int, Array], axes: Sequence[Axis]) -> Reading | None:
     """Return how a linear map of some dims reads by distance; None where distance makes no difference.
 

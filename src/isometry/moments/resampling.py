@@ -11,15 +11,16 @@ is normal (lognormal where it is positive).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
 from isometry.moments import algebra as alg
 from isometry.moments import contract as con
-from isometry.moments import latents, near, near_maps
+from isometry.moments import distances, latents, lineage, near, near_maps
 from isometry.moments import regrouping as reg
 from isometry.moments.axes import Array, Axis
-from isometry.moments.record import Moments, diagonal
+from isometry.moments.record import Moments, Term, average, average_differ, diagonal
 from isometry.moments.taps import matrix_pairs
 
 FEW = 12.0  # a mean over more entries is taken as normal
@@ -47,7 +48,7 @@ def resampled(m: Moments, matrices: Mapping[int, Array], like: Moments | None = 
     m = reg.broadcast(m, dims)
     factor = alg.absorbed(m.terms[0], m.axes)
     table, mean = m.table, m.mean
-    values = m.mean[..., None] if factor is None else factor.values
+    values = m.mean[..., None] + 0.0 * latents.NODES if factor is None else factor.values
     given = list(m.dims)
     for dim, matrix in matrices.items():
         (position,) = m.positions(dim)
@@ -63,12 +64,42 @@ def resampled(m: Moments, matrices: Mapping[int, Array], like: Moments | None = 
     if how is not None:
         table = near_maps.added(table, axes, m, how, rank)
     made = _with_form(tuple(given), axes, table, mean, values, 1.0 if copies else summands, m)
+    made = _knowing(made, m, matrices)
     if how is not None:
         made = near.marked(made, near.spread(m, rank) @ how.distances.T, rank)
     for dim in matrices:
         if made.shape[dim] == 1:
             made = reg.selected(made, dim, 0, keep=True)
     return made
+
+
+def _knowing(made: Moments, m: Moments, matrices: Mapping[int, Array]) -> Moments:
+    """Return a map y = M x onto as many places with what it knows of x, so that y − x comes out right.
+
+    y is a·x + b·mean(x) and a rest, where a + b = Σ_k M_k, and a gives the covariance with its own place:
+
+        (a·x_0 + b·mean x)·x_0 has the mean Σ_k M_k·E[x_0 x_k].
+
+    Exact for the second moments at one place and on average over all others.
+    """
+    (term,) = made.terms
+    rank, dims = len(matrices), len(m.dims)
+    square = all(w.shape[0] == w.shape[1] for w in matrices.values())
+    if not square or {d % dims for d in matrices} != set(range(dims - rank, dims)) or len(term.factors) != 1:
+        return made
+    positions = [p for dim in matrices for p in m.positions(dim)]
+    count = float(np.prod([len(w) for w in matrices.values()]))
+    same = average(m.square, m.axes)
+    level = (same + (count - 1.0) * average_differ(m.table, m.axes, positions)) / count
+    if same - level <= 1e-9 * same:
+        return made
+    by_distance = distances.mean(near.spread(m, rank), m.axes[:-rank])
+    at_own = float(by_distance @ near_maps.reads([matrices[k] for k in sorted(matrices)]))
+    whole = float(np.prod([w.sum() / len(w) for w in matrices.values()]))
+    own = (at_own - whole * level) / (same - level)
+    parts = lineage.averaged(lineage.parts_of(m.terms), positions, m.axes, own, whole - own)
+    factor = replace(term.factors[0], form=term.factors[0].values, parts=parts)
+    return replace(made, terms=(Term(term.coef, (factor,)),))
 
 
 def _axis(like: Moments, dim: int) -> Axis:

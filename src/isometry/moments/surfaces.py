@@ -60,12 +60,19 @@ def surface_moments(
     rho_e = np.clip(np.divide(rest, size, out=np.zeros(shape), where=size > 0), -1.0, 1.0)
     c = latents.coefficients(np.swapaxes(latents.coefficients(made), -1, -2))[at]  # (blocks…, k of ε, j of z)
     known = first(c, axes) * second(c, axes)
-    powers = [rho[..., None] ** np.arange(latents.ORDER) for rho in (rho_e, g.rho)]
+    powers = [_powers(rho) for rho in (rho_e, g.rho)]
     table = np.einsum("...kj,...k,...j->...", known, *powers, optimize=True)
     square = (np.einsum("rze,rze,e->rz", made, made, latents.FEW_WEIGHTS) @ latents.WEIGHTS)[at]
     unknown = np.maximum(np.sqrt(first(square, axes) * second(square, axes)) - known.sum((-1, -2)), 0.0)
     close = np.minimum(np.abs(g.rho), np.abs(rho_e)) ** latents.ORDER
     return np.asarray(table + unknown * close), ((made @ latents.FEW_WEIGHTS) @ latents.WEIGHTS)[at]
+
+
+def _powers(rho: Array) -> Array:
+    """Return ρ^k for k below `ORDER`, along a new last axis."""
+    powers = np.ones((*rho.shape, latents.ORDER))
+    powers[..., 1:] = rho[..., None]
+    return np.asarray(np.multiply.accumulate(powers, axis=-1))
 
 
 def scores(values: Array, expected: Array) -> Array:

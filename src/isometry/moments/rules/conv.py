@@ -218,10 +218,10 @@ def convolution(
         y = patches.summed(y, x, w, windows, patches.fan_of(_spatial(x, 3), w, windows))
         y = near.mixed(y, _spatial(x, 3), [window.stride for window in windows])
     y = _ungrouped(y, 1)
-    if b is not None:
-        own = mark_of(y, Fan)  # a channel's bias moves its mean alone
+    if b is not None:  # one number per channel, of which nothing is left in a channel's variance
+        known = mark_of(y, Fan)
         y = plus(y, replace(b, dims=(b.dims[0], *[()] * rank)))
-        y = marked(y, own) if own is not None and len(y.terms) == 1 else y
+        y = marked(y, known) if len(y.terms) == 1 else y
     return y if len(ctx.shape) == rank + 2 else replace(y, dims=y.dims[1:])
 
 

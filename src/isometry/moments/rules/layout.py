@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
 from math import prod
@@ -76,29 +77,33 @@ def as_strided_scatter(
     offset: int | None = None,
 ) -> Moments:
     """A contiguous tensor with a strided view of it replaced."""
-    starts = _starts(m.shape, sizes, strides, offset or 0)
-    if starts is not None:
-        return _overwritten(m, source, starts, 0)
+    with suppress(NoRule):
+        return _box_replaced(m, source, sizes, strides, offset or 0)
     places = torch.arange(prod(m.shape)).as_strided(tuple(sizes), tuple(strides), offset or 0)
-    if places.numel() == prod(m.shape) and bool((places.reshape(-1) == torch.arange(places.numel())).all()):
-        return reg.regrouped(source, m.shape)
     flat = reg.regrouped(source, (prod(source.shape),))
     whole = reg.regrouped(m, (prod(m.shape),))
     return reg.regrouped(put(whole, flat, [0], [places.reshape(-1)], add=False), m.shape)
 
 
-def _starts(
-    shape: Sequence[int], sizes: Sequence[int], strides: Sequence[int], offset: int
-) -> list[int] | None:
-    """Return where a strided view of a contiguous tensor starts along each dim, if it is a box of it."""
-    own = [prod(shape[k + 1 :]) for k in range(len(shape))]
-    if len(sizes) != len(shape) or any(n > 1 and s != t for n, s, t in zip(sizes, strides, own, strict=True)):
-        return None
-    starts = []
-    for step in own:
+def _box_replaced(
+    m: Moments, source: Moments, sizes: Sequence[int], strides: Sequence[int], offset: int
+) -> Moments:
+    """Return a contiguous tensor of which a view is replaced that is a box of it, cut at the strides."""
+    total = prod(m.shape)
+    steps, order = _digits(sizes, strides, total)
+    shape = [high // low for high, low in pairwise([total, *steps])]
+    lengths, starts = [1] * len(steps), []
+    for k, n in zip(order, [n for n, s in zip(sizes, strides, strict=True) if n > 1 and s > 0], strict=True):
+        lengths[k] = n
+    for step in steps:
         start, offset = divmod(offset, step)
         starts.append(start)
-    return starts if all(a + n <= b for a, n, b in zip(starts, sizes, shape, strict=True)) else None
+    if any(a + n > b for a, n, b in zip(starts, lengths, shape, strict=True)):
+        raise NoRule("a strided view that wraps around")
+    moved = reg.regrouped(source, tuple(lengths[k] for k in order))
+    moved = reg.transposed(moved, tuple(order.index(k) for k in sorted(order)))
+    whole = _overwritten(reg.regrouped(m, tuple(shape)), reg.regrouped(moved, tuple(lengths)), starts, 0)
+    return reg.regrouped(whole, m.shape)
 
 
 def _overwritten(m: Moments, source: Moments, starts: Sequence[int], dim: int) -> Moments:

@@ -14,9 +14,12 @@ from isometry.moments import record as rec
 from isometry.moments import regrouping as reg
 from isometry.moments.averages import one_block
 from isometry.moments.axes import Array
+from isometry.moments.concrete import Concrete
 from isometry.moments.record import Dims, Factor, Moments, Term
 from isometry.moments.resampling import scattered
-from isometry.moments.rules.base import Context, rule
+from isometry.moments.rules.base import Context, NoRule, Shifted, rule
+from isometry.moments.rules.pointwise import as_moments
+from isometry.moments.rules.spatial import padded
 from isometry.moments.taps import matrix_pairs
 from isometry.moments.terms import changed
 from isometry.moments.windows import adaptive_windows, rank_of, windows
@@ -327,32 +330,55 @@ def _largest_of_both(g: Moments, r: _Ranked) -> Array:
     return np.expand_dims(sent @ turned.classes[0] / r.entries, tuple(range(r.first, r.first + rank)))
 
 
-@rule("max_pool2d_with_indices", "max_pool3d_with_indices", accuracy="approximate")
+def _within(x: Any, rank: int) -> tuple[Moments, list[slice]]:
+    """Return what lies within a padding by −∞, which is never the largest, and where along each dim."""
+    if not isinstance(x, Shifted):
+        return as_moments(x), [slice(None)] * rank
+    if not isinstance(x.shift, Concrete):
+        raise NoRule("a maximum over entries with a mask beside them")
+    there = (x.shift.tensor == 0).reshape(x.shift.tensor.shape[-rank:])
+    made, places = x.random, []
+    for d in range(rank):
+        at = there.movedim(d, 0).reshape(there.shape[d], -1).any(1).nonzero()
+        places.append(slice(int(at.min()), int(at.max()) + 1))
+        made = reg.sliced(made, len(made.dims) - rank + d, places[d].start, places[d].stop, 1)
+    if not bool(there[tuple(places)].all()) or int(there.sum()) != int(np.prod(made.shape[-rank:])):
+        raise NoRule("a maximum over entries with a mask beside them")
+    return made, places
+
+
+@rule("max_pool2d_with_indices", "max_pool3d_with_indices", accuracy="approximate", raw=(0,))
 def max_pool(
-    ctx: Context, x: Moments, kernel: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1, *_: Any
+    ctx: Context, x: Any, kernel: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1, *_: Any
 ) -> tuple[Moments, Moments]:
     """Maximum over windows, as a function of a new latent; see `maxima`.
 
     The positions are taken as uniform.
     """
     rank = rank_of(ctx.op)
-    return _max_pool(ctx, x, windows(ctx.shape[-rank:], x.shape[-rank:], kernel, stride, padding, dilation))
+    sizes = (x.random if isinstance(x, Shifted) else as_moments(x)).shape[-rank:]
+    inside, at = _within(x, rank)
+    whole = windows(ctx.shape[-rank:], sizes, kernel, stride, padding, dilation)
+    return _max_pool(ctx, inside, [w[:, s] for w, s in zip(whole, at, strict=True)])
 
 
 @rule(
-    "max_pool2d_with_indices_backward", "max_pool3d_with_indices_backward", accuracy="approximate", raw=(7,)
+    "max_pool2d_with_indices_backward", "max_pool3d_with_indices_backward", accuracy="approximate", raw=(1, 7)
 )
 def max_pool_backward(
-    ctx: Context, g: Moments, x: Moments, kernel: Any, stride: Any, padding: Any, dilation: Any, *_: Any
+    ctx: Context, g: Moments, x: Any, kernel: Any, stride: Any, padding: Any, dilation: Any, *_: Any
 ) -> Moments:
     """Gradient of a maximum over windows, on the latent of its input.
 
     Assumes gradients independent of the input.
     """
     rank = rank_of(ctx.op)
-    return _max_pool_backward(
-        g, x, windows(g.shape[-rank:], x.shape[-rank:], kernel, stride, padding, dilation)
-    )
+    whole = windows(g.shape[-rank:], ctx.shape[-rank:], kernel, stride, padding, dilation)
+    inside, at = _within(x, rank)
+    made = _max_pool_backward(g, inside, [w[:, s] for w, s in zip(whole, at, strict=True)])
+    sides = [s.indices(w.shape[1])[:2] for w, s in zip(whole, at, strict=True)]
+    around = [(begin, w.shape[1] - end) for (begin, end), w in zip(sides, whole, strict=True)]
+    return padded(made, [n for pair in reversed(around) for n in pair], 0.0)
 
 
 @rule("adaptive_max_pool2d", "adaptive_max_pool3d", accuracy="approximate")

@@ -90,12 +90,16 @@ def _samples(values: Array, n: int, k: int, shared: float, *, largest: bool) -> 
     correlation means that the entries' mean is held: part of it is taken away.
     """
     drawn = n if shared < 0.0 and n <= WHOLE else k
-    lattice = torch.quasirandom.SobolEngine(drawn + 1, scramble=True, seed=1)  # type: ignore[no-untyped-call]
-    uniform = lattice.draw(2 * SAMPLES).double().clamp_(1e-12, 1.0 - 1e-12)
+    both = 2 * drawn < torch.quasirandom.SobolEngine.MAXDIM
+    lattice = torch.quasirandom.SobolEngine((1 + both) * drawn + 1, scramble=True, seed=1)  # type: ignore[no-untyped-call]
+    uniform = lattice.draw(SAMPLES).double().clamp_(1e-12, 1.0 - 1e-12)
+    # Others need dims of their own: the points of one lattice follow one another by rule.
+    own = uniform[:, 1 : drawn + 1]
+    others = uniform[:, drawn + 1 :] if both else own[torch.randperm(SAMPLES, generator=_seeded())]
     left = torch.arange(n, n - drawn, -1, dtype=torch.float64)
-    powers = torch.exp(torch.cumsum(torch.log(uniform[:, 1:]) / left, 1))
+    powers = torch.exp(torch.cumsum(torch.log(torch.cat([own, others])) / left, 1))
     e = torch.special.ndtri(powers.clamp(1e-300, 1.0 - 1e-16)) * (1.0 if largest else -1.0)
-    u = torch.special.ndtri(uniform[:SAMPLES, :1])
+    u = torch.special.ndtri(uniform[:, :1])
     if drawn > k or (shared < 0.0 and drawn == n):
         held = 1.0 - max(1.0 + n * shared / (1.0 - shared), 0.0) ** 0.5
         e = (e - held * e.mean(1, keepdim=True))[:, :k] * (1.0 - shared) ** 0.5
@@ -107,6 +111,10 @@ def _samples(values: Array, n: int, k: int, shared: float, *, largest: bool) -> 
         return np.asarray(np.interp(z.numpy(), latents.NODES, values))
 
     return told(e[:SAMPLES]), told(e[SAMPLES:])
+
+
+def _seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(1)
 
 
 def _block_means(samples: Array, ranks: Axis) -> Array:

@@ -79,9 +79,10 @@ def as_moments(x: Any, beside: Any = None) -> Moments:
         other = beside.random if isinstance(beside, Shifted) else beside
         return x.beside(other.dims) if isinstance(other, Moments) else x.moments
     if isinstance(x, Shifted):
-        shift = x.shift.beside(x.random.dims)
-        if not np.isfinite(shift.table).all():
-            raise NoRule("a masked tensor (with infinite entries) is used by something else than a softmax")
+        known = not isinstance(x.shift, Concrete) or bool(x.shift.tensor.isfinite().all())
+        shift = x.shift.beside(x.random.dims) if known else None
+        if shift is None or not np.isfinite(shift.table).all():
+            raise NoRule("a masked tensor (with infinite entries) is used by no softmax and no maximum")
         return plus(x.random, shift)
     return moments_of(torch.tensor(x)) if isinstance(x, complex) else alg.constant((), float(x))
 
@@ -186,7 +187,10 @@ def times(a: Moments, b: Moments) -> Moments:
 
 @rule("div", accuracy="exact", raw=(0, 1))
 def div(ctx: Context, a: Any, b: Any, *, rounding_mode: str | None = None) -> Moments:
-    """Quotient: the product with the reciprocal's node values."""
+    """Quotient: the product with the reciprocal's node values.
+
+    Blocks of zeros, such as what was padded, have the reciprocal 0: whoever divides by their size masks it.
+    """
     if rounding_mode is not None:
         raise NoRule("a division that rounds")
     return times(as_moments(a, b), powered(as_moments(b, a), -1.0))
@@ -196,14 +200,18 @@ def powered(m: Moments, exponent: float) -> Moments:
     """Return m ** exponent; a single product of factors is raised factor by factor."""
 
     def raised(values: Array) -> Array:
+        if float(exponent).is_integer() and exponent < 0:
+            zero = np.broadcast_to(~values.any(axis=-1, keepdims=True), values.shape)
+            power = np.where(zero, np.inf, values) ** int(-exponent)
+            return np.asarray(1.0 / power)
         if float(exponent).is_integer():
-            return np.asarray(values ** int(exponent) if exponent >= 0 else 1.0 / values ** int(-exponent))
+            return np.asarray(values ** int(exponent))
         return np.asarray(values**exponent)
 
     if len(m.terms) == 1 and len(m.terms[0].factors) > 1 and float(exponent).is_integer():
         term = m.terms[0]
         factors = tuple(changed(f, raised(f.values), m.axes) for f in term.factors)
-        return alg.assemble(m.dims, (Term(raised(term.coef), factors),))
+        return alg.assemble(m.dims, (Term(raised(term.coef[..., None])[..., 0], factors),))
     return alg.apply(m, raised)
 
 

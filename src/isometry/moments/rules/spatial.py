@@ -5,6 +5,7 @@ Padding, resizing, shuffling, rolling, unfolding.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,17 +19,34 @@ from isometry.moments import latents
 from isometry.moments import regrouping as reg
 from isometry.moments.axes import Array
 from isometry.moments.concatenation import concatenate
+from isometry.moments.concrete import Concrete
 from isometry.moments.record import Factor, Gram, Loose, Moments, Term
 from isometry.moments.resampling import resampled
-from isometry.moments.rules.base import Context, rule
+from isometry.moments.rules.base import Context, NoRule, Shifted, rule
 from isometry.moments.taps import Window, tap_pairs
 
 # --- padding ----------------------------------------------------------------------------------------------
 
 
 @rule("constant_pad_nd", accuracy="exact")
-def constant_pad(ctx: Context, x: Moments, pad: Sequence[int], value: float = 0) -> Moments:
-    """Constants around, as blocks of their own; negative padding cuts off. Exact."""
+def constant_pad(ctx: Context, x: Moments, pad: Sequence[int], value: float = 0) -> Moments | Shifted:
+    """Constants around, as blocks of their own; negative padding cuts off. Exact.
+
+    Padding by −∞, as in front of a maximum, has no moments and stays known.
+    """
+    if value == -math.inf:
+        alone = torch.zeros(
+            [1] * (len(x.dims) - len(pad) // 2) + list(x.shape[len(x.dims) - len(pad) // 2 :])
+        )
+        beside = torch.nn.functional.pad(alone, list(pad), value=value)
+        return Shifted(padded(x, pad, 0.0), Concrete(beside))
+    if not math.isfinite(value):
+        raise NoRule(f"padding by {value}, which has no moments")
+    return padded(x, pad, value)
+
+
+def padded(x: Moments, pad: Sequence[int], value: float) -> Moments:
+    """Return a record with constants around it, as `torch.nn.functional.pad` takes their numbers."""
     for k in range(len(pad) // 2):
         dim = len(x.dims) - 1 - k
         low, high = int(pad[2 * k]), int(pad[2 * k + 1])

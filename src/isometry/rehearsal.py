@@ -18,6 +18,7 @@ from isometry.hooks import has_values, named_modules, tensors_in
 from isometry.inputs import Batch, batches, check_finite, map_tensors
 from isometry.moments.carrier import Assumed, Carrier, Kind, values_of
 from isometry.moments.interpreter import Interpreter
+from isometry.moments.literals import Literals
 from isometry.moments.recording import recorded
 from isometry.moments.rules.base import Value
 from isometry.names import unwrap
@@ -204,7 +205,7 @@ class Rehearsal(Generic[T]):
         )
         stage = Stage(kind, model, twin, interpreter, values, args, kwargs)
         watcher = begin(stage)
-        with interpreter, _EveryLayer(), torch.set_grad_enabled(self.backward):
+        with interpreter, _EveryLayer(), Literals(interpreter), torch.set_grad_enabled(self.backward):
             try:
                 stage.output = twin(*args, **kwargs)
             except Exception as error:

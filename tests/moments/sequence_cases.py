@@ -124,6 +124,50 @@ MASKED = (
     ),
 )
 
+_CAUSAL = torch.full((30, 30), float("-inf"), dtype=torch.float64).triu(1)
+_FLOOR = torch.finfo(torch.float32).min
+_SCORES = Input((6, 30, 30), std=0.5)
+
+
+def _with_sink(scores: Tensor, sink: Tensor, mask: Tensor) -> Tensor:
+    """Weights where every row may also see a sink, which is dropped."""
+    both = torch.cat([scores + mask, sink.expand(6, 30, 1)], -1)
+    return torch.softmax(both - both.max(-1, keepdim=True).values, -1)[..., :-1]
+
+
+MASKED = (
+    *MASKED,
+    Case(
+        "masked scores divided by a number",
+        lambda s, m: torch.softmax((s + m) / 2.0, -1),
+        (Input((6, 30, 30)),),
+        (_CAUSAL.clamp(min=_FLOOR),),
+        tolerance=0.02,
+    ),
+    Case(
+        "masked scores held above the least number",
+        lambda s, m: torch.softmax(torch.maximum(s + m, torch.full_like(s[0, 0, 0], _FLOOR)), -1),
+        (_SCORES,),
+        (_CAUSAL.clamp(min=_FLOOR),),
+        tolerance=0.02,
+    ),
+    Case(
+        "exponential of a masked tensor",
+        lambda s, m: torch.exp(s + m - 0.5),
+        (_SCORES,),
+        (_CAUSAL,),
+        draws=1000,
+    ),
+    Case(
+        "weights beside a sink",
+        _with_sink,
+        (_SCORES, Input((6, 30, 1), std=0.5)),
+        (_CAUSAL.clamp(min=_FLOOR),),
+        tolerance=0.03,
+        unread=frozenset(["gradient 1 square", "gradient 1 pairs"]),
+    ),
+)
+
 ORDER = (
     Case("topk", lambda x: x.topk(3, 1)[0], (_X,), draws=2000, tolerance=0.02),
     Case(
@@ -178,6 +222,12 @@ ORDER = (
         (Input((6, 40), std=0.1),),
         draws=1000,
         tolerance=0.02,
+    ),
+    Case(
+        "counted integers",
+        lambda x, i: x * torch.histc(i if x.is_meta else i.double(), 4, 0, 3)[2],
+        (_X,),
+        (torch.tensor([2, 0, 2, 1], dtype=torch.int32),),
     ),
     Case("counted", lambda x: x * torch.histc(x.detach(), 4, -1e3, 1e3).sum() / 240, (_X,)),
 )

@@ -29,7 +29,7 @@ def made(func: Any, args: Any, kwargs: dict[str, Any], outputs: list[Tensor]) ->
     if name.startswith(("empty", "new_empty")):
         fill = 0.0  # nobody reads it before it is written
     if fill is not None:
-        return [Concrete(torch.full((), fill).to(out.dtype).expand(out.shape))]
+        return [Concrete(torch.full((), fill, dtype=out.dtype).expand(out.shape))]
     if name in RULES or out.numel() > LIMIT or name in ("rand", "randn", "randint", "randperm"):
         return None
     return [Concrete(func(*args, **{**kwargs, "device": "cpu"}))]

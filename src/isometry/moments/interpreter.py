@@ -369,7 +369,7 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             real = ((real[0][0].contiguous(), *real[0][1:]), real[1])
         if "device" in real[1]:
             real[1]["device"] = "cpu"
-        result = func(*real[0], **real[1])
+        result = running.on_cpu(func, *real)
         return [Concrete(t) for t in tensors_in(result)]
 
     def _real(self, tensor: Tensor) -> Tensor:
@@ -389,7 +389,8 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if both is not None:
                 return [both]
             raw = found.raw if found else ()
-            ready = [self._argument(a, k in raw) for k, a in enumerate(args)]
+            masks = (Shifted,) if found is None else ()
+            ready = [self._argument(a, k in raw, masks) for k, a in enumerate(args)]
             named = {k: self._argument(v, False) for k, v in kwargs.items()}
             if found is None and (torch.Tag.pointwise in func.tags or name.rstrip("_") in UNTAGGED):
                 if name.endswith("_"):
@@ -423,16 +424,16 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             func, value, args[1:], kwargs, context.shape, lambda m: rule.fn(context, m, *args[1:], **kwargs)
         )
 
-    def _argument(self, x: Any, raw: bool) -> Any:
+    def _argument(self, x: Any, raw: bool, kept: tuple[type, ...] = ()) -> Any:
         if isinstance(x, Tensor):
             value = self.value(x)
             if value is None and (x.numel() == 0 or not x.is_meta):
                 value = Concrete(torch.empty(x.shape, dtype=x.dtype) if x.is_meta else x.detach().clone())
             if value is None:
                 raise NoRule(f"an input of shape {tuple(x.shape)} that nothing is known about")
-            return value if raw else as_moments(value)
+            return value if raw or isinstance(value, kept) else as_moments(value)
         if isinstance(x, list | tuple) and any(isinstance(y, Tensor) for y in x):
-            return [self._argument(y, raw) for y in x]
+            return [self._argument(y, raw, kept) for y in x]
         return x
 
     def _no_rule(self, name: str, reason: str) -> Unknown:

@@ -6,12 +6,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from isometry.moments import algebra as alg
 from isometry.moments import regrouping as reg
 from isometry.moments.concatenation import concatenate
+from isometry.moments.concrete import Concrete
 from isometry.moments.record import Moments
-from isometry.moments.rules.base import Context, NoRule, rule
+from isometry.moments.rules.base import Context, NoRule, Shifted, rule
 from isometry.moments.rules.linear import with_shape
+from isometry.moments.rules.pointwise import as_moments
 
 
 @rule("view", "_unsafe_view", "reshape", "_reshape_alias", accuracy="exact")
@@ -111,11 +115,25 @@ def unbind(ctx: Context, m: Moments, dim: int = 0) -> tuple[Moments, ...]:
     return tuple(reg.selected(m, dim, k) for k in range(m.shape[dim]))
 
 
-@rule("cat", accuracy="exact")
-def cat(ctx: Context, parts: Sequence[Moments], dim: int = 0) -> Moments:
-    """Concatenate: each part becomes a block of its own."""
+@rule("cat", accuracy="exact", raw=(0,))
+def cat(ctx: Context, parts: Sequence[Any], dim: int = 0) -> Moments | Shifted:
+    """Concatenate: each part becomes a block of its own. Masks stay beside, nothing masked elsewhere."""
     dim %= len(ctx.shape)
-    return concatenate([p for p in parts if p.shape != (0,)], dim)
+    given = [p if isinstance(p, Shifted) else as_moments(p) for p in parts]
+    random = [p.random if isinstance(p, Shifted) else p for p in given]
+    made = concatenate([p for p in random if p.shape != (0,)], dim)
+    if not any(isinstance(p, Shifted) for p in given):
+        return made
+    return Shifted(made, Concrete(torch.cat([_mask_of(p) for p in given], dim)))
+
+
+def _mask_of(part: Moments | Shifted) -> torch.Tensor:
+    """Return what is known beside a tensor, 0 where nothing is."""
+    if isinstance(part, Moments):
+        return torch.zeros((), dtype=torch.float64).expand(part.shape)
+    if not isinstance(part.shift, Concrete):
+        raise NoRule("a mask too large to hold beside other tensors")
+    return part.shift.tensor.to(torch.float64).expand(part.random.shape)
 
 
 @rule("stack", accuracy="exact")

@@ -135,6 +135,14 @@ def _with_sink(scores: Tensor, sink: Tensor, mask: Tensor) -> Tensor:
     return torch.softmax(both - both.max(-1, keepdim=True).values, -1)[..., :-1]
 
 
+def _written(scores: Tensor, mask: Tensor) -> Tensor:
+    """Weights after a corner of the scores was masked in place."""
+    scores = 1.0 * scores
+    corner = scores[:, :10, :10]
+    scores[:, :10, :10] = torch.full_like(corner, float("-inf")).where(mask < 0, corner)
+    return torch.softmax(scores, -1)
+
+
 MASKED = (
     *MASKED,
     Case(
@@ -157,6 +165,33 @@ MASKED = (
         (_SCORES,),
         (_CAUSAL,),
         draws=1000,
+    ),
+    Case(
+        "a mask written to a part",
+        lambda s, m: _written(s, m),
+        (_SCORES,),
+        (_CAUSAL[:10, :10],),
+        tolerance=0.03,
+    ),
+    Case(
+        "weights of all but some",
+        lambda s, i: torch.softmax(s.scatter(-1, i, float("-inf")), -1),
+        (Input((30, 8), std=0.5),),
+        (torch.arange(30)[:, None] % 8,),
+        tolerance=0.04,
+    ),
+    Case(
+        "weights of those above a threshold",
+        lambda s, o: torch.softmax(s.masked_fill(o > 0.5, float("-inf")), -1),
+        (Input((30, 40), std=0.5), Input((30, 40))),
+        tolerance=0.04,
+        unread=frozenset(["gradient 1 square", "gradient 1 pairs"]),
+    ),
+    Case(
+        "place of the largest that is not hidden",
+        lambda s, m: s * F.one_hot((s + m).argmax(1), 40).to(s.dtype).sum(0)[0].clamp(max=0.0),
+        (Input((30, 40)),),
+        (torch.tensor([float("-inf")] + [0.0] * 39, dtype=torch.float64),),
     ),
     Case(
         "weights beside a sink",
@@ -286,6 +321,7 @@ LAYOUT = (
         tolerance=0.02,
     ),
     Case("as_strided", lambda x: x.as_strided((3, 20), (80, 2), 1), (_X,)),
+    Case("strided windows", lambda x: x.as_strided((6, 4, 16), (40, 8, 1)) * 1.0, (_X,)),
     Case(
         "as_strided_scatter",
         lambda x, y: torch.as_strided_scatter(x, y, (6, 20), (40, 2), 1),

@@ -127,6 +127,14 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     entry.values[key] = found
         return found
 
+    def _told(self, tensor: Tensor) -> Value | None:
+        """Return the record of a tensor; a real number without one is known."""
+        value = self.value(tensor)
+        if value is None and not tensor.is_meta and tensor.dim() == 0:
+            value = Concrete(tensor.detach().clone())
+            self.assign(tensor, value)
+        return value
+
     def moments(self, tensor: Tensor) -> Moments | None:
         """Return the moments of a tensor, or None where they are unknown."""
         with _disable_current_modes():  # the caller may be a hook, inside the mode
@@ -178,6 +186,13 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 if isinstance(value, Unknown)
                 else Unknown(name, self.module, "a write to a part of an unknown tensor")
             )
+        if isinstance(value, Shifted) or isinstance(base, Shifted):
+            made = self._into_random(view, part, *(masked.random_of(v) for v in (base, value)))
+            return masked.with_mask_written(made, base, value, lambda t: view.func(t, *view.args[1:]))
+        return self._into_random(view, part, base, value)
+
+    def _into_random(self, view: _View, part: Tensor, base: Value, value: Value) -> Value:
+        name = name_of(view.func)
         if name in _VIEWS and part.numel() == view.base.numel():
             return reg.unviewed(name, view.args, as_moments(value), tuple(view.base.shape))
         maker = RULES.get(f"{name}_scatter")
@@ -312,7 +327,7 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Return the records of an operation's outputs."""
         name = name_of(func)
         outputs = list(tensors_in(out))
-        inputs = [self.value(t) for t in tensors_in((args, kwargs))]
+        inputs = [self._told(t) for t in tensors_in((args, kwargs))]
         if name in _LIKE or not inputs:
             key = (identity((func, args, kwargs), lambda _: 0), tuple(outputs[0].shape))
             if key not in self._known:

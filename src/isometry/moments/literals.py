@@ -1,4 +1,7 @@
-"""Numbers that a model's code writes into tensors on meta, which forget them: their values are recorded."""
+"""Numbers that a model's code writes into tensors on meta or reads from them, past any dispatch.
+
+Tensors on meta forget what they are made from, and cannot be written out: their values are recorded and read.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +17,13 @@ from isometry.moments.interpreter import Interpreter
 
 _MAKERS = (torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor)
 _INDEXING = (Tensor.__getitem__, Tensor.__setitem__)
+_READERS = (Tensor.tolist, Tensor.__format__)
 
 
 class Literals(TorchFunctionMode):
-    """Record what `torch.tensor([…], device=x.device)` and `x[[…]]` hold where x is on meta.
+    """Record what `torch.tensor([…], device=x.device)` and `x[[…]]` hold; tell `x.tolist()` and `f"{x}"`.
 
-    They are made below the dispatch of operations, which sees a tensor without a past.
+    Where x is on meta: operations are dispatched to whoever keeps the values, these are not.
     """
 
     def __init__(self, interpreter: Interpreter) -> None:
@@ -28,6 +32,9 @@ class Literals(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func in _READERS and args[0].is_meta:
+            known = self.interpreter.value(args[0])
+            args = (known.tensor if isinstance(known, Concrete) else args[0], *args[1:])
         if func in _INDEXING:
             args = (args[0], self._with_tensors(args[1]), *args[2:])
         out = func(*args, **kwargs)

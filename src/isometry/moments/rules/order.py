@@ -125,9 +125,11 @@ def _pairs(one: Array, other: Array, ranks: Axis) -> Array:
     return np.concatenate([same, differ.ravel()])
 
 
-def _places(ctx: Context, m: Moments) -> torch.Tensor:
+def _places(ctx: Context, m: Moments | Shifted) -> torch.Tensor:
     ctx.note("places that depend on data (routing, sorting) are one typical draw")
-    return draw(m, seed=1)
+    if isinstance(m, Shifted) and isinstance(m.shift, Concrete):
+        return draw(m.random, seed=1) + m.shift.tensor
+    return draw(as_moments(m), seed=1)
 
 
 @rule("topk", accuracy="asymptotic")
@@ -173,8 +175,8 @@ def median(ctx: Context, m: Moments, dim: int | None = None, keepdim: bool = Fal
     return _of_rank(m, dim, (m.shape[dim] + 1) // 2, keepdim), Concrete(place)
 
 
-@rule("argmax", "argmin", accuracy="approximate")
-def argmax(ctx: Context, m: Moments, dim: int | None = None, keepdim: bool = False) -> Concrete:
+@rule("argmax", "argmin", accuracy="approximate", raw=(0,))
+def argmax(ctx: Context, m: Any, dim: int | None = None, keepdim: bool = False) -> Concrete:
     """The place of the extreme entry: one typical draw."""
     drawn = _places(ctx, m)
     return Concrete(getattr(torch, ctx.op)(drawn, dim, keepdim))

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from math import prod
 from typing import Any, TypeGuard
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from isometry.moments import latents, lineage, surfaces, symbolic
 from isometry.moments import regrouping as reg
 from isometry.moments.axes import Array
 from isometry.moments.concrete import Concrete
+from isometry.moments.drawing import draw
 from isometry.moments.record import Keys, Moments, Term
 from isometry.moments.rules.base import Context, NoRule, Shifted, rule
 from isometry.moments.rules.linear import contracted, plus
@@ -67,6 +69,8 @@ UNTAGGED = frozenset(
 
 GRID = 64  # entries per dim at which two masks are compared
 MASKED = -1e3  # added numbers from here down hide an entry: nothing random beside them counts
+
+_DRAWN: WeakKeyDictionary[Moments, Concrete] = WeakKeyDictionary()  # masks that depend on data
 
 Operand = Moments | Known | Shifted | float | int
 
@@ -160,7 +164,12 @@ def mul(ctx: Context, a: Any, b: Any) -> Moments | Shifted:
 def _number(x: Any) -> float | None:
     if isinstance(x, int | float):
         return float(x)
-    return float(x.tensor) if isinstance(x, Concrete) and x.tensor.numel() == 1 else None
+    alike = (
+        isinstance(x, Concrete)
+        and x.tensor.numel()
+        and all(n == 1 or step == 0 for n, step in zip(x.tensor.shape, x.tensor.stride(), strict=True))
+    )
+    return float(x.tensor.flatten()[0]) if alike else None
 
 
 def times(a: Moments, b: Moments) -> Moments:
@@ -217,7 +226,7 @@ def where(ctx: Context, condition: Any, a: Any, b: Any) -> Moments | Shifted:
             number = _number(fill)
             if isinstance(x, Moments | Shifted) and number is not None and number <= MASKED:
                 return shifted(x, _penalty(condition, kept, number))
-        if all(isinstance(x, Moments) and _zero_where(x, condition) for x in (a, b)):
+        if all(isinstance(x, Moments) and zero_where(x, condition) for x in (a, b)):
             return b if isinstance(b, Moments) else as_moments(b)
     return _choice(condition, a, b)
 
@@ -239,14 +248,18 @@ def _choice(condition: Any, a: Any, b: Any) -> Moments:
 def masked_fill(ctx: Context, x: Any, mask: Any, value: Any) -> Moments | Shifted:
     """Choice between a tensor and a number; see `where`."""
     number = float(value.mean.reshape(-1)[0]) if isinstance(value, Moments) else float(value)
+    if isinstance(mask, Moments) and number <= MASKED:
+        ctx.note("masks that depend on data are one typical draw")
+        _DRAWN[mask] = Concrete(draw(mask, seed=1) > 0.5)
+    mask = _DRAWN.get(mask, mask) if isinstance(mask, Moments) else mask
     if isinstance(mask, Concrete | Lazy) and isinstance(x, Moments | Shifted) and number <= MASKED:
         return shifted(x, _penalty(mask, False, number))
-    if number == 0 and isinstance(x, Moments) and isinstance(mask, Concrete | Lazy) and _zero_where(x, mask):
+    if number == 0 and isinstance(x, Moments) and isinstance(mask, Concrete | Lazy) and zero_where(x, mask):
         return x
     return _choice(mask, number, x)
 
 
-def _zero_where(x: Moments, mask: Known) -> bool:
+def zero_where(x: Moments, mask: Known) -> bool:
     """Return whether a softmax's mask made x vanish wherever `mask` is true (looked up on a grid).
 
     The gradient of masked scores.
@@ -255,7 +268,12 @@ def _zero_where(x: Moments, mask: Known) -> bool:
     shift = next((p.latent.mask for p in parts if isinstance(p.latent, Keys)), None)
     if not isinstance(shift, Concrete | Lazy):
         return False
-    shape = np.broadcast_shapes(shape_of(shift), shape_of(mask))
+    if prod(shape_of(shift)) == prod(shape_of(mask)) and isinstance(shift, Concrete):
+        shift = Concrete(shift.tensor.reshape(shape_of(mask)))
+    try:
+        shape = np.broadcast_shapes(shape_of(shift), shape_of(mask))
+    except ValueError:  # the weights have been regrouped since
+        return False
     grid = tuple(torch.linspace(0, n - 1, min(n, GRID)).round().long() for n in shape)
     masked, gone = entries(mask, grid).bool(), entries(shift, grid) <= MASKED
     return bool((gone | ~masked).all())

@@ -15,7 +15,7 @@ from isometry.moments import regrouping as reg
 from isometry.moments.concatenation import concatenate
 from isometry.moments.concrete import Concrete, moments_of
 from isometry.moments.record import Moments, mirror, outer
-from isometry.moments.rules.base import Context, NoRule, rule
+from isometry.moments.rules.base import Context, NoRule, Shifted, rule
 from isometry.moments.rules.index import (
     _indices,
     _place,
@@ -26,7 +26,7 @@ from isometry.moments.rules.index import (
     varying,
 )
 from isometry.moments.rules.linear import plus, with_shape
-from isometry.moments.rules.pointwise import as_moments, times
+from isometry.moments.rules.pointwise import MASKED, as_moments, shifted, times, zero_where
 
 
 def _front(m: Moments, dims: Sequence[int]) -> Moments:
@@ -154,10 +154,16 @@ def _scattered(ctx: Context, m: Moments, dim: int, ids: Any, source: Moments, *,
 @rule("scatter", accuracy="exact", raw=(2,))
 def scatter(
     ctx: Context, m: Moments, dim: int, ids: Any, source: Any, *, reduce: str | None = None
-) -> Moments:
-    """Write along a dim at indices known for each place; see `put`."""
+) -> Moments | Shifted:
+    """Write along a dim at indices known for each place; see `put`. A huge negative number is a mask."""
     if reduce is not None and reduce != "add":
         raise NoRule(f"a scatter that reduces by {reduce}")
+    if reduce is None and isinstance(source, int | float) and (source <= MASKED or source == 0):
+        mask = Concrete(torch.zeros(m.shape).scatter_(dim, positions(ctx, ids), source or 1.0))
+        if source != 0:
+            return shifted(m, mask)
+        if zero_where(m, mask):
+            return m
     return _scattered(ctx, m, dim, ids, as_moments(source), add=reduce == "add")
 
 

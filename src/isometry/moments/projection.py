@@ -7,9 +7,13 @@ single γ or x:
     E[γ_j · S x_j′] = Σ_k E[γ_j γ_k]·E[x_k x_j′],
 
 a product of two tables as matrices along the axis. Exact for γ independent of x. What stays fixed along the
-axis (r, r³) is a factor of its own. Where the γ of the sum was multiplied by a slope that depends on x, the
-mean over j = j′ is E[S²]/n all the same, and the pairs' pattern is taken as that of tables that do not know
-of one another.
+axis (r, r³) is a factor of its own. Where γ or x has since been
+multiplied by slopes that depend on x, the mean over j = j′ is
+
+    E[γ_j u_j · S v_j] = E[S²]/n · E[f u v]/E[f²],      S = Σ γ f,
+
+node by node in each variable, and the pairs' pattern is taken as that of tables that do not know of one
+another.
 """
 
 from __future__ import annotations
@@ -94,8 +98,26 @@ def _crossed(a: Term, b: Term, s: Factor, dot: Dot, axes: tuple[Axis, ...]) -> A
             size *= _ratio(next(g for g in dot.rest if g.key == f.key), f)
     else:
         reached = rec.average(rec.diagonal(made, axes), axes) * dot.coef
-        size *= dot.square / ax.size(axes[p]) / reached if reached else 0.0
+        share = _aligned(dot, carrier, [*ours, *theirs], axes)
+        size *= share * dot.square / ax.size(axes[p]) / reached if reached else 0.0
     return np.asarray(size * made * rec.outer(a.coef, b.coef, axes) * _fixed_table(fixed, fixed_too, axes))
+
+
+def _aligned(dot: Dot, carrier: Factor, others: Sequence[Factor], axes: tuple[Axis, ...]) -> float:
+    """Return E[f u v]/E[f²] for the f of a sum and all else that it meets; see the module.
+
+    1 where those are functions of what the f were made of, and not of their variables.
+    """
+    keys = {f.key for f in dot.rest}
+    if any(f.key not in keys for f in others):
+        return 1.0
+    met, own = np.ones([1] * len(axes)), np.ones([1] * len(axes))
+    for f in dot.rest:
+        product = reduce(np.multiply, [g.values for g in others if g.key == f.key], f.values)
+        met, own = met * latents.mean(product), own * f.square
+    squares = rec.average(own, axes) * max(float(np.mean(dot.carrier.square)), 1e-300)
+    both = float(np.mean(latents.mean(dot.carrier.values * carrier.values)))
+    return rec.average(met, axes) * both / squares if squares > 0 else 0.0
 
 
 def _parted(term: Term, without: Factor, p: int) -> tuple[list[Factor], list[Factor]]:

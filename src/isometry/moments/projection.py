@@ -111,13 +111,20 @@ def _aligned(dot: Dot, carrier: Factor, others: Sequence[Factor], axes: tuple[Ax
     keys = {f.key for f in dot.rest}
     if any(f.key not in keys for f in others):
         return 1.0
+    shapes = {f.values.shape[:-1] for f in (*dot.rest, *others, dot.carrier, carrier)}
+    recut = any(len({n for n in sizes if n > 1}) > 1 for sizes in zip(*shapes, strict=True))
     met, own = np.ones([1] * len(axes)), np.ones([1] * len(axes))
     for f in dot.rest:
-        product = reduce(np.multiply, [g.values for g in others if g.key == f.key], f.values)
-        met, own = met * latents.mean(product), own * f.square
-    squares = rec.average(own, axes) * max(float(np.mean(dot.carrier.square)), 1e-300)
-    both = float(np.mean(latents.mean(dot.carrier.values * carrier.values)))
-    return rec.average(met, axes) * both / squares if squares > 0 else 0.0
+        factors = [_by_block(g, mean=recut) for g in (f, *others) if g.key == f.key]
+        met, own = met * latents.mean(reduce(np.multiply, factors)), own * latents.mean(factors[0] ** 2)
+    squares = rec.average(own, axes) * float(np.mean(latents.mean(_by_block(dot.carrier, mean=recut) ** 2)))
+    both = latents.mean(_by_block(dot.carrier, mean=recut) * _by_block(carrier, mean=recut))
+    return rec.average(met, axes) * float(np.mean(both)) / squares if squares > 0 else 0.0
+
+
+def _by_block(f: Factor, *, mean: bool) -> Array:
+    """Return a function at the nodes by block; their mean where an axis has been cut anew."""
+    return f.values.mean(tuple(range(f.values.ndim - 1)), keepdims=True) if mean else f.values
 
 
 def _parted(term: Term, without: Factor, p: int) -> tuple[list[Factor], list[Factor]]:

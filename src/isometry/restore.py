@@ -39,8 +39,8 @@ def preserved(model: nn.Module) -> Iterator[None]:
     Inside the block every buffer and every tensor attribute is a copy, so the originals keep their bits,
     their identity and their version. Afterwards attributes, mode, `requires_grad`, `.grad` and the random
     states of Python, NumPy, the CPU and the accelerators are as before, and hooks that were added are gone:
-    some models hook themselves on their first pass, and note it in an attribute. Parameters are not copied (that
-    would double a model's memory): a forward pass that overwrites its own parameters is reported.
+    some models hook themselves on their first pass, and note it in an attribute. Parameters are not copied
+    (that would double a model's memory): a forward pass that overwrites its own parameters is reported.
 
     *Assumes* that the model keeps its state in parameters, buffers and attributes; what it appends to a
     list or writes into an object of its own stays.

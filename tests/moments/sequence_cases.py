@@ -181,6 +181,16 @@ MASKED = (
         tolerance=0.04,
     ),
     Case(
+        "sigmoid of a few among hidden ones",
+        lambda s, i: torch.sigmoid(
+            torch.full((30, 8), float("-inf"), dtype=s.dtype).to(s.device).scatter(1, i, s)
+        ),
+        (Input((30, 2), mean=0.5),),
+        (torch.stack([torch.arange(30) % 8, (torch.arange(30) + 3) % 8], 1),),
+        draws=1000,
+        unread=frozenset(["output 0 pairs", "gradient 0 pairs", "gradient 0 square"]),  # where it is not zero
+    ),
+    Case(
         "weights of those above a threshold",
         lambda s, o: torch.softmax(s.masked_fill(o > 0.5, float("-inf")), -1),
         (Input((30, 40), std=0.5), Input((30, 40))),

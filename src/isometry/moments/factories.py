@@ -11,6 +11,18 @@ from isometry.moments.calls import name_of
 from isometry.moments.concrete import LIMIT, Concrete
 from isometry.moments.rules.base import Value
 
+LIKE = (
+    "zeros_like",
+    "ones_like",
+    "full_like",
+    "empty_like",
+    "new_zeros",
+    "new_ones",
+    "new_full",
+    "new_empty",
+    "new_empty_strided",
+)
+
 
 def made(func: Any, args: Any, kwargs: dict[str, Any], outputs: list[Tensor]) -> list[Value | None] | None:
     """Make tensors that depend on no values: run on the CPU; constant ones as one number, expanded."""

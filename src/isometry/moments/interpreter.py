@@ -16,6 +16,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
@@ -31,17 +32,6 @@ from isometry.moments.rules.pointwise import UNTAGGED, as_moments, pointwise
 from isometry.moments.spread import Spread
 from isometry.moments.symbolic import Lazy
 
-_LIKE = (
-    "zeros_like",
-    "ones_like",
-    "full_like",
-    "empty_like",
-    "new_zeros",
-    "new_ones",
-    "new_full",
-    "new_empty",
-    "new_empty_strided",
-)
 _VIEWS = (
     "view",
     "t",
@@ -328,7 +318,7 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         name = name_of(func)
         outputs = list(tensors_in(out))
         inputs = [self._told(t) for t in tensors_in((args, kwargs))]
-        if name in _LIKE or not inputs:
+        if name in factories.LIKE or not inputs:
             key = (identity((func, args, kwargs), lambda _: 0), tuple(outputs[0].shape))
             if key not in self._known:
                 self._known[key] = ([], factories.made(func, args, kwargs, outputs))
@@ -416,6 +406,8 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 raise NoRule("no rule")
             else:
                 result = found.fn(context, *ready, **named)
+            if any(isinstance(m, Moments) and np.isnan(m.table).any() for m in _listed(result)):
+                raise NoRule("infinite numbers that cancel or vanish")
         except NoRule as reason:
             return [self._no_rule(name, str(reason))] * len(outputs)
         except Exception as fault:  # told as loudly, and costs no more than the results of this rule
@@ -424,7 +416,7 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.notes.update(context.notes)
         if found is not None:
             self.used[context.op] += 1
-        results = list(result) if isinstance(result, tuple | list) else [result]
+        results = _listed(result)
         self.spread.follow(context.op, (ready, named), results)
         return results + [None] * (len(outputs) - len(results))
 
@@ -455,3 +447,7 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         made = Unknown(name, self.module, reason)
         self.unknown[made] += 1
         return made
+
+
+def _listed(result: Any) -> list[Any]:
+    return list(result) if isinstance(result, tuple | list) else [result]

@@ -155,13 +155,14 @@ def neg(ctx: Context, a: Moments) -> Moments:
 @rule("mul", accuracy="exact", raw=(0, 1))
 def mul(ctx: Context, a: Any, b: Any) -> Moments | Shifted:
     """Product: node by node where both depend on one latent, else of independents."""
-    if isinstance(a, Shifted) and _number(b) is not None:
-        by = _number(b) or 0.0
+    if isinstance(a, Shifted) and number_of(b) is not None:
+        by = number_of(b) or 0.0
         return Shifted(alg.scale(a.random, by), symbolic.pointwise(torch.mul, a.shift, by))
     return times(as_moments(a, b), as_moments(b, a))
 
 
-def _number(x: Any) -> float | None:
+def number_of(x: Any) -> float | None:
+    """Return the number that an operand is, or that all its entries are; None for any other."""
     if isinstance(x, int | float):
         return float(x)
     alike = (
@@ -186,8 +187,8 @@ def div(ctx: Context, a: Any, b: Any, *, rounding_mode: str | None = None) -> Mo
     """Quotient: the product with the reciprocal's node values."""
     if rounding_mode is not None:
         raise NoRule("a division that rounds")
-    if isinstance(a, Shifted) and _number(b):
-        by = 1.0 / (_number(b) or 1.0)
+    if isinstance(a, Shifted) and number_of(b):
+        by = 1.0 / (number_of(b) or 1.0)
         return Shifted(alg.scale(a.random, by), symbolic.pointwise(torch.mul, a.shift, by))
     return times(as_moments(a, b), powered(as_moments(b, a), -1.0))
 
@@ -223,7 +224,7 @@ def where(ctx: Context, condition: Any, a: Any, b: Any) -> Moments | Shifted:
     """
     if isinstance(condition, Concrete | Lazy):
         for kept, x, fill in ((True, a, b), (False, b, a)):
-            number = _number(fill)
+            number = number_of(fill)
             if isinstance(x, Moments | Shifted) and number is not None and number <= MASKED:
                 return shifted(x, _penalty(condition, kept, number))
         if all(isinstance(x, Moments) and zero_where(x, condition) for x in (a, b)):

@@ -227,14 +227,21 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A character model: embeddings of token and place, blocks, a final norm where they are pre-norm."""
+    """A character model: embeddings of token and place, blocks, a final norm where they are pre-norm.
 
-    def __init__(self, depth: int, norm: str, gated: bool) -> None:
+    With a head tied to the tokens, both tables are drawn from N(0, 0.02²), as such models usually are.
+    """
+
+    def __init__(self, depth: int, norm: str, gated: bool, tied: bool = False) -> None:
         super().__init__()
         self.token, self.place = nn.Embedding(CLASSES, MODEL_WIDTH), nn.Embedding(BLOCK, MODEL_WIDTH)
         self.blocks = nn.ModuleList(Block(norm, gated) for _ in range(depth))
         self.last = nn.LayerNorm(MODEL_WIDTH) if norm == "pre" else None
         self.head = nn.Linear(MODEL_WIDTH, CLASSES)
+        if tied:
+            self.head.weight = self.token.weight
+            for table in (self.token, self.place):
+                nn.init.normal_(table.weight, std=0.02)
 
     def forward(self, ids: Tensor) -> Tensor:
         """Score the next character at every position."""
@@ -253,14 +260,16 @@ def text() -> Data:
 
 
 def _transformers(quick: bool) -> Iterator[Cell]:
+    kinds = [*((norm, False) for norm in ("pre", "post", "none")), ("pre", True)]
     for depth, (steps, every) in TRANSFORMER_STEPS.items():
-        for norm in ("pre", "post", "none"):
+        for norm, tied in kinds:
             for gated in (False, True):
                 if not quick or depth <= 6:
+                    what = (norm, gated, tied)
                     yield Cell(
                         part="transformer",
-                        name=f"{norm}-norm {'gated' if gated else 'plain'} {depth}",
-                        build=lambda depth=depth, norm=norm, gated=gated: Transformer(depth, norm, gated),
+                        name=f"{'tied ' * tied}{norm}-norm {'gated' if gated else 'plain'} {depth}",
+                        build=lambda depth=depth, what=what: Transformer(depth, *what),
                         data=text,
                         activation="swiglu" if gated else "gelu",
                         steps=steps,
@@ -330,6 +339,6 @@ def _corpus(quick: bool) -> Iterator[Cell]:
                 steps=30,
                 every=30,
                 batch=0,
-                rates=(3e-4, 1e-3, 3e-3),
+                rates=(1e-4, 3e-4, 1e-3, 3e-3),
                 level=("fit", 0.5 * math.log(10)),
             )

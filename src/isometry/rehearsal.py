@@ -22,7 +22,7 @@ from isometry.moments.literals import Literals
 from isometry.moments.recording import recorded
 from isometry.moments.rules.base import Value
 from isometry.names import unwrap
-from isometry.restore import collector_paused, random_state
+from isometry.restore import collector_paused, one_thread_for_numpy, random_state
 
 Loss = Callable[..., Tensor]
 Builder = Callable[[], nn.Module]
@@ -132,7 +132,12 @@ class Rehearsal(Generic[T]):
         self._batch = first_batch(self.inputs)
         restore = random_state()
         try:
-            with torch.inference_mode(mode=False), _plain_kernels(), collector_paused():
+            with (
+                torch.inference_mode(mode=False),
+                _plain_kernels(),
+                collector_paused(),
+                one_thread_for_numpy(),
+            ):
                 return self._run(begin)
         finally:
             restore()

@@ -7,10 +7,12 @@ import random
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
+from threadpoolctl import ThreadpoolController
 from torch import Tensor, nn
 
 from isometry.errors import IsometryWarning
@@ -30,6 +32,21 @@ def collector_paused() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+@cache
+def _pools() -> ThreadpoolController:
+    return ThreadpoolController()
+
+
+@contextmanager
+def one_thread_for_numpy() -> Iterator[None]:
+    """Keep NumPy from sharing products of small matrices among threads, which takes longer than the products.
+
+    Prediction makes tens of thousands of them. The number of threads is put back as it was.
+    """
+    with _pools().limit(limits=1, user_api="blas"):
+        yield
 
 
 @contextmanager

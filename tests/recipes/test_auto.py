@@ -234,3 +234,91 @@ def test_a_head_that_reads_what_left_the_graph_still_gets_a_row() -> None:
 
     plan = isometry.plan(Detour(), "8x20")
     assert math.isfinite(plan["after.weight"].std)
+
+
+# --- a head that is also the table of tokens ----------------------------------------------------------------
+
+
+def test_what_is_added_to_a_tied_table_has_its_size() -> None:
+    class Sums(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.places, self.kinds = nn.Embedding(16, HIDDEN), nn.Embedding(2, HIDDEN)
+            self.embed, self.block, self.norm = nn.Embedding(200, HIDDEN), Block(), nn.LayerNorm(HIDDEN)
+
+        def forward(self, x: Tensor) -> Tensor:
+            rows = self.places(torch.arange(x.shape[1])) + self.kinds(x % 2) + 3.0 * self.embed(x)
+            return F.linear(self.norm(self.block(rows)), self.embed.weight)
+
+    for model, factor in ((Language(tied=True), 1.0), (Sums(), 3.0)):
+        plan = {row.name.removesuffix(".weight"): row for row in isometry.plan(model, ids())}
+        table = plan["embed"].std
+        # The logit that a token has for itself, table·d, is e to it among 200 equal ones: 3 % of 200·ln 200.
+        assert table == pytest.approx(math.log(0.03 * 200 * math.log(200)) / HIDDEN, rel=0.05)
+        assert plan["places"].std == pytest.approx(0.3 * factor * table, rel=1e-2)
+        if "kinds" in plan:
+            assert plan["kinds"].std == pytest.approx(factor * table, rel=1e-2)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_small_stream_has_small_signals_in_its_branches(tied: bool) -> None:
+    """√r behind values and behind the product of a gate, 1 behind queries and keys, branches as before."""
+    model = Language(depth=2, tied=tied)
+    isometry.init_(model, ids(), seed=0)
+    block, seen = model.blocks[0], dict[str, float]()
+    x = model.embed(ids()) + model.places
+    r = x.square().mean().sqrt().item()
+    h = Block.norm(x)
+    q, k, v = F.linear(h, block.qkv).chunk(3, -1)
+    for name, signal in {
+        "query": q,
+        "key": k,
+        "value": v,
+        "gated": block.gate(h) * block.up(h),
+        "branch": block.down(F.silu(block.gate(h)) * block.up(h)) / r,
+    }.items():
+        seen[name] = signal.square().mean().sqrt().item()
+    small = math.sqrt(r) if tied else 1.0
+    # Weights of 128·128 entries and more: √(2/16384) = 1 %, of a stream of 128 vectors as much again.
+    assert (r < 0.1) is tied
+    assert seen["query"] == pytest.approx(1.0, rel=0.06)
+    assert seen["key"] == pytest.approx(1.0, rel=0.06)
+    assert seen["value"] == pytest.approx(small, rel=0.06)
+    assert seen["gated"] == pytest.approx(small, rel=0.08)
+    assert seen["branch"] == pytest.approx(0.3 / 2.0, rel=0.15)  # of four branches, the stream little larger
+
+
+def test_tied_branches_end_as_large_as_untied_ones_and_say_why() -> None:
+    plan = isometry.plan(Language(depth=2, tied=True), ids())
+    assert "values 0.17" in plan["blocks.0.qkv"].reason
+    assert "for a stream of size" in plan["blocks.0.up.weight"].reason
+    sizes = []
+    for tied in (False, True):
+        model = Language(depth=2, tied=tied)
+        isometry.init_(model, ids(), seed=0)
+        x0 = model.embed(ids()) + model.places
+        block = model.blocks[0]
+        h = block(x0) - x0
+        sizes.append((h.square().mean() / x0.square().mean()).sqrt().item())
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.1)
+
+
+def test_orthogonal_weights_of_scores_and_values_stay_whole() -> None:
+    plan = isometry.plan(Language(depth=1, tied=True), ids(), distribution="orthogonal")
+    assert "values" not in plan["blocks.0.qkv"].reason
+    assert plan["blocks.0.qkv"].std == pytest.approx(HIDDEN**-0.5, rel=0.05)
+
+
+def test_a_gelu_written_out_is_no_sum_of_two_paths() -> None:
+    class Written(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.up, self.down = nn.LayerNorm(64), nn.Linear(64, 256), nn.Linear(256, 64)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.up(self.norm(x))
+            h = 0.5 * h * (1.0 + torch.tanh(math.sqrt(2 / math.pi) * (h + 0.044715 * h**3)))
+            return x + self.down(h)
+
+    plan = isometry.plan(nn.Sequential(*[Written() for _ in range(3)]), "64x64")
+    assert plan["0.up.weight"].std == pytest.approx(64**-0.5, rel=1e-3)

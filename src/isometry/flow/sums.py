@@ -10,16 +10,21 @@ from isometry.flow.walks import walk
 
 
 class Terms(NamedTuple):
-    """What a sum of parallel paths is the sum of: signals, and tables of positions."""
+    """What a sum of parallel paths is the sum of.
 
-    signals: int
+    Attributes:
+        signals: The nodes that are signals.
+        places: How many tables of positions are added to them.
+    """
+
+    signals: tuple[int, ...]
     places: int
 
 
 def parallel_terms(roles: Roles, node: Node) -> Terms:
     """Return what the sum has that a node's output goes to first; one signal where there is none.
 
-    Residual sums do not count.
+    Residual sums do not count, nor do those of functions of the node itself.
 
     Args:
         roles: The roles.
@@ -34,11 +39,19 @@ def parallel_terms(roles: Roles, node: Node) -> Terms:
         current = waiting.pop()
         readers = [flow.nodes[i] for i in flow.consumers[current.index] if flow.nodes[i].signal]
         for reader in readers:
-            if _adds(roles, reader):
+            if _adds(roles, reader) and not _of_itself(roles, reader, current, node):
                 top, waiting = reader, [reader]
             elif flow.transparent(reader) and len(readers) == 1:
                 waiting.append(reader)
     return _terms(roles, top)
+
+
+def _of_itself(roles: Roles, total: Node, term: Node, node: Node) -> bool:
+    """Return whether a sum's other term comes from the node, too: a function of it, such as x + x³."""
+    others = roles.flow.signals(total)
+    others.remove(term)
+    back = walk(others, lambda n: [s for s in roles.flow.signals(n) if s.index >= node.index])
+    return any(n is node for n in back)
 
 
 def _adds(roles: Roles, node: Node) -> bool:
@@ -53,8 +66,8 @@ def _terms(roles: Roles, node: Node) -> Terms:
         if _adds(roles, current):
             parts = [_terms(roles, s) for s in roles.flow.signals(current)]
             places = sum(p.places for p in parts) + (current.index in roles.positions)
-            return Terms(sum(p.signals for p in parts), places)
-    return Terms(0, 1) if current.index in roles.lookups_by_place else Terms(1, 0)
+            return Terms(tuple(i for p in parts for i in p.signals), places)
+    return Terms((), 1) if current.index in roles.lookups_by_place else Terms((node.index,), 0)
 
 
 def score_sums(roles: Roles) -> set[int]:

@@ -44,6 +44,8 @@ from isometry.moments.surfaces import form_of, identity, surface
 
 MAX_PARTS = 6  # a latent forgets its weakest ancestors
 NEGLIGIBLE = 0.01  # correlations below are taken as independence
+_GIVEN: dict[tuple[int, int, int], tuple[Factor, Array, Array]] = {}
+_KEPT = 256
 WEAK = 0.2  # and below this those of a variable that is not normal with a sum over many
 
 
@@ -236,7 +238,19 @@ def centred(parts: Sequence[Part], positions: Sequence[int], axes: tuple[Axis, .
 
 
 def given(factor: Factor, phi: Array) -> Array:
-    """Return E[f | z] less its mean, at the nodes of z, where z has the part `phi` in the factor's form."""
+    """Return E[f | z] less its mean, at the nodes of z, where z has the part `phi` in the factor's form.
+
+    A loop asks for the same again and again: what was asked last is kept, by the identity of its arrays.
+    """
+    key = id(factor.values), id(factor.form), id(phi)
+    if key not in _GIVEN:
+        if len(_GIVEN) >= _KEPT:
+            _GIVEN.pop(next(iter(_GIVEN)))
+        _GIVEN[key] = (factor, phi, _given(factor, phi))  # while it is held no other array has its identity
+    return _GIVEN[key][2]
+
+
+def _given(factor: Factor, phi: Array) -> Array:
     form, alpha = form_of(factor), factor.slope
     centred_form = form - latents.mean(form)[..., None]
     rest = factor.values - factor.mean[..., None] - alpha[..., None] * centred_form

@@ -14,6 +14,9 @@ What is aimed at, in RMS:
   much less at their ends: the first steps add to the stream in proportion to what a branch's last weight
   reads, however small that weight is, and much the same to every token; over N branches it was more than the
   tokens themselves;
+- where the residual stream has the size r < 1, as it begins with a table that is also the head, √r in place
+  of 1 behind the weights and products within its branches, values among them (see `tied`); what is added to
+  such a table's rows has their size, positions 0.3 of it;
 - attention scores that vary by 1 along the softmax: query and key share what is missing;
 - √(0.06·ln C) for C logits: cross-entropy then begins 3 % above ln C, its value for equal chances.
 
@@ -44,13 +47,14 @@ from isometry.flow.stages import stages_of
 from isometry.flow.streams import Residual
 from isometry.flow.sums import parallel_terms, score_sums, sums_behind
 from isometry.init.structured import of_kind
-from isometry.plans import std_of
+from isometry.plans import scaled, std_of
 from isometry.recipes.base import Choice, Subject, neutral, recipe
 from isometry.recipes.gradients import for_gradients
 from isometry.recipes.isometric import plain_choices
+from isometry.recipes.tied import SmallStreams, makes_both
 from isometry.sampling import Constant, Distribution, Normal
 from isometry.solving.evening import even_sizes
-from isometry.solving.passes import Balance, Problem, Settled, settled
+from isometry.solving.passes import Balance, Follower, Problem, Settled, settled
 from isometry.solving.solver import Aim, Solver
 
 EXCESS = 0.06  # twice the relative excess of the initial loss over ln C
@@ -75,9 +79,9 @@ def auto(subject: Subject) -> Mapping[str, Choice]:
     problem = Problem(subject.source, subject.inputs, subject.roles, subject.seed)
     balances = draft.balances()
     aims = for_gradients(subject, draft.aims, balances, draft.reasons)
-    found = settled(problem, draft.laws, aims, balances)
+    found = settled(problem, draft.laws, aims, balances, draft.followers)
     if evened := draft.evened(problem, found, balances):
-        found = settled(problem, draft.laws, aims, evened)
+        found = settled(problem, draft.laws, aims, evened, draft.followers)
     return {name: draft.choice(name, found) for name in subject.roles.by_name}
 
 
@@ -91,6 +95,7 @@ class Draft:
         laws: What each parameter is drawn from before it is solved, with its standard deviation.
         aims: What is solved for.
         reasons: One sentence for every parameter.
+        followers: Tables that are added to rows whose size is solved for.
     """
 
     def __init__(self, subject: Subject) -> None:
@@ -100,9 +105,11 @@ class Draft:
         self.aims: list[Aim] = []
         self.reasons: dict[str, str] = {}
         self.fixed: dict[str, Choice] = {}
+        self.followers: list[Follower] = []
         self._biases = score_sums(subject.roles)
         self._reading = {node: stack.reading for stack in stacks_of(subject.roles) for node in stack.reading}
         self._stages = stages_of(self.flow, subject.roles.streams)
+        self._small = SmallStreams(subject.roles, self._stages, split=subject.family != "orthogonal")
         self._powers: dict[int, float] = {}
         self._gains = {role.gain for role in subject.roles.by_name.values()}
         plain = subject.objective == "forward" and subject.family is None
@@ -167,7 +174,14 @@ class Draft:
             if role.residual and shrink < 1 and not role.parts & _SCORES:
                 size *= shrink
                 what = f"{size:.2g} within one of {role.residual.number} branches that no norm precedes"
-            self._aim(role, lambda _: size, what or f"unit second moment for {_destination(role)}")
+            self._aim(role, self._quiet(role, size), what or f"unit second moment for {_destination(role)}")
+
+    def _quiet(self, role: Role, size: float) -> Callable[[Solver], float]:
+        """Return the aim of a weight within a branch, which is less where the stream is small."""
+        residual, power = role.residual, self._small.power(role)
+        if residual is None or not power or makes_both(role):
+            return lambda _: size
+        return lambda solver: size * min(1.0, stream_size(solver, residual)) ** power
 
     def _head(self, role: Role) -> None:
         """Aim at logits that begin at chance, with a gain of 1 at most.
@@ -181,6 +195,8 @@ class Draft:
         if role.fans is not None and any(use.kind == "embedding" for use in role.uses):
             own = max(math.log(max(EXCESS / 2 * outputs * chance, 1.0)), 1.0)
             size = min(size, own / math.sqrt(role.fans.forward))
+            begin = size / math.sqrt(role.fans.forward)  # it is looked up before it is solved
+            self.laws[role.name] = Normal(begin), begin
         arriving = tuple(n.index for n in self.flow.operands(_use(role).node) if n.signal)
 
         def logits(solver: Solver) -> float:
@@ -241,30 +257,32 @@ class Draft:
             self._fix(role, Choice(Constant(0.0), "added to attention scores: it starts at zero"))
             return
         std, what = self._share(role, use.node)
+        terms = parallel_terms(self.subject.roles, use.node)
+        if tied := self._small.tied(terms.signals):
+            by_place = self._by_place(role, use.node)
+            self.followers.append(Follower(role.name, tuple(tied), PLACE if by_place else 1.0))
+            what = what if by_place else "as large as the rows that it is added to"
+            std *= max((self.laws[name][1] for name in tied.values() if name in self.laws), default=1.0)
         self.laws[role.name] = Normal(std), std
-        self.fixed[role.name] = Choice(Normal(std), "")
         self.reasons[role.name] = what or "rows of unit size"
 
     def _share(self, role: Role, node: Node) -> tuple[float, str]:
         """Return the size of one term of a sum of unit size, and its name; 1 where there is no sum."""
         terms = parallel_terms(self.subject.roles, node)
-        by_place = role.kind == "position" or node.index in self.subject.roles.lookups_by_place
-        if not terms.signals:
+        signals = len(terms.signals)
+        if not signals:
             return terms.places**-0.5, ""
-        whole = 1.0 / math.sqrt(terms.signals + terms.places * PLACE**2)
-        if by_place:
+        whole = 1.0 / math.sqrt(signals + terms.places * PLACE**2)
+        if self._by_place(role, node):
             return PLACE * whole, f"positions, {PLACE:g} of what they are added to"
-        if terms.signals + terms.places == 1:
+        if signals + terms.places == 1:
             return 1.0, ""
         with_ = " with positions" if terms.places else ""
-        what = (
-            f"one of {terms.signals} terms"
-            if terms.signals > 1
-            else "rows"
-            if role.kind != "weight"
-            else "a path"
-        )
+        what = f"one of {signals} terms" if signals > 1 else "rows" if role.kind != "weight" else "a path"
         return whole, f"{what} of a sum{with_} of unit size"
+
+    def _by_place(self, role: Role, node: Node) -> bool:
+        return role.kind == "position" or node.index in self.subject.roles.lookups_by_place
 
     def _aim(
         self,
@@ -336,14 +354,36 @@ class Draft:
             marks = ("measured",) if solved.how == "measured" else ()
             if role.kind == "scale":
                 return Choice(Constant(solved.scale - (1.0 - role.neutral)), reason, marks=marks)
-            return Choice(law_of(role, solved.scale, self.subject.family), reason, marks=marks)
+            law, reason = self._in_small(role, law_of(role, solved.scale, self.subject.family), found)
+            return Choice(law, reason, marks=marks)
         if name in found.missed:
             law, std = self.laws[name]
             text = f"{reason}; {found.missed[name]}, so taken from its fan"
             made = law if role.kind == "scale" else law_of(role, std, self.subject.family)
             return Choice(made, text, marks=("unsolved",))
+        if name not in self.fixed:  # a table
+            return Choice(found.laws[name][0], reason)
         fixed = self.fixed[name]
         return Choice(fixed.law, reason, fixed.rate, fixed.marks)
+
+    def _in_small(self, role: Role, law: Distribution, found: Settled) -> tuple[Distribution, str]:
+        """Return a weight's law in a small stream, and its reason; see `tied`.
+
+        What makes scores and values was solved for both: values become smaller, and what reads them larger.
+        """
+        reason, residual = self.reasons[role.name], role.residual
+        if residual is None:
+            return law, reason
+        size = min(found.sizes.get(residual.skip, 1.0), 1.0)
+        both = self._small.both(residual)
+        if both is not None and "attention output" in role.parts:
+            return scaled(law, size ** -self._small.power(both)), reason
+        factor = size ** self._small.power(role)
+        if factor == 1.0 or (makes_both(role) and both is not role):
+            return law, reason
+        if both is role:
+            return self._small.in_two(role, law, factor), f"{reason}; values {factor:.2g}"
+        return law, f"{reason}, times {factor:.2g} for a stream of size {size:.2g}"
 
 
 def law_of(role: Role, std: float, family: str | None) -> Distribution:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -39,6 +40,21 @@ class Balance:
 
 
 @dataclass(frozen=True)
+class Follower:
+    """A table that is drawn as large as a share of what other tables give.
+
+    Attributes:
+        name: The table.
+        nodes: What they give.
+        share: The share.
+    """
+
+    name: str
+    nodes: tuple[int, ...]
+    share: float
+
+
+@dataclass(frozen=True)
 class Problem:
     """What is run.
 
@@ -65,6 +81,7 @@ class Settled:
         passes: How many passes it took.
         kind: On which carrier the last one ran.
         laws: What each parameter is drawn from at its scale, with its standard deviation.
+        sizes: The RMS of the nodes that aims watched, where it is known.
     """
 
     solved: dict[str, Solved] = field(default_factory=dict)
@@ -72,6 +89,7 @@ class Settled:
     passes: int = 0
     kind: str = "meta"
     laws: dict[str, tuple[Distribution, float]] = field(default_factory=dict)
+    sizes: dict[int, float] = field(default_factory=dict)
 
 
 def settled(
@@ -79,20 +97,23 @@ def settled(
     laws: Mapping[str, tuple[Distribution, float]],
     aims: Sequence[Aim],
     balances: Sequence[Balance] = (),
+    followers: Sequence[Follower] = (),
     *,
     measuring: Measuring = "unknown",
 ) -> Settled:
     """Solve all aims, and share what balances lack among their weights, pass by pass.
 
     The first pass settles every weight that is read once. A weight that is read several times is solved where
-    it is read last, with what the pass before gave it; a balance is told at the end of a pass. So both need
-    two passes, and a third to confirm. Where nothing is aimed at the model is not run.
+    it is read last, with what the pass before gave it; a balance is told at the end of a pass, and so is what
+    a table follows. So all of these need two passes, and a third to confirm. Where nothing is aimed at the
+    model is not run.
 
     Args:
         problem: The model, its inputs and its roles.
         laws: What each parameter is drawn from before it is solved, with its standard deviation.
         aims: What is solved for.
         balances: What several weights bring about together.
+        followers: Tables whose size follows that of others.
         measuring: When real values decide: where a record is "unknown", "always" or "never".
 
     Returns:
@@ -105,9 +126,9 @@ def settled(
         return found
     several = any(len([u for u in a.role.uses if u.kind == a.role.kind]) > 1 for a in aims)
     for number in range(1, PASSES + 1):
-        stage, solver = _pass(problem, current, aims, balances, factors, measuring)
-        found = Settled(solver.solved, solver.missed, number, stage.kind, current)
-        moved = _rebalance(solver, balances, factors)
+        stage, solver = _pass(problem, current, aims, balances, followers, factors, measuring)
+        found = Settled(solver.solved, solver.missed, number, stage.kind, current, _sizes(solver, aims))
+        moved = _rebalance(solver, balances, factors) | _follow(solver, followers, current)
         changed = several and _changed(current, solver.solved)
         for name, solved in solver.solved.items():
             current[name] = (_at(problem.roles[name], *current[name], solved.scale), solved.scale)
@@ -128,6 +149,7 @@ def _pass(
     laws: Mapping[str, tuple[Distribution, float]],
     aims: Sequence[Aim],
     balances: Sequence[Balance],
+    followers: Sequence[Follower],
     factors: Mapping[str, float],
     measuring: Measuring,
 ) -> tuple[Stage, Solver]:
@@ -137,7 +159,7 @@ def _pass(
         factor = factors.get(aim.role.name, 1.0)
         scaled = replace(aim, size=_times(aim, factor)) if factor != 1.0 else aim
         by_call.setdefault(aim.node.call, []).append(scaled)
-    watched = {b.node for b in balances}.union(*(aim.watched for aim in aims))
+    watched = {b.node for b in balances}.union(*(x.watched for x in aims), *(x.nodes for x in followers))
 
     def begin(stage: Stage) -> Solver:
         return Solver(stage, problem.roles, laws, by_call, frozenset(watched), measuring, problem.seed)
@@ -172,6 +194,27 @@ def _rebalance(solver: Solver, balances: Sequence[Balance], factors: dict[str, f
                 factors[name] = factors.get(name, 1.0) * ratio**balance.power
             moved = True
     return moved
+
+
+def _follow(
+    solver: Solver, followers: Sequence[Follower], laws: dict[str, tuple[Distribution, float]]
+) -> bool:
+    """Draw each table anew at its share of what it follows: the root of the mean of their squares."""
+    moved = False
+    for follower in followers:
+        sizes = [size for node in follower.nodes if (size := solver.rms(node))]
+        if not sizes:
+            continue
+        law, now = laws[follower.name]
+        scale = follower.share * math.sqrt(sum(size**2 for size in sizes) / len(sizes))
+        moved |= abs(scale - now) > _CLOSE * scale
+        laws[follower.name] = scaled(law, scale / now), scale
+    return moved
+
+
+def _sizes(solver: Solver, aims: Sequence[Aim]) -> dict[int, float]:
+    watched = {node for aim in aims for node in aim.watched}
+    return {node: size for node in watched if (size := solver.rms(node)) is not None}
 
 
 def _changed(laws: Mapping[str, tuple[Distribution, float]], solved: Mapping[str, Solved]) -> bool:

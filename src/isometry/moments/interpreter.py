@@ -32,18 +32,6 @@ from isometry.moments.rules.pointwise import UNTAGGED, as_moments, pointwise
 from isometry.moments.spread import Spread
 from isometry.moments.symbolic import Lazy
 
-_VIEWS = (
-    "view",
-    "t",
-    "transpose",
-    "permute",
-    "unsqueeze",
-    "squeeze",
-    "detach",
-    "alias",
-    "_unsafe_view",
-    "_reshape_alias",
-)
 _RESHAPING = ("transpose_", "t_", "squeeze_", "unsqueeze_", "swapdims_", "swapaxes_", "as_strided_")
 
 
@@ -183,7 +171,7 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _into_random(self, view: _View, part: Tensor, base: Value, value: Value) -> Value:
         name = name_of(view.func)
-        if name in _VIEWS and part.numel() == view.base.numel():
+        if name in reg.UNVIEWED and part.numel() == view.base.numel():
             return reg.unviewed(name, view.args, as_moments(value), tuple(view.base.shape))
         maker = RULES.get(f"{name}_scatter")
         if maker is None:

@@ -15,6 +15,7 @@ from isometry.hooks import (
     is_compiled,
     main_tensor,
     named_modules,
+    on_gradient,
     recomputing,
     tensors_in,
 )
@@ -316,3 +317,15 @@ def test_what_cannot_be_followed_is_refused():
         checked_model(nn.Sequential(nn.Linear(2, 2, device="meta")))
     with pytest.raises(ModelError, match="has no shape yet"):
         checked_model(nn.LazyLinear(2))
+
+
+def test_the_gradient_at_a_view_of_what_was_since_written_to():
+    base = torch.zeros(4, 3, requires_grad=True) * 1.0
+    view, seen = base[1:], []
+    base.add_(1.0)
+    handle = on_gradient(view, seen.append)
+    (2.0 * view).sum().backward(retain_graph=True)
+    handle.remove()
+    (2.0 * view).sum().backward()
+    assert len(seen) == 1
+    assert torch.equal(seen[0], torch.full((3, 3), 2.0))

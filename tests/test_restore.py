@@ -121,3 +121,30 @@ def test_a_leaf_outside_the_parameters_collects_no_gradient():
         model(model.prompt).sum().backward()
     assert model.prompt is prompt
     assert prompt.grad is None
+
+
+class Hooking(nn.Module):
+    """Hooks its layer on its first pass, and keeps in an attribute that it has done so."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.hooked = nn.Linear(3, 2), False
+
+    def forward(self, x):
+        seen = []
+        if not self.hooked:
+            self.layer.register_forward_hook(lambda *_: seen.append(1))
+            self.layer.register_forward_hook(lambda *_: None, always_call=True)
+            self.hooked = True
+        return self.layer(x)
+
+
+def test_a_model_that_hooks_itself_does_so_anew():
+    model = Hooking()
+    kept = model.layer.register_forward_hook(lambda *_: None)
+    with preserved(model):
+        model(torch.ones(1, 3))
+        assert len(model.layer._forward_hooks) == 3
+    assert not model.hooked
+    assert list(model.layer._forward_hooks) == [kept.id]
+    assert not model.layer._forward_hooks_always_called

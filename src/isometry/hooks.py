@@ -157,6 +157,24 @@ def main_tensor(output: object) -> Tensor | None:
     return next(iter(arrays or valued or tensors), None)
 
 
+def on_gradient(tensor: Tensor, take: Callable[[Tensor], Any]) -> RemovableHandle:
+    """Call `take` with the gradient of a tensor during the backward pass.
+
+    A view of what was written to in place gets a new node in the graph when it is next asked for one, and
+    forgets its hooks at that moment: a hook put on it before crashes the process. So it is asked for first.
+
+    Args:
+        tensor: One that requires a gradient.
+        take: Called with the gradient.
+
+    Returns:
+        What removes the hook.
+    """
+    _ = tensor.grad_fn
+    handle: RemovableHandle = tensor.register_hook(take)  # type: ignore[no-untyped-call]
+    return handle
+
+
 def recomputing() -> bool:
     """Tell whether this forward code runs inside a backward pass, as activation checkpointing does it."""
     return bool(torch._C._current_graph_task_id() != -1)  # private; the tests hold it to its meaning
@@ -308,8 +326,7 @@ class Recorder:
 
     def _follow_gradient(self, record: Record, module: nn.Module, tensor: Tensor) -> None:
         if self._backward and tensor.requires_grad:
-            handle: RemovableHandle = tensor.register_hook(partial(self._take_gradient, record, module))  # type: ignore[no-untyped-call]
-            self._handles.append(handle)
+            self._handles.append(on_gradient(tensor, partial(self._take_gradient, record, module)))
 
     def _take_gradient(self, record: Record, module: nn.Module, gradient: Tensor) -> None:
         if self._gradient_scale is not None:

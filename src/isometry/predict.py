@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from isometry.assumptions import violations
-from isometry.hooks import has_values, main_tensor, named_modules
+from isometry.hooks import has_values, main_tensor, named_modules, on_gradient
 from isometry.moments.interpreter import Interpreter
 from isometry.moments.reading import stats_of
 from isometry.names import canonical_name
@@ -138,7 +138,7 @@ class _Recorder:
         row.shape = tuple(tensor.shape)
         row.forward = self._stats(row, tensor)
         if tensor.requires_grad:
-            tensor.register_hook(lambda g: self._gradient(row, g))  # type: ignore[no-untyped-call]
+            on_gradient(tensor, lambda g: self._gradient(row, g))
 
     def _gradient(self, row: _Row, g: Tensor) -> None:
         if row.backward is None:

@@ -12,15 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import _disable_current_modes
 
 import isometry.moments.rules  # noqa: F401  (registers the rules)
 from isometry.errors import InvalidTypeError, InvalidValueError, IsometryError, ModelError, described
 from isometry.hooks import has_values, named_modules, tensors_in
 from isometry.inputs import Batch, batches, check_finite, map_tensors
 from isometry.moments.carrier import Assumed, Carrier, Kind, values_of
-from isometry.moments.concrete import Concrete
 from isometry.moments.interpreter import Interpreter
+from isometry.moments.literals import Literals
 from isometry.moments.recording import Recording, bounded, recorded
 from isometry.moments.rules.base import NoRule, Value
 from isometry.names import unwrap
@@ -231,7 +230,7 @@ class Rehearsal(Generic[T]):
         )
         stage = Stage(kind, model, twin, interpreter, values, args, kwargs, self._note)
         watcher = begin(stage)
-        with interpreter, _EveryLayer(), _Literals(interpreter), torch.set_grad_enabled(self.backward):
+        with interpreter, _EveryLayer(), Literals(interpreter), torch.set_grad_enabled(self.backward):
             try:
                 stage.output = twin(*args, **kwargs)
             except Exception as error:
@@ -322,43 +321,6 @@ class _EveryLayer(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         return torch.full_like(out, 1.0 - 2.0**-24) if func is torch.rand and out.numel() == 1 else out
-
-
-class _Literals(TorchFunctionMode):
-    """Keep the values of tensors that are made from numbers in the code, which meta tensors lose."""
-
-    def __init__(self, interpreter: Interpreter) -> None:
-        super().__init__()
-        self._interpreter = interpreter
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        at = _LITERALS.get(func)
-        if at is None or not out.is_meta or self._interpreter.value(out) is not None:
-            return out
-        data = args[at] if len(args) > at else (kwargs or {})["data"]
-        if not any(True for _ in tensors_in(data)):
-            with _disable_current_modes():
-                self._interpreter.assign(out, Concrete(torch.tensor(data, dtype=out.dtype)))
-        return out
-
-
-# Which argument holds the numbers.
-_LITERALS = {torch.tensor: 0, torch.as_tensor: 0, torch.asarray: 0, Tensor.new_tensor: 1}
-class _KnownIndices(TorchFunctionMode):
-    """Index by tensors where a model indexes by lists or arrays, whose numbers would be lost on meta."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in (Tensor.__getitem__, Tensor.__setitem__):
-            at = args[1]
-            found = tuple(map(_as_index, at)) if isinstance(at, tuple) else _as_index(at)
-            args = (args[0], found, *args[2:])
-        return func(*args, **(kwargs or {}))
-
-
-def _as_index(x: Any) -> Any:
-    listed = isinstance(x, list) and x and all(isinstance(n, int) for n in x)
-    return torch.as_tensor(x, device="cpu") if listed or isinstance(x, np.ndarray) else x
 
 
 @contextmanager

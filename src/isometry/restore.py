@@ -55,8 +55,9 @@ def preserved(model: nn.Module) -> Iterator[None]:
 
     Inside the block every buffer and every tensor attribute is a copy, so the originals keep their bits,
     their identity and their version. Afterwards attributes, mode, `requires_grad`, `.grad` and the random
-    states of Python, NumPy, the CPU and the accelerators are as before. Parameters are not copied (that
-    would double a model's memory): a forward pass that overwrites its own parameters is reported.
+    states of Python, NumPy, the CPU and the accelerators are as before, and hooks that were added are gone:
+    some models hook themselves on their first pass, and note it in an attribute. Parameters are not copied
+    (that would double a model's memory): a forward pass that overwrites its own parameters is reported.
 
     *Assumes* that the model keeps its state in parameters, buffers and attributes; what it appends to a
     list or writes into an object of its own stays.
@@ -78,6 +79,7 @@ def preserved(model: nn.Module) -> Iterator[None]:
     tables = [table for module in modules for table in (module._parameters, module._buffers, module._modules)]
     contents = [dict(table) for table in tables]
     attributes = [dict(module.__dict__) for module in modules]
+    hooks = [(table, set(table)) for module in modules for table in _hook_tables(module)]
     parameters = [(name, parameter, parameter.grad) for name, parameter in model.named_parameters()]
     flags = [parameter.requires_grad for _, parameter, _ in parameters]
     versions = [_version(parameter) for _, parameter, _ in parameters]
@@ -90,6 +92,9 @@ def preserved(model: nn.Module) -> Iterator[None]:
             _restore(module.__dict__, before)
         for table, content in zip(tables, contents, strict=True):
             _restore(table, content)
+        for table, known in hooks:
+            for key in [key for key in table if key not in known]:
+                del table[key]
         for (_, parameter, gradient), flag in zip(parameters, flags, strict=True):
             if parameter.grad is not gradient:
                 parameter.grad = gradient
@@ -104,6 +109,10 @@ def preserved(model: nn.Module) -> Iterator[None]:
                 IsometryWarning,
                 stacklevel=4,
             )
+
+
+def _hook_tables(module: nn.Module) -> list[dict[Any, Any]]:
+    return [v for name, v in module.__dict__.items() if "_hooks" in name and isinstance(v, dict)]
 
 
 def _swap_in_copies(modules: list[nn.Module]) -> None:

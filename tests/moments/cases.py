@@ -160,7 +160,15 @@ NORM = (
     ),
 )
 
-INDEX = (Case("embedding", lambda w, ids: F.embedding(ids, w), (Input((12, 30)),), (_IDS,)),)
+INDEX = (
+    Case("embedding", lambda w, ids: F.embedding(ids, w), (Input((12, 30)),), (_IDS,)),
+    Case(
+        "embedding of one row",
+        lambda w, ids: F.embedding(ids, w),
+        (Input((1, 30)),),
+        (torch.zeros_like(_IDS),),
+    ),
+)
 
 ATTENTION = (
     Case("softmax", lambda x: torch.softmax(x, -1), (Input((6, 5, 60), std=0.7),), tolerance=0.01),

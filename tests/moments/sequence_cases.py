@@ -124,6 +124,95 @@ MASKED = (
     ),
 )
 
+_CAUSAL = torch.full((30, 30), float("-inf"), dtype=torch.float64).triu(1)
+_FLOOR = torch.finfo(torch.float32).min
+_SCORES = Input((6, 30, 30), std=0.5)
+
+
+def _with_sink(scores: Tensor, sink: Tensor, mask: Tensor) -> Tensor:
+    """Weights where every row may also see a sink, which is dropped."""
+    both = torch.cat([scores + mask, sink.expand(6, 30, 1)], -1)
+    return torch.softmax(both - both.max(-1, keepdim=True).values, -1)[..., :-1]
+
+
+def _written(scores: Tensor, mask: Tensor) -> Tensor:
+    """Weights after a corner of the scores was masked in place."""
+    scores = 1.0 * scores
+    corner = scores[:, :10, :10]
+    scores[:, :10, :10] = torch.full_like(corner, float("-inf")).where(mask < 0, corner)
+    return torch.softmax(scores, -1)
+
+
+MASKED = (
+    *MASKED,
+    Case(
+        "masked scores divided by a number",
+        lambda s, m: torch.softmax((s + m) / 2.0, -1),
+        (Input((6, 30, 30)),),
+        (_CAUSAL.clamp(min=_FLOOR),),
+        tolerance=0.02,
+    ),
+    Case(
+        "masked scores held above the least number",
+        lambda s, m: torch.softmax(torch.maximum(s + m, torch.full_like(s[0, 0, 0], _FLOOR)), -1),
+        (_SCORES,),
+        (_CAUSAL.clamp(min=_FLOOR),),
+        tolerance=0.02,
+    ),
+    Case(
+        "exponential of a masked tensor",
+        lambda s, m: torch.exp(s + m - 0.5),
+        (_SCORES,),
+        (_CAUSAL,),
+        draws=1000,
+    ),
+    Case(
+        "a mask written to a part",
+        lambda s, m: _written(s, m),
+        (_SCORES,),
+        (_CAUSAL[:10, :10],),
+        tolerance=0.03,
+    ),
+    Case(
+        "weights of all but some",
+        lambda s, i: torch.softmax(s.scatter(-1, i, float("-inf")), -1),
+        (Input((30, 8), std=0.5),),
+        (torch.arange(30)[:, None] % 8,),
+        tolerance=0.04,
+    ),
+    Case(
+        "sigmoid of a few among hidden ones",
+        lambda s, i: torch.sigmoid(
+            torch.full((30, 8), float("-inf"), dtype=s.dtype).to(s.device).scatter(1, i, s)
+        ),
+        (Input((30, 2), mean=0.5),),
+        (torch.stack([torch.arange(30) % 8, (torch.arange(30) + 3) % 8], 1),),
+        draws=1000,
+        unread=frozenset(["output 0 pairs", "gradient 0 pairs", "gradient 0 square"]),  # where it is not zero
+    ),
+    Case(
+        "weights of those above a threshold",
+        lambda s, o: torch.softmax(s.masked_fill(o > 0.5, float("-inf")), -1),
+        (Input((30, 40), std=0.5), Input((30, 40))),
+        tolerance=0.04,
+        unread=frozenset(["gradient 1 square", "gradient 1 pairs"]),
+    ),
+    Case(
+        "place of the largest that is not hidden",
+        lambda s, m: s * F.one_hot((s + m).argmax(1), 40).to(s.dtype).sum(0)[0].clamp(max=0.0),
+        (Input((30, 40)),),
+        (torch.tensor([float("-inf")] + [0.0] * 39, dtype=torch.float64),),
+    ),
+    Case(
+        "weights beside a sink",
+        _with_sink,
+        (_SCORES, Input((6, 30, 1), std=0.5)),
+        (_CAUSAL.clamp(min=_FLOOR),),
+        tolerance=0.03,
+        unread=frozenset(["gradient 1 square", "gradient 1 pairs"]),
+    ),
+)
+
 ORDER = (
     Case("topk", lambda x: x.topk(3, 1)[0], (_X,), draws=2000, tolerance=0.02),
     Case(
@@ -178,6 +267,12 @@ ORDER = (
         (Input((6, 40), std=0.1),),
         draws=1000,
         tolerance=0.02,
+    ),
+    Case(
+        "counted integers",
+        lambda x, i: x * torch.histc(i if x.is_meta else i.double(), 4, 0, 3)[2],
+        (_X,),
+        (torch.tensor([2, 0, 2, 1], dtype=torch.int32),),
     ),
     Case("counted", lambda x: x * torch.histc(x.detach(), 4, -1e3, 1e3).sum() / 240, (_X,)),
 )
@@ -236,6 +331,7 @@ LAYOUT = (
         tolerance=0.02,
     ),
     Case("as_strided", lambda x: x.as_strided((3, 20), (80, 2), 1), (_X,)),
+    Case("strided windows", lambda x: x.as_strided((6, 4, 16), (40, 8, 1)) * 1.0, (_X,)),
     Case(
         "as_strided_scatter",
         lambda x, y: torch.as_strided_scatter(x, y, (6, 20), (40, 2), 1),

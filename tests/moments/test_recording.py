@@ -190,6 +190,8 @@ def test_no_builder_is_run_on_real_tensors_that_asks_for_too_many() -> None:
     with pytest.raises(ModelError, match="too large to be built"):
         isometry.predict(build, "2x3")
     assert len(made) == 1
+
+
 class Filled(nn.Module):
     """Buffers that the constructor fills: with values, and with draws."""
 

@@ -182,6 +182,11 @@ SPATIAL = (
     ),
     Case("nearest 1d", lambda x: F.interpolate(x, 13), (Input((4, 6, 9), shared=0.4),)),
     Case("linear", lambda x: F.interpolate(x, 13, mode="linear"), (Input((4, 6, 9), shared=0.4),)),
+    Case(
+        "bilinear beside a constant",
+        lambda x: x + F.interpolate(torch.ones_like(x), scale_factor=2.0, mode="bilinear").mean(),
+        (_IMAGE,),
+    ),
     Case("bilinear", lambda x: F.interpolate(x, scale_factor=2.0, mode="bilinear"), (_IMAGE,)),
     Case(
         "bilinear aligned",

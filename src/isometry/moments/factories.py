@@ -9,7 +9,19 @@ from torch import Tensor
 
 from isometry.moments.calls import name_of
 from isometry.moments.concrete import LIMIT, Concrete
-from isometry.moments.rules.base import RULES, Value
+from isometry.moments.rules.base import Value
+
+LIKE = (
+    "zeros_like",
+    "ones_like",
+    "full_like",
+    "empty_like",
+    "new_zeros",
+    "new_ones",
+    "new_full",
+    "new_empty",
+    "new_empty_strided",
+)
 
 
 def made(func: Any, args: Any, kwargs: dict[str, Any], outputs: list[Tensor]) -> list[Value | None] | None:
@@ -29,7 +41,8 @@ def made(func: Any, args: Any, kwargs: dict[str, Any], outputs: list[Tensor]) ->
     if name.startswith(("empty", "new_empty")):
         fill = 0.0  # nobody reads it before it is written
     if fill is not None:
-        return [Concrete(torch.full((), fill).to(out.dtype).expand(out.shape))]
-    if name in RULES or out.numel() > LIMIT or name in ("rand", "randn", "randint", "randperm"):
-        return None
-    return [Concrete(func(*args, **{**kwargs, "device": "cpu"}))]
+        return [Concrete(torch.full((), fill, dtype=out.dtype).expand(out.shape))]
+    if torch.Tag.nondeterministic_seeded in func.tags or out.numel() > LIMIT:
+        return None  # a draw, or too large to hold
+    placed = any(a.name == "device" for a in func._schema.arguments)
+    return [Concrete(func(*args, **(kwargs | ({"device": "cpu"} if placed else {}))))]

@@ -31,29 +31,6 @@ from isometry.moments.rules.pointwise import UNTAGGED, as_moments, check_complex
 from isometry.moments.spread import Spread
 from isometry.moments.symbolic import Lazy
 
-_LIKE = (
-    "zeros_like",
-    "ones_like",
-    "full_like",
-    "empty_like",
-    "new_zeros",
-    "new_ones",
-    "new_full",
-    "new_empty",
-    "new_empty_strided",
-)
-_VIEWS = (
-    "view",
-    "t",
-    "transpose",
-    "permute",
-    "unsqueeze",
-    "squeeze",
-    "detach",
-    "alias",
-    "_unsafe_view",
-    "_reshape_alias",
-)
 _RESHAPING = ("transpose_", "t_", "squeeze_", "unsqueeze_", "swapdims_", "swapaxes_", "as_strided_")
 
 
@@ -127,6 +104,14 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     entry.values[key] = found
         return found
 
+    def _told(self, tensor: Tensor) -> Value | None:
+        """Return the record of a tensor; a real number without one is known."""
+        value = self.value(tensor)
+        if value is None and not tensor.is_meta and tensor.dim() == 0:
+            value = Concrete(tensor.detach().clone())
+            self.assign(tensor, value)
+        return value
+
     def moments(self, tensor: Tensor) -> Moments | None:
         """Return the moments of a tensor, or None where they are unknown."""
         with _disable_current_modes():  # the caller may be a hook, inside the mode
@@ -178,7 +163,14 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 if isinstance(value, Unknown)
                 else Unknown(name, self.module, "a write to a part of an unknown tensor")
             )
-        if name in _VIEWS and part.numel() == view.base.numel():
+        if isinstance(value, Shifted) or isinstance(base, Shifted):
+            made = self._into_random(view, part, *(masked.random_of(v) for v in (base, value)))
+            return masked.with_mask_written(made, base, value, lambda t: view.func(t, *view.args[1:]))
+        return self._into_random(view, part, base, value)
+
+    def _into_random(self, view: _View, part: Tensor, base: Value, value: Value) -> Value:
+        name = name_of(view.func)
+        if name in reg.UNVIEWED and part.numel() == view.base.numel():
             return reg.unviewed(name, view.args, as_moments(value), tuple(view.base.shape))
         maker = RULES.get(f"{name}_scatter")
         if maker is None:
@@ -316,8 +308,8 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Return the records of an operation's outputs."""
         name = name_of(func)
         outputs = list(tensors_in(out))
-        inputs = [self.value(t) for t in tensors_in((args, kwargs))]
-        if name in _LIKE or not inputs:
+        inputs = [self._told(t) for t in tensors_in((args, kwargs))]
+        if name in factories.LIKE or not inputs:
             key = (identity((func, args, kwargs), lambda _: 0), tuple(outputs[0].shape))
             if key not in self._known:
                 self._known[key] = ([], factories.made(func, args, kwargs, outputs))
@@ -373,7 +365,7 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             real = ((real[0][0].contiguous(), *real[0][1:]), real[1])
         if "device" in real[1]:
             real[1]["device"] = "cpu"
-        result = func(*real[0], **real[1])
+        result = running.on_cpu(func, *real)
         return [Concrete(t) for t in tensors_in(result)]
 
     def _real(self, tensor: Tensor) -> Tensor:
@@ -393,7 +385,8 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if both is not None:
                 return [both]
             raw = found.raw if found else ()
-            ready = [self._argument(a, k in raw) for k, a in enumerate(args)]
+            masks = (Shifted,) if found is None else ()
+            ready = [self._argument(a, k in raw, masks) for k, a in enumerate(args)]
             named = {k: self._argument(v, False) for k, v in kwargs.items()}
             if found is None and (torch.Tag.pointwise in func.tags or name.rstrip("_") in UNTAGGED):
                 check_complex(name, tensors_in((args, kwargs)))
@@ -414,7 +407,7 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.notes.update(context.notes)
         if found is not None:
             self.used[context.op] += 1
-        results = list(result) if isinstance(result, tuple | list) else [result]
+        results = _listed(result)
         self.spread.follow(context.op, (ready, named), results)
         return results + [None] * (len(outputs) - len(results))
 
@@ -429,19 +422,23 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             func, value, args[1:], kwargs, context.shape, lambda m: rule.fn(context, m, *args[1:], **kwargs)
         )
 
-    def _argument(self, x: Any, raw: bool) -> Any:
+    def _argument(self, x: Any, raw: bool, kept: tuple[type, ...] = ()) -> Any:
         if isinstance(x, Tensor):
             value = self.value(x)
             if value is None and (x.numel() == 0 or not x.is_meta):
                 value = Concrete(torch.empty(x.shape, dtype=x.dtype) if x.is_meta else x.detach().clone())
             if value is None:
                 raise NoRule(f"an input of shape {tuple(x.shape)} that nothing is known about")
-            return value if raw else as_moments(value)
+            return value if raw or isinstance(value, kept) else as_moments(value)
         if isinstance(x, list | tuple) and any(isinstance(y, Tensor) for y in x):
-            return [self._argument(y, raw) for y in x]
+            return [self._argument(y, raw, kept) for y in x]
         return x
 
     def _no_rule(self, name: str, reason: str) -> Unknown:
         made = Unknown(name, self.module, reason)
         self.unknown[made] += 1
         return made
+
+
+def _listed(result: Any) -> list[Any]:
+    return list(result) if isinstance(result, tuple | list) else [result]

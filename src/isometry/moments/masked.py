@@ -1,16 +1,19 @@
-"""Regrouping a random tensor with a known mask or bias beside it: both parts take the same view."""
+"""Views of a random tensor with a known mask or bias beside it: both parts take the same view."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from isometry.moments import symbolic
-from isometry.moments.concrete import Concrete
+from isometry.moments.concrete import LIMIT, Concrete
 from isometry.moments.record import Moments
-from isometry.moments.rules.base import Shifted
+from isometry.moments.rules.base import Shifted, Unknown, Value
+from isometry.moments.symbolic import Lazy
 
 _COPIES = ("clone", "contiguous", "detach", "alias", "_to_copy", "lift_fresh")
 _RESHAPES = ("view", "_unsafe_view", "reshape", "_reshape_alias")
@@ -53,3 +56,28 @@ def regrouped(
         return Shifted(rule(value.random), Concrete(moved)) if tuple(full) == whole else None
     told = symbolic.evaluate(func, (value.shift, *args), kwargs, shape)
     return None if told is None else Shifted(rule(value.random), told)
+
+
+def random_of(value: Value) -> Value:
+    """Return what is random of a tensor."""
+    return value.random if isinstance(value, Shifted) else value
+
+
+def with_mask_written(made: Value, base: Value, part: Value, view: Callable[[Tensor], Tensor]) -> Value:
+    """Return a tensor of which a view was overwritten, either of them with a known part beside it.
+
+    Args:
+        made: Its random part, overwritten.
+        base: What it was.
+        part: What was written.
+        view: Takes the view.
+    """
+    shifts = [v.shift if isinstance(v, Shifted) else None for v in (base, part)]
+    if not isinstance(made, Moments):
+        return made
+    if any(isinstance(s, Lazy) for s in shifts) or prod(made.shape) > LIMIT:
+        return Unknown("copy_", "", "a mask too large to hold is written to a part of a tensor")
+    before, new = (s.tensor if isinstance(s, Concrete) else torch.zeros(()) for s in shifts)
+    known = before.to(torch.float64).expand(made.shape).clone()
+    view(known).copy_(new)
+    return Shifted(made, Concrete(known))

@@ -7,9 +7,13 @@ single γ or x:
     E[γ_j · S x_j′] = Σ_k E[γ_j γ_k]·E[x_k x_j′],
 
 a product of two tables as matrices along the axis. Exact for γ independent of x. What stays fixed along the
-axis (r, r³) is a factor of its own. Where the γ of the sum was multiplied by a slope that depends on x, the
-mean over j = j′ is E[S²]/n all the same, and the pairs' pattern is taken as that of tables that do not know
-of one another.
+axis (r, r³) is a factor of its own. Where γ or x has since been
+multiplied by slopes that depend on x, the mean over j = j′ is
+
+    E[γ_j u_j · S v_j] = E[S²]/n · E[f u v]/E[f²],      S = Σ γ f,
+
+node by node in each variable, and the pairs' pattern is taken as that of tables that do not know of one
+another.
 """
 
 from __future__ import annotations
@@ -94,8 +98,33 @@ def _crossed(a: Term, b: Term, s: Factor, dot: Dot, axes: tuple[Axis, ...]) -> A
             size *= _ratio(next(g for g in dot.rest if g.key == f.key), f)
     else:
         reached = rec.average(rec.diagonal(made, axes), axes) * dot.coef
-        size *= dot.square / ax.size(axes[p]) / reached if reached else 0.0
+        share = _aligned(dot, carrier, [*ours, *theirs], axes)
+        size *= share * dot.square / ax.size(axes[p]) / reached if reached else 0.0
     return np.asarray(size * made * rec.outer(a.coef, b.coef, axes) * _fixed_table(fixed, fixed_too, axes))
+
+
+def _aligned(dot: Dot, carrier: Factor, others: Sequence[Factor], axes: tuple[Axis, ...]) -> float:
+    """Return E[f u v]/E[f²] for the f of a sum and all else that it meets; see the module.
+
+    1 where those are functions of what the f were made of, and not of their variables.
+    """
+    keys = {f.key for f in dot.rest}
+    if any(f.key not in keys for f in others):
+        return 1.0
+    shapes = {f.values.shape[:-1] for f in (*dot.rest, *others, dot.carrier, carrier)}
+    recut = any(len({n for n in sizes if n > 1}) > 1 for sizes in zip(*shapes, strict=True))
+    met, own = np.ones([1] * len(axes)), np.ones([1] * len(axes))
+    for f in dot.rest:
+        factors = [_by_block(g, mean=recut) for g in (f, *others) if g.key == f.key]
+        met, own = met * latents.mean(reduce(np.multiply, factors)), own * latents.mean(factors[0] ** 2)
+    squares = rec.average(own, axes) * float(np.mean(latents.mean(_by_block(dot.carrier, mean=recut) ** 2)))
+    both = latents.mean(_by_block(dot.carrier, mean=recut) * _by_block(carrier, mean=recut))
+    return rec.average(met, axes) * float(np.mean(both)) / squares if squares > 0 else 0.0
+
+
+def _by_block(f: Factor, *, mean: bool) -> Array:
+    """Return a function at the nodes by block; their mean where an axis has been cut anew."""
+    return f.values.mean(tuple(range(f.values.ndim - 1)), keepdims=True) if mean else f.values
 
 
 def _parted(term: Term, without: Factor, p: int) -> tuple[list[Factor], list[Factor]]:

@@ -389,6 +389,20 @@ def with_sizes(m: Moments, dim: int, target: tuple[int, ...]) -> Moments:
     return replace(m, dims=(*before, m.axes[start : start + count], *after))
 
 
+UNVIEWED = (  # views whose tensor is found again
+    "view",
+    "t",
+    "transpose",
+    "permute",
+    "unsqueeze",
+    "squeeze",
+    "detach",
+    "alias",
+    "_unsafe_view",
+    "_reshape_alias",
+)
+
+
 def unviewed(name: str, args: tuple[Any, ...], m: Moments, shape: tuple[int, ...]) -> Moments:
     """Return the record of the tensor that a view of all of it was taken from.
 

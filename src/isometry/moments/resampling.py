@@ -128,7 +128,7 @@ def _with_form(
 
     Whose entries are means of so many entries with the given quantile functions.
     """
-    if latents.affine(values):
+    if values.shape[-1] == 1 or latents.affine(values):  # constants, or normal entries
         return alg.gaussian(dims, table, mean)
     if summands > FEW or not np.all(diagonal(table, axes) > 0):
         return con.positive(dims, table, mean) if con.is_positive(m) else alg.gaussian(dims, table, mean)

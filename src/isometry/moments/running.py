@@ -173,7 +173,7 @@ def _on_values(func: Any, args: Any, kwargs: dict[str, Any], real: Real) -> Any:
     ready, named = known(tuple(args)), {k: known(v) for k, v in kwargs.items()}
     if missing:
         return None
-    out = func(*ready, **{k: torch.device("cpu") if k == "device" else v for k, v in named.items()})
+    out = on_cpu(func, ready, {k: torch.device("cpu") if k == "device" else v for k, v in named.items()})
 
     def empty(x: Any) -> Any:
         if isinstance(x, Tensor):
@@ -181,6 +181,21 @@ def _on_values(func: Any, args: Any, kwargs: dict[str, Any], real: Real) -> Any:
         return type(x)(empty(y) for y in x) if isinstance(x, list | tuple) else x
 
     return empty(out)
+
+
+def on_cpu(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """Return func's outputs on known values.
+
+    Where the CPU has no kernel for integers, as of `histc`, which other devices have, in floats.
+    """
+    try:
+        return func(*args, **kwargs)
+    except NotImplementedError:
+        whole = [t.dtype for t in tensors_in((args, kwargs)) if not t.is_floating_point()]
+        if not whole:
+            raise
+    args, kwargs = mapped((args, kwargs), lambda t: t if t.is_floating_point() else t.double())
+    return mapped(func(*args, **kwargs), lambda t: t.to(whole[0]))
 
 
 def decomposed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:

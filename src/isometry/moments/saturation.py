@@ -25,6 +25,7 @@ from isometry.moments import latents
 from isometry.moments.axes import Array
 
 STEP = 0.25  # of log t; the integrands are smooth on the scale 1
+LARGEST = 1e5  # variances beyond are taken as this one: rows see a single key
 ROOTS = (0.1, 0.3, 0.6, 1.0, 1.4, 1.8, 2.3, 2.8, 3.5, 4.2, 5.0, 6.0, 7.5, 9.0, 12.0, 16.0, 22.0)
 
 
@@ -59,7 +60,7 @@ def moments(variance: float, n: Array) -> tuple[Array, Array, Array]:
     Returns:
         Three arrays of n's shape.
     """
-    kept, (m2, m3, m4) = _curves(float(f"{variance:.3g}"))
+    kept, (m2, m3, m4) = _curves(float(f"{min(variance, LARGEST):.3g}"))
     n = np.asarray(n, dtype=np.float64)[..., None]
     power = np.exp((n - 1.0) * np.log(np.maximum(kept, 1e-300)))
     second = STEP * (n * m2 * power).sum(-1)

@@ -114,6 +114,13 @@ def pointwise(fn: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Known:
     return Lazy(shape, at(corner).dtype, at)
 
 
+def expanded(value: Known, shape: tuple[int, ...]) -> Known:
+    """Return a known tensor broadcast to a shape."""
+    if isinstance(value, Concrete):
+        return Concrete(value.tensor.expand(shape))
+    return Lazy(shape, value.dtype, _broadcast(value, shape))
+
+
 def evaluate(func: Any, args: Sequence[Any], kwargs: dict[str, Any], shape: tuple[int, ...]) -> Lazy | None:
     """Return an operation on known tensors as a tensor told on demand.
 

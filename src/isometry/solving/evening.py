@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -18,6 +19,7 @@ from torch import Tensor
 from isometry.errors import IsometryError
 from isometry.flow.stages import Stage
 from isometry.flow.tracing import assumption
+from isometry.hooks import on_gradient
 from isometry.moments.calls import functional
 from isometry.rehearsal import Rehearsal
 from isometry.rehearsal import Stage as Run
@@ -89,7 +91,7 @@ class _Products:
             tensor, size = self.solver.tensor(index), self.solver.rms(index)
             if tensor is not None and size is not None and tensor.requires_grad:
                 self.sizes[index] = size
-                tensor.register_hook(lambda g, index=index: self._gradient(index, g))  # type: ignore[no-untyped-call]
+                on_gradient(tensor, partial(self._gradient, index))
 
     def _gradient(self, index: int, gradient: Tensor) -> None:
         size = self.solver.size(gradient)

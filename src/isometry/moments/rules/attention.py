@@ -40,6 +40,8 @@ def softmax(ctx: Context, x: Any, dim: int, *_: Any) -> Moments:
     scores = reg.single_axis(scores, dim)
     if not scores.dims[dim]:
         return alg.constant(ctx.shape, 1.0)
+    if not np.isfinite(scores.table).all():
+        raise NoRule("scores whose variance is beyond all numbers")
     (key,) = scores.positions(dim)
     if shift is None:
         rows = uniform(scores.axes[key])

@@ -20,11 +20,13 @@ from isometry.moments import record as rec
 from isometry.moments import regrouping as reg
 from isometry.moments.axes import Array, Axis
 from isometry.moments.concrete import Concrete, equal_share
+from isometry.moments.contract import total
 from isometry.moments.drawing import draw
 from isometry.moments.marks import marked
 from isometry.moments.record import Label, Moments, Run
 from isometry.moments.rules.base import Context, NoRule, rule
 from isometry.moments.rules.pointwise import as_moments
+from isometry.moments.rules.reduce import keep_dims
 from isometry.moments.running import masks_as_positions
 
 
@@ -43,7 +45,7 @@ def embedding(ctx: Context, w: Moments, ids: Any, *_: Any) -> Moments:
     """
     w = reg.single_axis(w, 0)
     if not w.dims[0]:
-        raise NoRule("a table of one row")
+        return gathered(w, [0], [positions(ctx, ids)])
     w = reg.recut_axis(w, 0, (ax.size(w.axes[0]),))
     share, dims = _equal(ids, w.shape[0])
     same, differ = w.table.take(0, axis=0), w.table.take(-1, axis=0)
@@ -69,6 +71,8 @@ def embedding_backward(ctx: Context, g: Moments, ids: Any, rows: int, *_: Any) -
     count = sum(len(d) for d in dims)
     for k in range(len(dims)):
         g = reg.single_axis(g, k)
+    if rows == 1:
+        return keep_dims(total(g, tuple(range(len(dims)))), (0,), keepdim=True)
     axes = g.axes
     same, differ, mean = g.table, g.table, g.mean
     for p in range(count):

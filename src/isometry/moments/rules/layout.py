@@ -23,6 +23,7 @@ from isometry.moments.rules.index import gathered
 from isometry.moments.rules.linear import with_shape
 from isometry.moments.rules.pointwise import times
 from isometry.moments.rules.scatter import put
+from isometry.moments.rules.spatial import unfold
 from isometry.moments.rules.views import slice_scatter
 
 
@@ -40,7 +41,13 @@ def repeat(ctx: Context, m: Moments, repeats: Sequence[int]) -> Moments:
 def as_strided(
     ctx: Context, m: Moments, sizes: Sequence[int], strides: Sequence[int], offset: int | None = None
 ) -> Moments:
-    """A view whose strides divide one another. Assumes that the tensor is laid out contiguously."""
+    """A view whose strides divide one another, windows that overlap included; see `unfold`.
+
+    Assumes that the tensor is laid out contiguously.
+    """
+    overlap = _overlapping(sizes, strides)
+    if overlap is not None:
+        return _with_windows(ctx, m, sizes, strides, offset, *overlap)
     total = prod(m.shape)
     steps, order = _digits(sizes, strides, total)
     bounds = [total, *steps]
@@ -56,6 +63,36 @@ def as_strided(
     flat = replace(flat, dims=flat.dims[: len(order)])
     flat = reg.regrouped(flat, tuple(n if s else 1 for n, s in zip(sizes, strides, strict=True)))
     return with_shape(flat, ctx.shape)
+
+
+def _overlapping(sizes: Sequence[int], strides: Sequence[int]) -> tuple[int, int] | None:
+    """Return a dim of windows and the dim within them, if the windows of a strided view overlap."""
+    moving = [k for k, (n, s) in enumerate(zip(sizes, strides, strict=True)) if n > 1 and s > 0]
+    for k in moving:
+        for j in moving:
+            if strides[k] > strides[j] and not strides[k] % strides[j] and sizes[j] * strides[j] > strides[k]:
+                return k, j
+    return None
+
+
+def _with_windows(
+    ctx: Context,
+    m: Moments,
+    sizes: Sequence[int],
+    strides: Sequence[int],
+    offset: int | None,
+    windows: int,
+    inner: int,
+) -> Moments:
+    """Return a strided view as windows along the dim of the view that has all their entries in a row."""
+    step = strides[windows] // strides[inner]
+    length = (sizes[windows] - 1) * step + sizes[inner]
+    rest = [k for k in range(len(sizes)) if k != windows]
+    whole = [length if k == inner else sizes[k] for k in rest]
+    base: Moments = as_strided(Context(ctx.op, (tuple(whole),)), m, whole, [strides[k] for k in rest], offset)
+    made: Moments = unfold(ctx, base, rest.index(inner), sizes[inner], step)
+    order = [windows if k == inner else k for k in rest] + [inner]  # the dims' places in the view
+    return reg.transposed(made, tuple(order.index(k) for k in range(len(sizes))))
 
 
 def _digits(sizes: Sequence[int], strides: Sequence[int], total: int) -> tuple[list[int], list[int]]:

@@ -25,8 +25,8 @@ from isometry.moments.concrete import Concrete
 from isometry.moments.drawing import draw
 from isometry.moments.mask_rows import doubling
 from isometry.moments.record import Moments
-from isometry.moments.rules.base import Context, NoRule, rule
-from isometry.moments.rules.pointwise import as_moments, joint
+from isometry.moments.rules.base import Context, NoRule, Shifted, rule
+from isometry.moments.rules.pointwise import as_moments, pointwise
 from isometry.moments.rules.reduce import keep_dims
 
 SAMPLES = 4096
@@ -133,9 +133,11 @@ def _pairs(one: Array, other: Array, ranks: Axis) -> Array:
     return np.concatenate([same, differ.ravel()])
 
 
-def _places(ctx: Context, m: Moments) -> torch.Tensor:
+def _places(ctx: Context, m: Moments | Shifted) -> torch.Tensor:
     ctx.note("places that depend on data (routing, sorting) are one typical draw")
-    return draw(m, seed=1)
+    if isinstance(m, Shifted) and isinstance(m.shift, Concrete):
+        return draw(m.random, seed=1) + m.shift.tensor
+    return draw(as_moments(m), seed=1)
 
 
 @rule("topk", accuracy="asymptotic")
@@ -181,8 +183,8 @@ def median(ctx: Context, m: Moments, dim: int | None = None, keepdim: bool = Fal
     return _of_rank(m, dim, (m.shape[dim] + 1) // 2, keepdim), Concrete(place)
 
 
-@rule("argmax", "argmin", accuracy="approximate")
-def argmax(ctx: Context, m: Moments, dim: int | None = None, keepdim: bool = False) -> Concrete:
+@rule("argmax", "argmin", accuracy="approximate", raw=(0,))
+def argmax(ctx: Context, m: Any, dim: int | None = None, keepdim: bool = False) -> Concrete:
     """The place of the extreme entry: one typical draw."""
     drawn = _places(ctx, m)
     return Concrete(getattr(torch, ctx.op)(drawn, dim, keepdim))
@@ -228,10 +230,17 @@ def amax(ctx: Context, m: Moments, dim: Sequence[int] | int = (), keepdim: bool 
     return extreme(m, dims, keepdim, largest=ctx.op == "amax")
 
 
-@rule("max", "min", accuracy="asymptotic")
-def max_(ctx: Context, m: Moments, dim: int | None = None, keepdim: bool = False) -> Any:
-    """The extreme over a dim with its place, or over all entries; see the module."""
+@rule("max", "min", accuracy="asymptotic", raw=(0,))
+def max_(ctx: Context, m: Any, dim: int | None = None, keepdim: bool = False) -> Any:
+    """The extreme over a dim with its place, or over all entries; see the module.
+
+    Where a mask hides some entries, that of as many as there are without it.
+    """
     largest = ctx.op == "max"
+    if isinstance(m, Shifted) and largest:
+        ctx.note("the largest of entries some of which a mask hides, as of them all")
+        m = m.random
+    m = as_moments(m)
     if dim is None:
         return extreme(m, tuple(range(len(m.dims))), False, largest=largest)
     place = getattr(torch, "argmax" if largest else "argmin")(_places(ctx, m), dim, keepdim)
@@ -248,7 +257,7 @@ def aminmax(
 
 
 @rule("eq", accuracy="asymptotic", raw=(0, 1))
-def eq(ctx: Context, a: Any, b: Any) -> Moments:
+def eq(ctx: Context, a: Any, b: Any) -> Any:
     """Equality with an extreme over dims marks one of its entries, as backward needs.
 
     Else as any pointwise operation.
@@ -259,9 +268,9 @@ def eq(ctx: Context, a: Any, b: Any) -> Moments:
         )
         if isinstance(latent, Extreme) and isinstance(y, Moments):
             return _marked(*reg.aligned(x, one_block(y, tuple(range(len(y.dims))))), latent.n)
-    numbers = [as_moments(x) if isinstance(x, Moments | Concrete) else x for x in (a, b)]
     func = torch.ops.aten.eq.Scalar if isinstance(b, int | float) else torch.ops.aten.eq.Tensor
-    return joint(ctx, func, numbers, {})
+    numbers = tuple(as_moments(x) if isinstance(x, Concrete) else x for x in (a, b))
+    return pointwise(ctx, func, numbers, {})
 
 
 def _marked(top: Moments, entries: Moments, n: int) -> Moments:

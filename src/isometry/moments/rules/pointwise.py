@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from math import prod
 from typing import Any, TypeGuard
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from isometry.moments import latents, lineage, surfaces, symbolic
 from isometry.moments import regrouping as reg
 from isometry.moments.axes import Array
 from isometry.moments.concrete import Concrete, moments_of
+from isometry.moments.drawing import draw
 from isometry.moments.record import Keys, Moments, Term
 from isometry.moments.rules.base import Context, NoRule, Shifted, rule
 from isometry.moments.rules.linear import contracted, plus
@@ -67,6 +69,9 @@ UNTAGGED = frozenset(
 )
 _OF_SIZE = frozenset(["abs", "clone", "conj", "div", "mul", "neg", "sgn"])  # sizes of complex entries tell
 GRID = 64  # entries per dim at which two masks are compared
+MASKED = -1e3  # added numbers from here down hide an entry: nothing random beside them counts
+
+_DRAWN: WeakKeyDictionary[Moments, Concrete] = WeakKeyDictionary()  # masks that depend on data
 
 Operand = Moments | Known | Shifted | float | int
 
@@ -144,8 +149,10 @@ def baddbmm(
 
 
 @rule("sub", accuracy="exact", raw=(0, 1))
-def sub(ctx: Context, a: Any, b: Any, *, alpha: float = 1) -> Moments:
-    """Difference. Exact."""
+def sub(ctx: Context, a: Any, b: Any, *, alpha: float = 1) -> Moments | Shifted:
+    """Difference. Exact; a known part beside the first is kept there."""
+    if isinstance(a, Shifted) and not isinstance(b, Shifted) and not _is_known(b):
+        return Shifted(plus(a.random, alg.scale(as_moments(b, a), -alpha)), a.shift)
     return plus(as_moments(a, b), alg.scale(as_moments(b, a), -alpha))
 
 
@@ -164,16 +171,22 @@ def neg(ctx: Context, a: Moments) -> Moments:
 @rule("mul", accuracy="exact", raw=(0, 1))
 def mul(ctx: Context, a: Any, b: Any) -> Moments | Shifted:
     """Product: node by node where both depend on one latent, else of independents."""
-    if isinstance(a, Shifted) and _number(b) is not None:
-        by = _number(b) or 0.0
+    if isinstance(a, Shifted) and number_of(b) is not None:
+        by = number_of(b) or 0.0
         return Shifted(alg.scale(a.random, by), symbolic.pointwise(torch.mul, a.shift, by))
     return times(as_moments(a, b), as_moments(b, a))
 
 
-def _number(x: Any) -> float | None:
+def number_of(x: Any) -> float | None:
+    """Return the number that an operand is, or that all its entries are; None for any other."""
     if isinstance(x, int | float):
         return float(x)
-    return float(x.tensor) if isinstance(x, Concrete) and x.tensor.numel() == 1 else None
+    alike = (
+        isinstance(x, Concrete)
+        and x.tensor.numel()
+        and all(n == 1 or step == 0 for n, step in zip(x.tensor.shape, x.tensor.stride(), strict=True))
+    )
+    return float(x.tensor.flatten()[0]) if alike else None
 
 
 def times(a: Moments, b: Moments) -> Moments:
@@ -186,13 +199,16 @@ def times(a: Moments, b: Moments) -> Moments:
 
 
 @rule("div", accuracy="exact", raw=(0, 1))
-def div(ctx: Context, a: Any, b: Any, *, rounding_mode: str | None = None) -> Moments:
+def div(ctx: Context, a: Any, b: Any, *, rounding_mode: str | None = None) -> Moments | Shifted:
     """Quotient: the product with the reciprocal's node values.
 
     Blocks of zeros, such as what was padded, have the reciprocal 0: whoever divides by their size masks it.
     """
     if rounding_mode is not None:
         raise NoRule("a division that rounds")
+    if isinstance(a, Shifted) and number_of(b):
+        by = 1.0 / (number_of(b) or 1.0)
+        return Shifted(alg.scale(a.random, by), symbolic.pointwise(torch.mul, a.shift, by))
     return times(as_moments(a, b), powered(as_moments(b, a), -1.0))
 
 
@@ -231,9 +247,11 @@ def where(ctx: Context, condition: Any, a: Any, b: Any) -> Moments | Shifted:
     """
     if isinstance(condition, Concrete | Lazy):
         for kept, x, fill in ((True, a, b), (False, b, a)):
-            number = _number(fill)
-            if isinstance(x, Moments | Shifted) and number is not None and number <= -1e3:
+            number = number_of(fill)
+            if isinstance(x, Moments | Shifted) and number is not None and number <= MASKED:
                 return shifted(x, _penalty(condition, kept, number))
+        if all(isinstance(x, Moments) and zero_where(x, condition) for x in (a, b)):
+            return b if isinstance(b, Moments) else as_moments(b)
     return _choice(condition, a, b)
 
 
@@ -254,14 +272,18 @@ def _choice(condition: Any, a: Any, b: Any) -> Moments:
 def masked_fill(ctx: Context, x: Any, mask: Any, value: Any) -> Moments | Shifted:
     """Choice between a tensor and a number; see `where`."""
     number = float(value.mean.reshape(-1)[0]) if isinstance(value, Moments) else float(value)
-    if isinstance(mask, Concrete | Lazy) and isinstance(x, Moments | Shifted) and number <= -1e3:
+    if isinstance(mask, Moments) and number <= MASKED:
+        ctx.note("masks that depend on data are one typical draw")
+        _DRAWN[mask] = Concrete(draw(mask, seed=1) > 0.5)
+    mask = _DRAWN.get(mask, mask) if isinstance(mask, Moments) else mask
+    if isinstance(mask, Concrete | Lazy) and isinstance(x, Moments | Shifted) and number <= MASKED:
         return shifted(x, _penalty(mask, False, number))
-    if number == 0 and isinstance(x, Moments) and isinstance(mask, Concrete | Lazy) and _zero_where(x, mask):
+    if number == 0 and isinstance(x, Moments) and isinstance(mask, Concrete | Lazy) and zero_where(x, mask):
         return x
     return _choice(mask, number, x)
 
 
-def _zero_where(x: Moments, mask: Known) -> bool:
+def zero_where(x: Moments, mask: Known) -> bool:
     """Return whether a softmax's mask made x vanish wherever `mask` is true (looked up on a grid).
 
     The gradient of masked scores.
@@ -270,9 +292,14 @@ def _zero_where(x: Moments, mask: Known) -> bool:
     shift = next((p.latent.mask for p in parts if isinstance(p.latent, Keys)), None)
     if not isinstance(shift, Concrete | Lazy):
         return False
-    shape = np.broadcast_shapes(shape_of(shift), shape_of(mask))
+    if prod(shape_of(shift)) == prod(shape_of(mask)) and isinstance(shift, Concrete):
+        shift = Concrete(shift.tensor.reshape(shape_of(mask)))
+    try:
+        shape = np.broadcast_shapes(shape_of(shift), shape_of(mask))
+    except ValueError:  # the weights have been regrouped since
+        return False
     grid = tuple(torch.linspace(0, n - 1, min(n, GRID)).round().long() for n in shape)
-    masked, gone = entries(mask, grid).bool(), entries(shift, grid) <= -1e3
+    masked, gone = entries(mask, grid).bool(), entries(shift, grid) <= MASKED
     return bool((gone | ~masked).all())
 
 
@@ -281,15 +308,67 @@ def _zero_where(x: Moments, mask: Known) -> bool:
 
 def pointwise(
     ctx: Context, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Moments:
+) -> Moments | Shifted | Known:
     """Run an operation tagged pointwise on node values. Exact for functions of one latent."""
     if ctx.op.startswith("bitwise_"):  # of random truths, which nodes hold as 0 and 1
         func = getattr(torch, ctx.op.replace("bitwise", "logical"), func)
+    if any(isinstance(x, Shifted) for x in args):
+        return _of_masked(ctx, func, args, kwargs)
     if ctx.op.endswith("_backward"):
         rest = [1.0, *args[1:]]
         gradient = as_moments(args[0])
         return times(gradient, joint(ctx, func, rest, kwargs, gradient_first=True))
     return joint(ctx, func, list(args), kwargs)
+
+
+def _of_masked(
+    ctx: Context, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Moments | Shifted | Known:
+    """Run an operation on a tensor with a known part beside it, f(s + w).
+
+    Where w is a huge negative number, f(w): beside it s is lost. If that is a huge negative number again,
+    it stays beside the random part. What does not depend on s, as comparisons with such a number, is known.
+    """
+    at = next(k for k, x in enumerate(args) if isinstance(x, Shifted))
+    x = args[at]
+    rest = [_as_number(y) if k != at else y for k, y in enumerate(args)]
+    if any(isinstance(y, Moments | Shifted) for k, y in enumerate(rest) if k != at):
+        return pointwise(
+            ctx, func, tuple(as_moments(y) if isinstance(y, Shifted) else y for y in args), kwargs
+        )
+
+    def run(values: Any) -> Any:
+        return func(*rest[:at], values, *rest[at + 1 :], **kwargs)
+
+    hidden = _hidden(x.shift)
+    told = run(hidden)
+    if not told.isfinite().all():
+        raise NoRule("a masked tensor, where its mask makes no finite number")
+    seen = symbolic.pointwise(lambda w: torch.where(w <= MASKED, 0.0, w), x.shift)
+    made = joint(ctx, func, [*args[:at], as_moments(shifted(x.random, seen)), *args[at + 1 :]], kwargs)
+    alike = not made.variance.any() and float(np.ptp(made.mean)) == 0.0
+    beside = torch.tensor(float(made.mean.flat[0]) if alike else 0.0).to(told.dtype)
+    filled = symbolic.pointwise(lambda w: torch.where(w <= MASKED, run(w), beside), x.shift)
+    if alike:
+        return symbolic.expanded(filled, ctx.shape)
+    if hidden.numel() and told.max() <= MASKED:
+        return shifted(made, filled)
+    return _choice(symbolic.pointwise(lambda w: w > MASKED, x.shift), made, filled)
+
+
+def _as_number(x: Any) -> Any:
+    """Return a record that is one number as a tensor, anything else as it is."""
+    if isinstance(x, Moments) and x.mean.size == 1 and not x.terms[0].factors:
+        return torch.tensor(float(x.mean.reshape(())), dtype=torch.float64)
+    return x
+
+
+def _hidden(shift: Known) -> torch.Tensor:
+    """Return the huge negative numbers of a mask (looked up on a grid)."""
+    grid = tuple(torch.linspace(0, n - 1, min(n, GRID)).round().long() for n in shape_of(shift))
+    values = entries(shift, grid)
+    found: torch.Tensor = torch.unique(values[values <= MASKED])
+    return found
 
 
 def joint(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -12,10 +13,11 @@ from torch import Tensor
 
 from isometry.moments import algebra as alg
 from isometry.moments import regrouping as reg
+from isometry.moments.averages import one_block
 from isometry.moments.concatenation import concatenate
 from isometry.moments.concrete import Concrete, moments_of
 from isometry.moments.record import Moments, mirror, outer
-from isometry.moments.rules.base import Context, NoRule, rule
+from isometry.moments.rules.base import Context, NoRule, Shifted, rule
 from isometry.moments.rules.index import (
     _indices,
     _place,
@@ -26,7 +28,7 @@ from isometry.moments.rules.index import (
     varying,
 )
 from isometry.moments.rules.linear import plus, with_shape
-from isometry.moments.rules.pointwise import as_moments, times
+from isometry.moments.rules.pointwise import MASKED, as_moments, shifted, times, zero_where
 
 
 def _front(m: Moments, dims: Sequence[int]) -> Moments:
@@ -151,14 +153,39 @@ def _scattered(ctx: Context, m: Moments, dim: int, ids: Any, source: Moments, *,
     return put(m, source, dims, own_and_given(where, dim, dims), add=add)
 
 
-@rule("scatter", accuracy="exact", raw=(2,))
+@rule("scatter", accuracy="exact", raw=(0, 2))
 def scatter(
-    ctx: Context, m: Moments, dim: int, ids: Any, source: Any, *, reduce: str | None = None
-) -> Moments:
-    """Write along a dim at indices known for each place; see `put`."""
+    ctx: Context, m: Any, dim: int, ids: Any, source: Any, *, reduce: str | None = None
+) -> Moments | Shifted:
+    """Write along a dim at indices known for each place; see `put`. A huge negative number is a mask."""
     if reduce is not None and reduce != "add":
         raise NoRule(f"a scatter that reduces by {reduce}")
-    return _scattered(ctx, m, dim, ids, as_moments(source), add=reduce == "add")
+    where = positions(ctx, ids)
+    if reduce is None and isinstance(m, Concrete) and isinstance(source, Moments):
+        hidden = float(m.tensor.max()) if m.tensor.numel() else 0.0
+        if hidden <= MASKED:
+            return _among_hidden(source, dim % len(source.dims), where, hidden, m.tensor.shape)
+    base = as_moments(m)
+    if reduce is None and isinstance(source, int | float) and (source <= MASKED or source == 0):
+        mask = Concrete(torch.zeros(base.shape).scatter_(dim, where, source or 1.0))
+        if source != 0:
+            return shifted(base, mask)
+        if zero_where(base, mask):
+            return base
+    return _scattered(ctx, base, dim, Concrete(where), as_moments(source), add=reduce == "add")
+
+
+def _among_hidden(
+    source: Moments, dim: int, where: torch.Tensor, hidden: float, shape: Sequence[int]
+) -> Shifted:
+    """Return a tensor of a huge negative number with entries written along a dim.
+
+    A mask, beside entries that are all alike: which is where is known by the mask alone.
+    """
+    source = one_block(reg.single_axis(source, dim), (dim,))
+    dims = tuple(((shape[d],),) if d == dim and axes else axes for d, axes in enumerate(source.dims))
+    mask = torch.full(tuple(shape), hidden, dtype=torch.float64).scatter_(dim, where, 0.0)
+    return Shifted(with_shape(replace(source, dims=dims), tuple(shape)), Concrete(mask))
 
 
 @rule("scatter_add", accuracy="exact", raw=(2,))

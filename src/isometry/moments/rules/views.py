@@ -6,12 +6,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+import torch
+
 from isometry.moments import algebra as alg
 from isometry.moments import regrouping as reg
 from isometry.moments.concatenation import concatenate
+from isometry.moments.concrete import Concrete
 from isometry.moments.record import Moments
-from isometry.moments.rules.base import Context, NoRule, rule
+from isometry.moments.rules.base import Context, NoRule, Shifted, rule
 from isometry.moments.rules.linear import with_shape
+from isometry.moments.rules.pointwise import as_moments
 
 
 @rule("view", "_unsafe_view", "reshape", "_reshape_alias", accuracy="exact")
@@ -26,10 +31,12 @@ def same(ctx: Context, m: Moments, *_: Any, **__: Any) -> Moments:
     return m
 
 
-@rule("copy_", "copy", accuracy="exact")
-def copy(ctx: Context, m: Moments, source: Moments, *_: Any) -> Moments:
+@rule("copy_", "copy", accuracy="exact", raw=(0, 1))
+def copy(ctx: Context, m: Any, source: Any, *_: Any) -> Moments | Shifted:
     """The source, broadcast."""
-    return with_shape(source, ctx.shape)
+    if isinstance(source, Shifted):
+        return Shifted(with_shape(source.random, ctx.shape), source.shift)
+    return with_shape(as_moments(source), ctx.shape)
 
 
 @rule("t", accuracy="exact")
@@ -111,11 +118,27 @@ def unbind(ctx: Context, m: Moments, dim: int = 0) -> tuple[Moments, ...]:
     return tuple(reg.selected(m, dim, k) for k in range(m.shape[dim]))
 
 
-@rule("cat", accuracy="exact")
-def cat(ctx: Context, parts: Sequence[Moments], dim: int = 0) -> Moments:
-    """Concatenate: each part becomes a block of its own."""
+@rule("cat", accuracy="exact", raw=(0,))
+def cat(ctx: Context, parts: Sequence[Any], dim: int = 0) -> Moments | Shifted:
+    """Concatenate: each part becomes a block of its own. Masks stay beside, nothing masked elsewhere."""
     dim %= len(ctx.shape)
-    return concatenate([p for p in parts if p.shape != (0,)], dim)
+    given = [_beside_mask(p) for p in parts]
+    made = concatenate([p for p, _ in given if p.shape != (0,)], dim)
+    if not any(isinstance(p, Shifted) for p in parts):
+        return made
+    return Shifted(made, Concrete(torch.cat([mask for _, mask in given], dim)))
+
+
+def _beside_mask(part: Any) -> tuple[Moments, torch.Tensor]:
+    """Return what is random of a tensor, and what is known beside it, 0 where nothing is."""
+    if not isinstance(part, Shifted):
+        m = as_moments(part)
+        return m, torch.zeros((), dtype=torch.float64).expand(m.shape)
+    if not isinstance(part.shift, Concrete):
+        raise NoRule("a mask too large to hold beside other tensors")
+    mask = part.shift.tensor.to(torch.float64)
+    shape = np.broadcast_shapes(part.random.shape, mask.shape)
+    return with_shape(part.random, shape), mask.expand(shape)
 
 
 @rule("stack", accuracy="exact")

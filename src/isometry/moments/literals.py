@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
-from isometry.hooks import tensors_in
+from isometry.moments.calls import tensors_in
 from isometry.moments.concrete import Concrete
 from isometry.moments.interpreter import Interpreter
 
@@ -46,7 +46,7 @@ class Literals(TorchFunctionMode):
         return out
 
     def _record(self, out: Tensor, data: Any) -> None:
-        if not any(True for _ in tensors_in(data)):
+        if not tensors_in(data):
             with _disable_current_modes():
                 self.interpreter.assign(out, Concrete(torch.tensor(data, dtype=out.dtype)))
 

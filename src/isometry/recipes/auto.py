@@ -111,7 +111,6 @@ class Draft:
         self._reading = {node: stack.reading for stack in stacks_of(subject.roles) for node in stack.reading}
         self._stages = stages_of(self.flow, subject.roles.streams)
         self._tied = tied_tables(subject.roles)
-        self._lookups = {node: name for name, table in self._tied.items() for node in table.lookups}
         self._last = {table.scale: name for name, table in self._tied.items() if table.scale}
         self._targets: list[Balance] = []
         self._powers: dict[int, float] = {}

@@ -155,8 +155,8 @@ def _pass(
     by_call: dict[int, list[Aim]] = {}
     for aim in aims:
         factor = factors.get(aim.role.name, 1.0)
-        scaled = replace(aim, size=_times(aim, factor)) if factor != 1.0 else aim
-        by_call.setdefault(aim.node.call, []).append(scaled)
+        own = replace(aim, size=_times(aim, factor)) if factor != 1.0 else aim
+        by_call.setdefault(aim.node.call, []).append(own)
     watched = {b.node for b in balances}.union(*(x.watched for x in aims), *(x.nodes for x in followers))
 
     def begin(stage: Stage) -> Solver:

@@ -18,6 +18,7 @@ BRANCHES = {
     "tanh": (torch.tanh, 1),
     "gated": (lambda x: F.silu(x @ GATE) * x, 2),
     "gated by a sigmoid": (lambda x: torch.sigmoid(x @ GATE) * x, 1),
+    "gelu written out": (lambda x: 0.5 * x * (1.0 + torch.tanh(0.8 * (x + 0.044715 * x**3))), 1),
     "square": (lambda x: F.relu(x) ** 2, 2),
     "product with itself": (lambda x: x * x, 2),
     "softmax": (lambda x: torch.softmax(x, -1), 0),

@@ -34,7 +34,7 @@ def _growth(flow: Flow, node: Node, known: dict[int, float]) -> float:
     if node.op in _NEVER_SMALL or is_norm(flow, node) or not read:
         return 0.0
     if node.op in ADD and len(read) == 1 and any(isinstance(a, int | float) and a for a in node.args[:2]):
-        return 0.0
+        return 0.0  # 1 + tanh(x) is not zero at zero
     if node.op == "pow" and len(node.args) > 1 and isinstance(node.args[1], int | float):
         return read[0] * max(float(node.args[1]), 0.0)
     if node.op == "div" and len(read) == 2:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from isometry.flow.graph import Flow, Node
-from isometry.flow.roles import Role, Roles
+from isometry.flow.roles import Role, Roles, Use
 
 
 @dataclass(frozen=True)
@@ -40,19 +41,19 @@ def tied_tables(roles: Roles) -> dict[str, Tied]:
 
 def _scale_before(roles: Roles, head: Role) -> str | None:
     """Return the scale of the norm that a head reads, where nothing else reads that."""
-    flow, found = roles.flow, set[str]()
-    for use in head.uses:
-        if use.kind == "weight":
-            (read,) = [n for n in flow.operands(use.node) if n is not use.operand][:1] or [use.node]
-            found.add(_scale_of(roles, read) or "")
-    return found.pop() or None if len(found) == 1 else None
-
-
-def _scale_of(roles: Roles, read: Node) -> str | None:
-    flow: Flow = roles.flow
     scales = {
         use.node.index: role for role in roles.by_name.values() if role.kind == "scale" for use in role.uses
     }
+    read = {n for use in head.uses if use.kind == "weight" for n in _factors(roles.flow, use)}
+    found = {_scale_of(roles.flow, node, scales) for node in read}
+    return found.pop() if len(found) == 1 else None
+
+
+def _factors(flow: Flow, use: Use) -> list[Node]:
+    return [n for n in flow.operands(use.node) if n is not use.operand]
+
+
+def _scale_of(flow: Flow, read: Node, scales: Mapping[int, Role]) -> str | None:
     for node in flow.upstream(read):
         if len([i for i in flow.consumers[node.index] if flow.nodes[i].signal]) > 1:
             return None

@@ -44,8 +44,6 @@ from isometry.moments.surfaces import form_of, identity, surface
 
 MAX_PARTS = 6  # a latent forgets its weakest ancestors
 NEGLIGIBLE = 0.01  # correlations below are taken as independence
-_GIVEN: dict[tuple[int, int, int], tuple[Factor, Array, Array]] = {}
-_KEPT = 256
 WEAK = 0.2  # and below this those of a variable that is not normal with a sum over many
 
 
@@ -255,21 +253,13 @@ def averaged(
     return tuple(result)
 
 
-def given(factor: Factor, phi: Array) -> Array:
-    """Return E[f | z] less its mean, at the nodes of z, where z has the part `phi` in the factor's form.
+@lru_cache(maxsize=256)
+def given(factor: Factor, part: Part) -> Array:
+    """Return E[f | z] less its mean, at the nodes of z, where z has the part in the factor's form.
 
-    A loop asks for the same again and again: what was asked last is kept, by the identity of its arrays.
+    A loop asks for the same again and again.
     """
-    key = id(factor.values), id(factor.form), id(phi)
-    if key not in _GIVEN:
-        if len(_GIVEN) >= _KEPT:
-            _GIVEN.pop(next(iter(_GIVEN)))
-        _GIVEN[key] = (factor, phi, _given(factor, phi))  # while it is held no other array has its identity
-    return _GIVEN[key][2]
-
-
-def _given(factor: Factor, phi: Array) -> Array:
-    form, alpha = form_of(factor), factor.slope
+    phi, form, alpha = part.values, form_of(factor), factor.slope
     centred_form = form - latents.mean(form)[..., None]
     rest = factor.values - factor.mean[..., None] - alpha[..., None] * centred_form
     if float(latents.mean(rest**2).max()) <= 1e-9 * float(factor.square.max()):
@@ -319,7 +309,7 @@ def _from_parts(child: Factor, parts: Sequence[Part], parent: Factor, axes: tupl
     values = parent.values - parent.mean[..., None]
     result: Array = np.zeros([1] * len(axes))
     for part in parts:
-        joint = dual(given(child, part.values), values, parent.rho, axes)
+        joint = dual(given(child, part), values, parent.rho, axes)
         result = result + _summed_first(joint, axes, _gone_at(part, parent))
     return result
 
@@ -338,7 +328,7 @@ def _siblings(f: Factor, g: Factor, axes: tuple[Axis, ...]) -> Array | None:
         return None
     p, q = max(common, key=lambda pair: float(latents.mean(pair[0].values ** 2).max()))
     rho = 0.5 * (f.rho + g.rho)
-    return dual(given(f, p.values), given(g, q.values), rho, axes)
+    return dual(given(f, p), given(g, q), rho, axes)
 
 
 def link(f: Factor, g: Factor, axes: tuple[Axis, ...]) -> tuple[Factor, Factor, Array] | None:

@@ -7,8 +7,8 @@ single γ or x:
     E[γ_j · S x_j′] = Σ_k E[γ_j γ_k]·E[x_k x_j′],
 
 a product of two tables as matrices along the axis. Exact for γ independent of x. What stays fixed along the
-axis (r, r³) is a factor of its own. Where γ or x has since been
-multiplied by slopes that depend on x, the mean over j = j′ is
+axis (r, r³) is a factor of its own. Where γ or x has since been multiplied by slopes that depend on x, the
+mean over j = j′ is
 
     E[γ_j u_j · S v_j] = E[S²]/n · E[f u v]/E[f²],      S = Σ γ f,
 

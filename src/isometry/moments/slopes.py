@@ -90,7 +90,7 @@ def _square_given(f: Factor, z: Factor) -> Array:
     if f.key == z.key:
         return f.values**2
     squared = replace(f, values=f.values**2)
-    return squared.mean[..., None] + lineage.given(squared, f.plain[(*z.key, ())].values)
+    return squared.mean[..., None] + lineage.given(squared, f.plain[(*z.key, ())])
 
 
 def carried(g: Moments, rest: Sequence[Factor], table: Array) -> Moments:

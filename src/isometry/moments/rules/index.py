@@ -20,7 +20,6 @@ from isometry.moments import record as rec
 from isometry.moments import regrouping as reg
 from isometry.moments.axes import Array, Axis
 from isometry.moments.concrete import Concrete, equal_share
-from isometry.moments.contract import total
 from isometry.moments.drawing import draw
 from isometry.moments.marks import marked
 from isometry.moments.record import Label, Moments, Run
@@ -72,7 +71,7 @@ def embedding_backward(ctx: Context, g: Moments, ids: Any, rows: int, *_: Any) -
     for k in range(len(dims)):
         g = reg.single_axis(g, k)
     if rows == 1:
-        return keep_dims(total(g, tuple(range(len(dims)))), (0,), keepdim=True)
+        return keep_dims(con.total(g, tuple(range(len(dims)))), (0,), keepdim=True)
     axes = g.axes
     same, differ, mean = g.table, g.table, g.mean
     for p in range(count):

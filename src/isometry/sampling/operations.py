@@ -108,7 +108,7 @@ class OnTensors:
     def sqrt(x: Tensor, out: Tensor) -> None:
         """Write the root of x, rounded correctly.
 
-        torch's own float32 roots on a CPU are MKL's, which one in six are not. Those of float64 are right to
+        torch's own float32 roots on a CPU are MKL's, which are not always. Those of float64 are right to
         far more than the 2⁻⁵⁰ that separate the root of a float32 from where rounding would go the other way.
         """
         out.copy_(x.double().sqrt_())

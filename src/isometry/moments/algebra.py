@@ -32,6 +32,7 @@ from isometry.moments.terms import changed, crossed, mean_of, merged, second_mom
 
 _COLLAPSED: WeakKeyDictionary[Moments, Moments] = WeakKeyDictionary()
 MAX_TERMS = 6  # a sum of more products becomes a function of one new latent
+MAX_FACTORS = 8  # a product of more becomes one of fewer: the eldest become a function of one new latent
 
 # --- building -----------------------------------------------------------------------------------------------
 
@@ -173,8 +174,21 @@ def multiply(a: Moments, b: Moments) -> Moments:
     """
     if len(a.terms) * len(b.terms) > MAX_TERMS:
         a, b = (collapse(a), b) if len(a.terms) > len(b.terms) else (a, collapse(b))
-    products = tuple(_product(s, t, a.axes) for s in a.terms for t in b.terms)
+    products = tuple(_shortened(_product(s, t, a.axes), a.dims) for s in a.terms for t in b.terms)
     return assemble(a.dims, products)
+
+
+def _shortened(term: Term, dims: Dims) -> Term:
+    """Return a product of few factors, so that what a loop multiplies again and again stays as it was in size.
+
+    The factors that were multiplied first, which other products no longer share, become one.
+    """
+    if len(term.factors) <= MAX_FACTORS:
+        return term
+    half = len(term.factors) // 2
+    eldest = collapse(assemble(dims, (Term(np.ones_like(term.coef), term.factors[:half]),)))
+    (made,) = eldest.terms
+    return Term(term.coef * made.coef, (*made.factors, *term.factors[half:]))
 
 
 def _product(a: Term, b: Term, axes: tuple[Axis, ...]) -> Term:

@@ -125,15 +125,16 @@ def together(f: Factor, g: Factor, axes: tuple[Axis, ...]) -> Array | None:
     between rows. So outputs of gated units are alike by 1/d for unlike inputs. None where the two share no
     inner products.
     """
-    ours = {p.key: p for p in f.parts if isinstance(p.latent, Gram) and not p.gone and any(p.labels)}
-    pairs = [(ours[q.key], q) for q in g.parts if q.key in ours] if ours else []
+    if f.images.keys().isdisjoint(g.images):
+        return None
+    pairs = [(p, g.images[key]) for key, p in f.images.items() if key in g.images]
     found: Array | None = None
     for k, (p, q) in enumerate(
         sorted(pairs, key=lambda pair: -float((pair[0].values * pair[1].values).max()))
     ):
         assert isinstance(p.latent, Gram)
         size = _of_image(f, p, whole=k == 0) * _of_image(g, q, whole=k == 0)
-        alike = (1.0 + f.rho * g.rho) * _of_unlike_rows(p.labels, axes)
+        alike = (1.0 + f.rho * g.rho) * _of_unlike_rows(tuple([x is not None for x in p.labels]), axes)
         extra = p.latent.fluctuation * outer(size, size, axes) * alike
         found = extra if found is None else found + extra
     return found
@@ -151,13 +152,14 @@ def _of_image(f: Factor, part: Part, *, whole: bool) -> Array:
     return np.asarray(np.sqrt(square) * f.slope)
 
 
-def _of_unlike_rows(labels: Sequence[Label], axes: tuple[Axis, ...]) -> Array:
+@lru_cache(maxsize=1024)
+def _of_unlike_rows(labelled: tuple[bool, ...], axes: tuple[Axis, ...]) -> Array:
     """Return 1 for pairs that differ on some of the axes with a label, and on no others; else 0."""
     within, alike = (np.ones([1] * len(axes)) for _ in range(2))
     for k, axis in enumerate(axes):
         shape = [-1 if j == k else 1 for j in range(len(axes))]
         same = ax.same_classes(axis).reshape(shape)
-        within = within if labels[k] is not None else within * same
+        within = within if labelled[k] else within * same
         alike = alike * same
     return within - alike
 

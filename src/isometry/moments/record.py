@@ -273,6 +273,11 @@ class Factor:
         """The parts that are functions of one entry of a variable."""
         return {p.key: p for p in self.parts if not p.gone and not isinstance(p.latent, Mark)}
 
+    @cached_property
+    def images(self) -> dict[object, Part]:
+        """The inner products of rows that the entries know, each row under one matrix."""
+        return {p.key: p for p in self.parts if isinstance(p.latent, Gram) and not p.gone and any(p.labels)}
+
 
 @dataclass(frozen=True, eq=False)
 class Term:

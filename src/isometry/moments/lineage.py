@@ -44,6 +44,7 @@ from isometry.moments.surfaces import form_of, identity, surface
 
 MAX_PARTS = 6  # a latent forgets its weakest ancestors
 NEGLIGIBLE = 0.01  # correlations below are taken as independence
+ROUNDING = 1e-20  # squares below are what rounding left of nothing
 WEAK = 0.2  # and below this those of a variable that is not normal with a sum over many
 
 
@@ -74,8 +75,10 @@ def parts_of(terms: Sequence[Term], std: Array | None = None) -> tuple[Part, ...
                 if part.key in found:
                     values = values + found[part.key].values
                 found[part.key] = replace(part, values=values)
-    ranked = sorted(found.values(), key=lambda p: -float(latents.mean(p.values**2).max()))
-    return (*ranked[:MAX_PARTS], *grams_of(terms, std))
+    sizes = {key: float(latents.mean(p.values**2).max()) for key, p in found.items()}
+    ranked = sorted(found, key=lambda key: -sizes[key])[:MAX_PARTS]
+    kept = [found[key] for key in ranked if sizes[key] > ROUNDING * sizes[ranked[0]]]
+    return (*kept, *grams_of(terms, std))
 
 
 @lru_cache(maxsize=256)
@@ -93,28 +96,27 @@ def grams_of(terms: Sequence[Term], std: Array | None = None) -> tuple[Part, ...
     """
     found: dict[object, Part] = {}
     for term in terms:
-        for factor in term.factors:
-            marks = [p for p in factor.parts if isinstance(p.latent, Gram)]
-            if not marks:
-                continue
-            plain = (term.coef * factor.slope) ** 2
-            for mark in marks:
-                square, part = plain, mark
-                for other in (f for f in term.factors if f is not factor):
+        for factor in (f for f in term.factors if f.marks):
+            others = [f for f in term.factors if f is not factor]
+            size = np.abs(term.coef * factor.slope)
+            if std is not None:
+                shape = np.broadcast_shapes(size.shape, std.shape)
+                size = np.divide(size, std, out=np.zeros(shape), where=std > 0)
+            for mark in factor.marks:
+                values, part = size[..., None] * mark.values, mark
+                for other in others:
                     kept, part = _kept_between(other, part)
-                    square = square * kept
-                if std is not None:
-                    shape = np.broadcast_shapes(square.shape, std.shape)
-                    square = np.divide(square, std**2, out=np.zeros(shape), where=std > 0)
-                size = square[..., None] * part.values**2
-                if not size.any():
+                    values = values * np.sqrt(kept)[..., None]
+                if not values.any():
                     continue
                 if part.key in found:
-                    size = size + found[part.key].values ** 2
-                found[part.key] = replace(part, values=np.sqrt(size))
-    sizes = {key: float(part.values.max()) for key, part in found.items()}
+                    values = np.hypot(values, found[part.key].values)
+                found[part.key] = Part(part.latent, part.labels, part.gone, values)
+    if not found:
+        return ()
+    sizes = {key: float(np.float32(part.values.max())) for key, part in found.items()}  # equals stay in order
     ranked = sorted(found, key=lambda key: -sizes[key])[:MAX_PARTS]
-    return tuple(found[key] for key in ranked if sizes[key] > NEGLIGIBLE * sizes[ranked[0]])
+    return tuple([found[key] for key in ranked if sizes[key] > NEGLIGIBLE * sizes[ranked[0]]])
 
 
 def together(f: Factor, g: Factor, axes: tuple[Axis, ...]) -> Array | None:
@@ -127,7 +129,7 @@ def together(f: Factor, g: Factor, axes: tuple[Axis, ...]) -> Array | None:
     """
     if f.images.keys().isdisjoint(g.images):
         return None
-    pairs = [(p, g.images[key]) for key, p in f.images.items() if key in g.images]
+    pairs = [(f.images[key], q) for key, q in g.images.items() if key in f.images]
     found: Array | None = None
     for k, (p, q) in enumerate(
         sorted(pairs, key=lambda pair: -float((pair[0].values * pair[1].values).max()))

@@ -274,9 +274,14 @@ class Factor:
         return {p.key: p for p in self.parts if not p.gone and not isinstance(p.latent, Mark)}
 
     @cached_property
+    def marks(self) -> tuple[Part, ...]:
+        """The inner products of rows that the entries know."""
+        return tuple([p for p in self.parts if isinstance(p.latent, Gram)])
+
+    @cached_property
     def images(self) -> dict[object, Part]:
-        """The inner products of rows that the entries know, each row under one matrix."""
-        return {p.key: p for p in self.parts if isinstance(p.latent, Gram) and not p.gone and any(p.labels)}
+        """Those where each row has been multiplied by one matrix."""
+        return {p.key: p for p in self.marks if not p.gone and any(p.labels)}
 
 
 @dataclass(frozen=True, eq=False)

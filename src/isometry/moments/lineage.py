@@ -106,9 +106,7 @@ def grams_of(terms: Sequence[Term], std: Array | None = None) -> tuple[Part, ...
                 values, part = size[..., None] * mark.values, mark
                 for other in others:
                     kept, part = _kept_between(other, part)
-                    values = values * np.sqrt(kept)[..., None]
-                if not values.any():
-                    continue
+                    values = values * kept[..., None]
                 if part.key in found:
                     values = np.hypot(values, found[part.key].values)
                 found[part.key] = Part(part.latent, part.labels, part.gone, values)
@@ -167,7 +165,7 @@ def _of_unlike_rows(labelled: tuple[bool, ...], axes: tuple[Axis, ...]) -> Array
 
 
 def _kept_between(other: Factor, part: Part) -> tuple[Array, Part]:
-    """Return E[f f′] of a variable for two rows of a Gram, by block, and the part.
+    """Return E[f f′]^½ of a variable for two rows of a Gram, by block, and the part.
 
     Rows run along the last axis that the part has a label for. Along the others, where the variable has less
     than half in common, rows are noted to be no longer images under one matrix.
@@ -181,7 +179,7 @@ def _kept_between(other: Factor, part: Part) -> tuple[Array, Part]:
 
 @lru_cache(maxsize=512)
 def _common(factor: Factor, rows: tuple[int, ...]) -> tuple[Array, tuple[int, ...]]:
-    """Return E[f f′] along the last of the axes given, and along which others less than half is in common."""
+    """Return E[f f′]^½ along the last of the axes given, and along which others less than half is shared."""
     result, apart = factor.square, []
     for k in (k for k in rows if factor.table.shape[k] > 1):
         between = _between(factor.table, k)
@@ -189,7 +187,7 @@ def _common(factor: Factor, rows: tuple[int, ...]) -> tuple[Array, tuple[int, ..
             result = np.clip(between, 0.0, None)
         elif float(np.mean(between)) < 0.5 * float(np.mean(factor.square)):
             apart.append(k)
-    return result, tuple(apart)
+    return np.sqrt(result), tuple(apart)
 
 
 def _between(table: Array, position: int) -> Array:

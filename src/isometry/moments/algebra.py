@@ -33,6 +33,7 @@ from isometry.moments.terms import changed, crossed, mean_of, merged, second_mom
 _COLLAPSED: WeakKeyDictionary[Moments, Moments] = WeakKeyDictionary()
 MAX_TERMS = 6  # a sum of more products becomes a function of one new latent
 MAX_FACTORS = 8  # a product of more becomes one of fewer: the eldest become a function of one new latent
+_CORE = np.flatnonzero(np.abs(latents.NODES[1::3]) < 6.0)  # of every third node; beyond lies next to nothing
 
 # --- building -----------------------------------------------------------------------------------------------
 
@@ -249,9 +250,9 @@ def from_surface(
     `given_y`, that given the variable of f.
     """
     table, mean = surfaces.surface_moments(f, g, phi, made, at, axes)
-    thin = latents.WEIGHTS.reshape(-1, 3).sum(1)  # the form alone: table and mean are set exactly
+    thin = latents.WEIGHTS.reshape(-1, 3).sum(1)[_CORE]  # the form alone: table and mean are set exactly
     weights = np.multiply.outer(thin, latents.FEW_WEIGHTS).ravel()
-    flat = made[:, 1::3].reshape(-1, weights.size)
+    flat = made[:, 1::3][:, _CORE].reshape(-1, weights.size)
     values = np.stack([latents.quantiles(row, weights) for row in flat])[at]
     term = with_marginal(tuple((a,) for a in axes), table, mean, values).terms[0]
     if not term.factors:

@@ -46,7 +46,7 @@ _INNER = tuple(np.flatnonzero(WEIGHTS > 1e-11)[[0, -1]])  # beyond, differences 
 _BASIS: Array = gaussian.hermite_basis(_RULE.z, ORDER).numpy().T
 _POLYNOMIALS: Array = _BASIS * WEIGHTS[:, None]
 # Fewer nodes, for the second variable of a function of two.
-_COARSE = gaussian.nodes(torch.linspace(-8.0, 8.0, 33, dtype=torch.float64), order=4)
+_COARSE = gaussian.nodes(torch.linspace(-6.0, 6.0, 25, dtype=torch.float64), order=4)
 FEW_NODES: Array = _COARSE.z.numpy()
 FEW_WEIGHTS: Array = (_COARSE.weight / _COARSE.weight.sum()).numpy()
 _FEW_POLYNOMIALS: Array = gaussian.hermite_basis(_COARSE.z, ORDER).numpy().T * FEW_WEIGHTS[:, None]

@@ -208,9 +208,7 @@ def _spread(m: Moments, dim: int, axes: tuple[Axis, ...]) -> Moments:
     return reg.broadcast(m, (*m.dims[:dim], axes, *m.dims[dim + 1 :]))
 
 
-def _matmul(
-    a: Array, pos_a: list[list[int]], b: Array, pos_b: list[list[int]], weights: Array
-) -> Array:
+def _matmul(a: Array, pos_a: list[list[int]], b: Array, pos_b: list[list[int]], weights: Array) -> Array:
     """Return Σ_s weights(s) a[c, i, s] b[c, j, s] as an array over (c, i, j).
 
     Dims of length 1 are broadcast.

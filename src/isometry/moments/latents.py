@@ -96,18 +96,19 @@ def mehler(products: Array, rho: Array) -> Array:
     weight = np.abs(products).reshape(-1, products.shape[-1]).max(0)
     above = np.flatnonzero(weight > 1e-13 * weight.max())
     top = int(above[-1]) if above.size else 0
-    if top == 0:
-        return np.broadcast_to(products[..., 0], np.broadcast_shapes(products.shape[:-1], rho.shape))
     shape = np.broadcast_shapes(products.shape[:-1], rho.shape)
+    if top == 0:
+        return np.broadcast_to(products[..., 0], shape)
     if prod(shape) <= 256:  # a small table: one call for all powers
         powers = np.multiply.accumulate(np.broadcast_to(rho[..., None], (*rho.shape, top)), axis=-1)
         return np.asarray(products[..., 0] + (products[..., 1 : top + 1] * powers).sum(-1))
-    result = products[..., top] * rho
+    by_power = np.ascontiguousarray(np.moveaxis(products[..., : top + 1], -1, 0))
+    result = by_power[top] * rho
     for k in range(top - 1, 0, -1):
-        result += products[..., k]
+        result += by_power[k]
         result *= rho
-    result += products[..., 0]
-    return result
+    result += by_power[0]
+    return np.asarray(result)
 
 
 def dual(f: Array, g: Array, rho: Array) -> Array:

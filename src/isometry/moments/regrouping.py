@@ -279,7 +279,9 @@ def transposed(m: Moments, order: tuple[int, ...]) -> Moments:
     def on_factor(f: Factor) -> Factor:
         parts = tuple(
             [
-                Part(p.latent, tuple([p.labels[k] for k in axis_order]), p.gone, p.values.transpose(nodes_last))
+                Part(
+                    p.latent, tuple([p.labels[k] for k in axis_order]), p.gone, p.values.transpose(nodes_last)
+                )
                 for p in f.parts
             ]
         )

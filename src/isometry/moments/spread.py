@@ -55,7 +55,18 @@ _MIXES = (
     "embedding",
 )
 _NORMS = ("native_layer_norm", "native_batch_norm", "native_group_norm", "instance_norm", "_fused_rms_norm")
-_REORDERS = ("t", "transpose", "permute", "unsqueeze", "squeeze", "expand", "clone", "detach", "alias", "view")
+_REORDERS = (
+    "t",
+    "transpose",
+    "permute",
+    "unsqueeze",
+    "squeeze",
+    "expand",
+    "clone",
+    "detach",
+    "alias",
+    "view",
+)
 _RESETS = ("_softmax", "_safe_softmax", "_log_softmax", "bernoulli", "bernoulli_", "normal_", "uniform_")
 
 

@@ -180,7 +180,7 @@ def multiply(a: Moments, b: Moments) -> Moments:
 
 
 def _shortened(term: Term, dims: Dims) -> Term:
-    """Return a product of few factors, so that what a loop multiplies again and again stays as it was in size.
+    """Return a product of few factors, so that what a loop multiplies again and again stays small.
 
     The factors that were multiplied first, which other products no longer share, become one.
     """

@@ -30,7 +30,6 @@ from isometry.moments.axes import Array, Axis
 from isometry.moments.record import (
     Factor,
     Gram,
-    Label,
     Mark,
     Part,
     Term,

@@ -31,7 +31,7 @@ from typing import NamedTuple
 import numpy as np
 
 from isometry.moments import axes as ax
-from isometry.moments import latents
+from isometry.moments import latents, series
 from isometry.moments.axes import Array, Axis
 
 
@@ -335,8 +335,6 @@ class Moments:
         return np.maximum(self.square - self.mean**2, 0.0)
 
 
-_FAR, _POWERS = 1e-3, 6  # correlations of which the powers from there on are nothing
-
 # --- block arrays and pair arrays ---------------------------------------------------------------------------
 
 
@@ -345,21 +343,14 @@ def diagonal(table: Array, axes: tuple[Axis, ...]) -> Array:
     return table[tuple([slice(len(a)) for a in axes])]
 
 
-def _side(blocks: Array, axes: tuple[Axis, ...], side: int) -> Array:
-    for position, n in enumerate(blocks.shape[: len(axes)]):
-        if n > 1:
-            blocks = blocks.take(ax.sides(axes[position])[side], axis=position)
-    return blocks
-
-
 def first(blocks: Array, axes: tuple[Axis, ...]) -> Array:
     """Spread a block array over pair classes by the block of the pair's first entry."""
-    return _side(blocks, axes, 0)
+    return ax.spread(blocks, axes, 0)
 
 
 def second(blocks: Array, axes: tuple[Axis, ...]) -> Array:
     """Spread a block array over pair classes by the block of the pair's second entry."""
-    return _side(blocks, axes, 1)
+    return ax.spread(blocks, axes, 1)
 
 
 def outer(a: Array, b: Array, axes: tuple[Axis, ...]) -> Array:
@@ -378,58 +369,14 @@ def dual(f: Array, g: Array, rho: Array, axes: tuple[Axis, ...]) -> Array:
     """
     ours = latents.spectrum(f)
     if f is g:
-        return _mehler(ours, ours, rho, axes)
+        return series.by_class(ours, ours, rho, axes)
     theirs = latents.spectrum(g)
     left = latents.mean(f * g) - np.einsum("...k,...k->...", ours[..., :-1], theirs[..., :-1])
     size = ours[..., -1] * theirs[..., -1]
     share = np.divide(left, size, out=np.zeros_like(left), where=size > 0)
     known = np.broadcast_to(ours[..., :-1], (*share.shape, latents.ORDER))
     ours = np.concatenate([known, (ours[..., -1] * share)[..., None]], axis=-1)
-    return _mehler(ours, theirs, rho, axes)
-
-
-def _mehler(ours: Array, theirs: Array, rho: Array, axes: tuple[Axis, ...]) -> Array:
-    """Return Σ_k ours_k theirs_k′ ρ^k by pair class for coefficients by block.
-
-    Blocks that hold multiples of one function, as relus of normal variables do, need one series for all.
-    """
-    one, another = _multiples(ours), _multiples(theirs)
-    if one is None or another is None:
-        close = np.abs(rho) > _FAR
-        if rho.size <= 256 or close.sum() > rho.size // 4:
-            return latents.mehler(first(ours, axes) * second(theirs, axes), rho)
-        return _mehler_of_few(ours, theirs, rho, close, axes)
-    table = latents.mehler(one[1] * another[1], rho)
-    if one[0].size == another[0].size == 1:
-        return table
-    return np.asarray(first(one[0], axes) * second(another[0], axes) * table)
-
-
-def _mehler_of_few(ours: Array, theirs: Array, rho: Array, close: Array, axes: tuple[Axis, ...]) -> Array:
-    """Return `_mehler` where few pairs are `close`: the others need few powers, and most are unrelated."""
-    few = first(ours[..., :_POWERS], axes) * second(theirs[..., :_POWERS], axes)
-    result = np.array(latents.mehler(few, np.where(close, 0.0, rho)))
-    at = np.nonzero(np.broadcast_to(close, result.shape))
-    left, right = (
-        tuple([ax.sides(axis)[k][i] if n > 1 else 0 for axis, i, n in zip(axes, at, x.shape, strict=False)])
-        for k, x in ((0, ours), (1, theirs))
-    )
-    result[at] = latents.mehler(ours[left] * theirs[right], np.broadcast_to(rho, result.shape)[at])
-    return result
-
-
-def _multiples(spectrum: Array) -> tuple[Array, Array] | None:
-    """Return by block how many times one function's coefficients stand there, and these; None for several."""
-    rows = spectrum.reshape(-1, spectrum.shape[-1])
-    if len(rows) == 1:
-        return np.ones(spectrum.shape[:-1]), rows[0]
-    unit = rows[np.abs(rows).max(1).argmax()]
-    times = rows @ unit / max(float(unit @ unit), 1e-300)
-    apart = np.abs(rows - times[:, None] * unit).max(0)
-    most = np.abs(unit).max()
-    if apart[:-1].max() > 1e-11 * most or apart[-1] > 1e-7 * most:  # the last is the root of a difference
-        return None
-    return times.reshape(spectrum.shape[:-1]), unit
+    return series.by_class(ours, theirs, rho, axes)
 
 
 def joint(factor: Factor, f: Array, g: Array, axes: tuple[Axis, ...]) -> Array:

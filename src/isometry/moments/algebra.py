@@ -361,16 +361,44 @@ def with_marginal(dims: Dims, table: Array, mean: Array, values: Array) -> Momen
 def _sampled(m: Moments) -> Array:
     """Return the quantile function of the record's entries, block by block.
 
-    It is taken from a fixed lattice of latent values.
+    Blocks that differ in size alone, as those of one layer and the next, have the same but for that.
     """
-    keys = {f.key: None for t in m.terms for f in t.factors}
-    points = dict(zip(keys, _lattice(len(keys)), strict=True))
-    total: Array = np.zeros(1)
+    keys = list({f.key: None for t in m.terms for f in t.factors})
+    lead = np.broadcast_shapes(*[a.shape for t in m.terms for a in (t.coef, *[f.mean for f in t.factors])])
+    columns, coefs = [], []
     for term in m.terms:
-        product = term.coef[..., None]
+        coef = np.broadcast_to(term.coef, lead)
         for f in term.factors:
-            product = product * latents.at_points(f.values, points[f.key])
-        total = total + product
+            size = np.sqrt(np.maximum(f.square, 1e-300))
+            columns.append(np.broadcast_to(f.values / size[..., None], (*lead, len(latents.NODES))))
+            coef = coef * size
+        coefs.append(coef)
+    whole = np.abs(coefs).max(0)
+    shares = np.stack(coefs, -1) / np.where(whole > 0, whole, 1.0)[..., None]
+    rows = np.concatenate([shares, *columns], axis=-1).astype(np.float32).reshape(whole.size, -1)
+    variables = tuple([tuple([keys.index(f.key) for f in t.factors]) for t in m.terms])
+    found = [_quantiles_of_sum(row.tobytes(), variables) for row in rows]
+    return np.asarray(np.stack(found).reshape(*lead, -1) * whole[..., None])
+
+
+@lru_cache(maxsize=2048)
+def _quantiles_of_sum(block: bytes, variables: tuple[tuple[int, ...], ...]) -> Array:
+    """Return the quantile function of a sum of products, taken from a fixed lattice of latent values.
+
+    Args:
+        block: In single precision the coefficients of the products, and then the functions in them, given at
+            the nodes.
+        variables: Which variables those are functions of, product by product.
+    """
+    numbers = np.frombuffer(block, dtype=np.float32).astype(np.float64)
+    functions = iter(numbers[len(variables) :].reshape(-1, len(latents.NODES)))
+    points = _lattice(1 + max([k for product in variables for k in product], default=-1))
+    total: Array = np.zeros(1)
+    for coef, product in zip(numbers, variables, strict=False):
+        value: Array = np.full(1, coef)
+        for k in product:
+            value = value * latents.at_points(next(functions), points[k])
+        total = total + value
     return latents.even_quantiles(total)
 
 

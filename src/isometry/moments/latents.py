@@ -54,7 +54,7 @@ _FEW_POLYNOMIALS: Array = gaussian.hermite_basis(_COARSE.z, ORDER).numpy().T * F
 
 def mean(values: Array) -> Array:
     """Return E[f(z)] for values f(`NODES`) along the last axis."""
-    return np.asarray(values @ WEIGHTS)
+    return np.asarray(values.dot(WEIGHTS))
 
 
 def distinct(*arrays: Array) -> tuple[list[Array], Index]:
@@ -245,11 +245,14 @@ def correlation_for(values: Array, centred: Array) -> Array:
     Returns:
         Correlations in [−1, 1].
     """
-    a = coefficients(values)
-    variance = float((values * values) @ WEIGHTS - a[0] ** 2)
-    if variance <= 0.0:
-        return np.zeros_like(centred)
+    reached, grid = _covariances(values.astype(np.float32).tobytes())
+    return np.asarray(np.interp(centred, reached, grid)) if reached.any() else np.zeros_like(centred)
+
+
+@lru_cache(maxsize=1024)
+def _covariances(values: bytes) -> tuple[Array, Array]:
+    """Return cov(f(z), f(z′)) on a grid of correlations, and the grid, for f given in single precision."""
+    f = np.frombuffer(values, dtype=np.float32).astype(np.float64)
     grid = np.concatenate([-np.linspace(1, 0.001, 200), [0.0], np.linspace(0.001, 1, 200)])
-    reached = dual(values, values, grid) - a[0] ** 2
-    reached = np.maximum.accumulate(reached)
-    return np.asarray(np.interp(centred, reached, grid))
+    reached = dual(f, f, grid) - mean(f) ** 2
+    return np.maximum.accumulate(reached), grid

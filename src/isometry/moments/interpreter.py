@@ -18,12 +18,12 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import _disable_current_modes
 
 from isometry.moments import factories, masked, running, symbolic
 from isometry.moments import regrouping as reg
 from isometry.moments.aliasing import Key, disjoint, key_of
-from isometry.moments.calls import functional, identity, mapped, name_of, part_of_split, tensors_in
+from isometry.moments.calls import Mode, functional, identity, mapped, name_of, part_of_split, tensors_in
 from isometry.moments.concrete import LIMIT, Concrete
 from isometry.moments.record import Moments
 from isometry.moments.rules.base import RULES, Context, NoRule, Rule, Shifted, Unknown, Value, check_numbers
@@ -59,7 +59,7 @@ class Observer(Protocol):
         """Take note of an operation that has run on its carrier; its records are not made yet."""
 
 
-class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Interpreter(Mode):  # type: ignore[no-untyped-call]
     """Carry records along all operations inside the `with` block.
 
     Attributes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, get_args
@@ -9,12 +10,13 @@ from typing import Any, get_args
 from torch import nn
 
 import isometry.recipes  # noqa: F401  (registers the recipes)
-from isometry.errors import InvalidTypeError, InvalidValueError, described
+from isometry.errors import InvalidTypeError, InvalidValueError, IsometryWarning, described
 from isometry.flow.tracing import study
 from isometry.init.structured import Kind as Family
 from isometry.plans import Plan, Row, scaled, std_of
 from isometry.plans.overriding import Override
 from isometry.recipes.base import OBJECTIVES, Choice, Objective, Subject, find_recipe, neutral
+from isometry.recipes.given import frozen_copies, given_choices
 from isometry.solving.calibration import calibrated
 from isometry.solving.passes import Problem
 
@@ -23,6 +25,7 @@ MARKS = {
     "unsolved": "no signal could be predicted or measured there: scaled by its fan alone",
     "unused": "no signal meets it with these inputs",
     "kept": "left as constructed; the reason says why",
+    "frozen": "not trained (requires_grad is False), so kept; `overrides` give it a law",
     "calibrated": "rescaled by what one draw gave on the batch",
 }
 
@@ -43,9 +46,9 @@ def plan(
 
     The model's forward code is run once on meta tensors to see what each parameter is for (see docs/flow.md):
     which activation or norm a weight feeds, which residual branch it ends, query, key, gate or head. A recipe
-    then gives each a distribution and a reason. "auto" carries second moments along the code and solves each
-    weight's standard deviation from the signal that arrives there: σ = aim/RMS at σ = 1, exact where the
-    prediction is.
+    then gives each a distribution and a reason; what is not trained is kept. "auto" carries second moments
+    along the code and solves each weight's standard deviation from the signal that arrives there: σ = aim/RMS
+    at σ = 1, exact where the prediction is.
 
     Args:
         model: The model, with values or on meta, or the function that builds it. Never written.
@@ -108,6 +111,9 @@ def init_(
     Raises:
         The errors of `plan` and `Plan.apply_`; the model is then as before.
 
+    Warns:
+        IsometryWarning: Frozen parameters had the values of trained ones, which were drawn anew.
+
     Example:
         >>> model = nn.Sequential(nn.Linear(64, 256), nn.GELU(), nn.Linear(256, 10))
         >>> print(init_(model, "32x64", seed=0)["2.weight"].role)
@@ -120,6 +126,9 @@ def init_(
         )
     made = plan(model, inputs, recipe=recipe, seed=seed, **options)
     made.apply_(model, seed=seed)
+    for note in made.notes:
+        if note.startswith("copies:"):
+            warnings.warn(note.removeprefix("copies: "), IsometryWarning, stacklevel=2)
     return made
 
 
@@ -155,10 +164,25 @@ def _choices(
         options=options,
         seed=seed,
     )
+    copies = frozen_copies(subject.model)
+    subject.settled = given_choices(studied.roles, studied.stage.values, copies)
+    subject.notes += _told_of_copies(copies)
     subject.notes += [f"{name} has no values: taken as {value}" for name, value in studied.assumed.items()]
-    decided = dict(found.rule(subject))
+    decided = dict(found.rule(subject)) | dict(subject.settled)
     roles = studied.roles.by_name.values()
     return subject, {role.name: decided.get(role.name) or neutral(role) for role in roles}
+
+
+def _told_of_copies(copies: Mapping[str, str]) -> list[str]:
+    """Return what the user must do about frozen copies of weights that are drawn anew."""
+    if not copies:
+        return []
+    (copy, original), *others = copies.items()
+    more = f" (and {len(others)} more)" if others else ""
+    return [
+        f"copies: {copy} is frozen and has the values of {original}{more}, which are drawn anew: copy them "
+        "again after writing"
+    ]
 
 
 def _row(subject: Subject, name: str, choice: Choice) -> Row:

@@ -114,14 +114,16 @@ class Draft:
         self._last = {table.scale: name for name, table in self._tied.items() if table.scale}
         self._targets: list[Balance] = []
         self._powers: dict[int, float] = {}
-        self._gains = {role.gain for role in subject.roles.by_name.values()}
+        self._gains = {role.gain for role in subject.roles.by_name.values()} - {*subject.settled}
         plain = subject.objective == "forward" and subject.family is None
         self._woven = plain_choices(subject, activations=PLAIN) if plain else {}
         for role in subject.roles.by_name.values():
             self._add(role)
 
     def _add(self, role: Role) -> None:
-        if role.name in self._woven:
+        if role.name in self.subject.settled:
+            self._fix(role, self.subject.settled[role.name])
+        elif role.name in self._woven:
             self._fix(role, self._woven[role.name])
         elif role.name in self._tied and self._tied[role.name].scale:
             self._table(role)

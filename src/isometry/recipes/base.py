@@ -49,6 +49,7 @@ class Subject:
         options: The recipe's own options, by name.
         seed: Key of laws that several parameters share.
         notes: What the plan should tell beside its rows; recipes add to it.
+        settled: Choices that no recipe changes: of parameters that are not trained, see `recipes.given`.
     """
 
     model: nn.Module
@@ -60,6 +61,7 @@ class Subject:
     options: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     notes: list[str] = field(default_factory=list)
+    settled: Mapping[str, Choice] = field(default_factory=dict)
 
     def weights(self) -> list[Role]:
         """Return the weights of linear maps, in order of execution."""

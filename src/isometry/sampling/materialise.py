@@ -81,7 +81,10 @@ def materialize_(
     for name in keep:
         for part, parameter in places.find(name).parameters.items():
             if parameter.is_meta:
-                raise ModelError(f"{part!r} is to be kept but is on the meta device and has no values")
+                raise ModelError(
+                    f"{part!r} is to be kept but is on the meta device and has no values: build the model "
+                    "with memory, or say what it is drawn from"
+                )
     sources = find_buffers(model, build=build, given=buffers or {}, seed=seed)
     fresh = [(name, p, _allocate(p, target)) for name, p in places.parameters.items() if p.is_meta]
     with unfinished(model, [part for job in jobs for part in job.parts]):

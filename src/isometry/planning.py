@@ -17,6 +17,7 @@ from isometry.plans import Plan, Row, scaled, std_of
 from isometry.plans.overriding import Override
 from isometry.recipes.base import OBJECTIVES, Choice, Objective, Subject, find_recipe, neutral
 from isometry.recipes.given import frozen_copies, given_choices
+from isometry.sampling.streams import stream_key
 from isometry.solving.calibration import calibrated
 from isometry.solving.passes import Problem
 
@@ -153,6 +154,7 @@ def _choices(
         if name not in found.options:
             has = f"it has {', '.join(found.options)}" if found.options else "it has none"
             raise InvalidValueError(f"recipe {recipe!r} has no option {name!r}: {has}")
+    stream_key(seed, "")  # refuses a seed that is none
     studied = study(model, inputs)
     subject = Subject(
         model=studied.stage.model,

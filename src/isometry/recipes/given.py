@@ -14,6 +14,7 @@ from isometry.moments.record import Moments
 from isometry.moments.rules.base import Value
 from isometry.moments.rules.pointwise import as_moments
 from isometry.names import canonical_name
+from isometry.parametrised import invertible
 from isometry.recipes.base import Choice
 from isometry.sampling import Constant
 
@@ -25,7 +26,8 @@ def given_choices(roles: Roles, values: Mapping[str, Value], copies: Mapping[str
 
     A parameter that is not trained (`requires_grad` is False) is pretrained or fixed on purpose: it is kept.
     Beside weights that are kept, what was constructed as zero stays zero: the second factor of a low-rank
-    adapter, the last map of a control branch. So training begins at what the kept weights compute.
+    adapter, the last map of a control branch. So training begins at what the kept weights compute. A weight
+    that nothing can be assigned to, because its parametrisation has no inverse, is kept, too.
 
     Args:
         roles: The roles.
@@ -35,6 +37,9 @@ def given_choices(roles: Roles, values: Mapping[str, Value], copies: Mapping[str
     Returns:
         The choices by name.
     """
+    closed = [role for role in roles.by_name.values() if role.owner and not invertible(role.owner, role.leaf)]
+    reason = "its parametrisation has no right_inverse, so that nothing can be assigned to it: kept"
+    held = {role.name: Choice(None, reason, marks=("kept",)) for role in closed}
     fixed = [role for role in roles.by_name.values() if not role.trainable]
     found = {
         role.name: Choice(None, "not trained (requires_grad is False): kept", marks=("frozen",))
@@ -44,7 +49,7 @@ def given_choices(roles: Roles, values: Mapping[str, Value], copies: Mapping[str
         zeros = (role for role in roles.by_name.values() if role.trainable and _is_zero(role, values))
         reason = "zero as constructed: training begins at what the frozen weights compute"
         found |= {role.name: Choice(Constant(0.0), reason) for role in zeros}
-    return found
+    return held | found
 
 
 def _is_zero(role: Role, values: Mapping[str, Value]) -> bool:

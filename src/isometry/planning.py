@@ -165,6 +165,7 @@ def _choices(
         family=distribution,
         options=options,
         seed=seed,
+        constructed=studied.stage.values,
     )
     copies = frozen_copies(subject.model)
     subject.settled = given_choices(studied.roles, studied.stage.values, copies)

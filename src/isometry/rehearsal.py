@@ -149,13 +149,11 @@ class Rehearsal(Generic[T]):
             restore()
 
     def _run(self, begin: Callable[[Stage], T]) -> tuple[Stage, T]:
-        if not self.predicted and self.prefer == "meta":
-            numbers = _Unpredicted()
-            model, values = self._built(numbers)
-            with suppress(ModelError):
-                return self._on("meta", model, values, numbers, begin)
         interpreter = Interpreter()
         model, values = self._built(interpreter)
+        if not self.predicted and self.prefer == "meta":
+            with suppress(ModelError):
+                return self._on("meta", model, values, _Unpredicted(), begin)
         if self.prefer == "real":
             return self._on("real", self._real(model, ModelError("no values")), values, Interpreter(), begin)
         try:

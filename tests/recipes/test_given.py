@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 import isometry
 from isometry.errors import IsometryWarning, ModelError
+from isometry.init.structured import Gates
 from isometry.sampling import Constant, Normal
 
 
@@ -94,3 +95,48 @@ def test_a_frozen_parameter_on_meta_says_what_to_do() -> None:
         model = Adapted()
     with pytest.raises(ModelError, match=r"stem\.base\.weight.*build the model with memory"):
         plan.apply_(model)
+
+
+class Gated(nn.Module):
+    """A recurrent layer with an open forget gate, behind a gate that begins almost closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.cells = nn.LSTM(8, 16, batch_first=True)
+        self.gate, self.head = nn.Linear(16, 16), nn.Linear(16, 3)
+        nn.init.constant_(self.gate.bias, -2.0)
+        nn.init.zeros_(self.cells.bias_ih_l0)
+        nn.init.zeros_(self.cells.bias_hh_l0)
+        nn.init.constant_(self.cells.bias_ih_l0.data[16:32], 1.0)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y, _ = self.cells(x)
+        return self.head(torch.sigmoid(self.gate(y)) * y)
+
+
+@pytest.mark.parametrize("source", [Gated, Gated()])
+def test_biases_that_the_code_sets_are_kept_by_auto(source: nn.Module) -> None:
+    plan = isometry.plan(source, "4x5x8")
+    assert plan["gate.bias"].law == Constant(-2.0)
+    assert plan["cells.bias_ih_l0"].law == Gates((0.0, 1.0, 0.0, 0.0))
+    assert plan["cells.bias_hh_l0"].law == plan["head.bias"].law == Constant(0.0)  # zero, random
+    assert isometry.plan(source, "4x5x8", recipe="lecun")["gate.bias"].law == Constant(0.0)
+
+
+def test_a_head_keeps_its_prior() -> None:
+    model = nn.Sequential(nn.Linear(12, 24), nn.ReLU(), nn.Linear(24, 3))
+    nn.init.constant_(model[2].bias, -4.6)
+    isometry.init_(model, "16x12")
+    assert model[2].bias.tolist() == pytest.approx([-4.6] * 3)
+
+
+@pytest.mark.parametrize("calibrate", [False, True])
+def test_a_bias_does_not_count_for_the_scale_of_its_weight(calibrate: bool) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 24, 3), nn.Sigmoid(), nn.Flatten(), nn.Linear(24 * 36, 5))
+    nn.init.constant_(model[0].bias, 3.0)
+    x = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(3))
+    plan = isometry.init_(model, x, calibrate=calibrate)
+    product = model[0](x).detach() - 3.0
+    assert plan["0.weight"].std == pytest.approx(27**-0.5, rel=0.2 if calibrate else 0.02)
+    assert float(product.square().mean().sqrt()) == pytest.approx(1.0, rel=1e-3 if calibrate else 0.2)

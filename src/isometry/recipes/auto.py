@@ -48,9 +48,10 @@ from isometry.flow.stages import stages_of
 from isometry.flow.streams import Residual
 from isometry.flow.sums import parallel_terms, score_sums, sums_behind
 from isometry.flow.tied import tied_tables
-from isometry.init.structured import of_kind
+from isometry.init.structured import Gates, of_kind
 from isometry.plans import std_of
 from isometry.recipes.base import Choice, Subject, neutral, recipe
+from isometry.recipes.given import chosen_bias
 from isometry.recipes.gradients import for_gradients
 from isometry.recipes.isometric import plain_choices
 from isometry.sampling import Constant, Distribution, Normal
@@ -146,7 +147,12 @@ class Draft:
                 role, Choice(None, "it sets how long a state lasts: kept as constructed", marks=("kept",))
             )
         else:
-            self._fix(role, neutral(role))
+            self._fix(role, self._bias(role) or neutral(role))
+
+    def _bias(self, role: Role) -> Choice | None:
+        """Return the choice for a bias that the code sets; None for any other parameter."""
+        given = self.subject.constructed.get(role.name)
+        return chosen_bias(role, self.subject.model, given) if role.kind == "bias" else None
 
     def _enters(self, role: Role) -> bool:
         """Return whether a parameter decides how large a residual stream is where it begins."""
@@ -158,7 +164,7 @@ class Draft:
         self.reasons[role.name] = choice.reason
         if isinstance(choice.law, Constant):
             self.laws[role.name] = choice.law, choice.law.value
-        elif choice.law is not None:
+        elif choice.law is not None and not isinstance(choice.law, Gates):  # those are as constructed
             self.laws[role.name] = choice.law, std_of(choice.law, role.shape) or 0.0
 
     def _weight(self, role: Role) -> None:

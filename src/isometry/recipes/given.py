@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from isometry.flow.roles import Role, Roles
+from isometry.init.structured import Gates
 from isometry.moments import record as rec
 from isometry.moments.concrete import Concrete
 from isometry.moments.record import Moments
@@ -50,6 +53,49 @@ def given_choices(roles: Roles, values: Mapping[str, Value], copies: Mapping[str
         reason = "zero as constructed: training begins at what the frozen weights compute"
         found |= {role.name: Choice(Constant(0.0), reason) for role in zeros}
     return held | found
+
+
+def chosen_bias(role: Role, model: nn.Module, value: Value | None) -> Choice | None:
+    """Return the choice for a bias that the model's code set: numbers other than zero, none of them random.
+
+    A gate that begins almost closed, a forget gate that begins open, a head that begins at rare classes: they
+    are the model's to say.
+
+    Args:
+        role: The bias.
+        model: The model.
+        value: Its record as constructed.
+
+    Returns:
+        The choice; None for a bias that is zero or random.
+    """
+    entries = _entries(role, model, value)
+    if entries is None or not entries.any():
+        return None
+    levels = len(np.unique(entries))
+    if levels > 1 and 8 * levels > len(entries):
+        return None
+    for count in range(1, 9):
+        if len(entries) % count == 0:
+            parts = entries.reshape(count, -1)
+            if (parts == parts[:, :1]).all():
+                values = tuple(map(float, parts[:, 0]))
+                law = Gates(values) if count > 1 else Constant(values[0])
+                return Choice(law, "a bias that the code sets")
+    return Choice(None, "a bias that the code sets: kept as constructed", marks=("kept",))
+
+
+def _entries(role: Role, model: nn.Module, value: Value | None) -> np.ndarray[Any, Any] | None:
+    """Return the entries of a vector as constructed; None where they are random or unknown."""
+    if len(role.shape) != 1:
+        return None
+    for name, parameter in model.named_parameters():
+        if canonical_name(name) == role.name and not parameter.is_meta:
+            return parameter.detach().double().cpu().numpy() if len(parameter) > 1 else None
+    if not isinstance(value, Moments) or float(value.variance.max()) > 0.0:
+        return None
+    sizes = value.axes[0] if len(value.axes) == 1 and value.mean.size > 1 else (1,)
+    return np.repeat(value.mean.reshape(-1), sizes if len(sizes) > 1 else role.shape[0])
 
 
 def _is_zero(role: Role, values: Mapping[str, Value]) -> bool:

@@ -51,6 +51,7 @@ from isometry.flow.tied import tied_tables
 from isometry.init.structured import Gates, of_kind
 from isometry.plans import std_of
 from isometry.recipes.base import Choice, Subject, neutral, recipe
+from isometry.recipes.branches import branch_balances, summed_ends
 from isometry.recipes.given import chosen_bias
 from isometry.recipes.gradients import for_gradients
 from isometry.recipes.isometric import plain_choices
@@ -259,7 +260,7 @@ class Draft:
     def _end(self, role: Role) -> None:
         residual = role.ends
         assert residual is not None
-        share = self._whole(role, residual) / math.sqrt(self._terms(role, residual))
+        share = self._whole(role, residual) / math.sqrt(summed_ends(self.subject.roles, role, residual))
         place = residual.number + residual.since - 1
         # Without a weight nothing in it is random: what such branches add does not average out.
         share /= place if residual.layers == 0 else math.sqrt(place)
@@ -279,12 +280,6 @@ class Draft:
             self._powers[residual.node] = growth_of(self.flow, residual)
         power = self._powers[residual.node]
         return residual.number ** (-1 / 3) if power else 1.0, power
-
-    def _terms(self, role: Role, residual: Residual) -> float:
-        """Return how many ends of a branch are summed in one of its entries; halves side by side are not."""
-        ends = [r for r in self.subject.roles.by_name.values() if r.ends is residual and r.kind == role.kind]
-        entries = sum(math.prod(_use(end).node.shape) for end in ends)
-        return max(entries / max(math.prod(self.flow.nodes[residual.node].shape), 1), 1.0)
 
     def _whole(self, role: Role, residual: Residual) -> float:
         """Return what all branches of a stream together may add, as a share of its size."""
@@ -367,7 +362,7 @@ class Draft:
             names = self._readers(stage.deciders)
             if names:
                 found.append(Balance(stage.begin, names, 1.0))
-        return found
+        return [*found, *branch_balances(self.subject.roles, self.aims)]
 
     def evened(self, problem: Problem, found: Settled, balances: list[Balance]) -> list[Balance]:
         """Return the balances with sizes at which gradients are as even as sizes; none where they are."""

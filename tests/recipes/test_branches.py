@@ -38,6 +38,8 @@ class Branches(nn.Module):
         lambda y, _: 0.1 * y,
         lambda y, _: y / 7.0,
         lambda y, g: y * torch.sigmoid(g),
+        lambda y, _: torch.fft.fft(y, dim=-1).real,
+        lambda y, _: y @ (torch.eye(96) + 0.5 * torch.eye(96).flip(0)),
         lambda y, g: y * F.softmax(g.mean(1, keepdim=True).expand(-1, 4), dim=-1)[:, :1],
     ],
 )

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from isometry.flow.graph import MULTIPLY, Flow, Node
+from isometry.flow.graph import CONTRACTION, MULTIPLY, Flow, Node
 from isometry.flow.streams import Residual
 from isometry.flow.walks import walk
+
+_TRANSFORMS = frozenset(["_fft_c2c", "_fft_r2c", "_fft_c2r"])  # of n entries, √n as large
 
 
 def multiplied(flow: Flow, residual: Residual, ends: Collection[int]) -> bool:
@@ -20,7 +22,8 @@ def multiplied(flow: Flow, residual: Residual, ends: Collection[int]) -> bool:
         ends: The nodes that decide how large the branch is.
 
     Returns:
-        Whether a number that is not 1, a constant of one entry or another signal does.
+        Whether a number that is not 1, a constant of one entry, a known matrix, a Fourier transform or
+        another signal does.
     """
 
     def before(node: Node) -> list[Node]:
@@ -33,6 +36,10 @@ def multiplied(flow: Flow, residual: Residual, ends: Collection[int]) -> bool:
 
 
 def _multiplies(flow: Flow, node: Node) -> bool:
+    if node.op in _TRANSFORMS:
+        return True
+    if node.op in CONTRACTION:  # with a known matrix: a basis, a filter
+        return len(flow.signals(node)) == 1 and flow.weight(node) is None
     if node.op not in MULTIPLY:
         return False
     if len(flow.signals(node)) > 1:

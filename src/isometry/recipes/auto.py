@@ -38,6 +38,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 
 from isometry.flow.gates import sets_decay
 from isometry.flow.graph import SOFTMAX, Flow, Node
@@ -55,6 +56,7 @@ from isometry.recipes.branches import branch_balances, summed_ends
 from isometry.recipes.given import chosen_bias
 from isometry.recipes.gradients import for_gradients
 from isometry.recipes.isometric import plain_choices
+from isometry.recipes.scores import score_balances
 from isometry.sampling import Constant, Distribution, Normal
 from isometry.solving.evening import even_sizes
 from isometry.solving.passes import Balance, Follower, Problem, Settled, settled
@@ -352,12 +354,14 @@ class Draft:
     def balances(self) -> list[Balance]:
         """Return what only a whole pass can tell: the spread of scores, the size at which a stream begins."""
         found = list(self._targets)
-        for attention in self.subject.roles.attentions:
-            names = self._readers((*attention.queries, *attention.keys))
-            if names:
-                # A fused weight makes both factors, two weights one each: a half of what is missing.
-                scores = self.flow.signals(self.flow.nodes[attention.softmax])[0].index
-                found.append(Balance(scores, names, 1.0, spread=True, power=0.5))
+        for balance, factors in score_balances(self.subject.roles, self._readers, {*self.subject.settled}):
+            found.append(balance)
+            for role in factors:
+                before = next(n.index for n in self.flow.signals(_use(role).node))
+                self.laws[role.name] = Constant(role.neutral), 1.0
+                self._aim(
+                    role, partial(_same, before), "scores of normed queries and keys vary by 1", (before,)
+                )
         for stage in self._stages:
             names = self._readers(stage.deciders)
             if names:
@@ -424,6 +428,11 @@ def stream_size(solver: Solver, residual: Residual) -> float:
     if size is None and not residual.skips:
         size = solver.rms(residual.fork)
     return 1.0 if size is None or not size > 0.0 else size
+
+
+def _same(node: int, solver: Solver) -> float:
+    """Return the size of a watched node."""
+    return solver.rms(node) or 1.0
 
 
 def _use(role: Role) -> Use:

@@ -9,7 +9,7 @@ from isometry.flow.factors import multiplied
 from isometry.flow.roles import Role, Roles
 from isometry.flow.streams import Residual
 from isometry.solving.passes import Balance
-from isometry.solving.solver import Aim
+from isometry.solving.solver import Aim, Solver
 
 
 def summed_ends(roles: Roles, role: Role, residual: Residual) -> float:
@@ -27,6 +27,22 @@ def summed_ends(roles: Roles, role: Role, residual: Residual) -> float:
     read = ([u for u in end.uses if u.kind == end.kind][-1] for end in ends)
     entries = sum(math.prod(use.node.shape) for use in read)
     return max(entries / max(math.prod(roles.flow.nodes[residual.node].shape), 1), 1.0)
+
+
+def stream_size(solver: Solver, residual: Residual) -> float:
+    """Return the RMS of the stream that a branch is added to, as far as the pass has come.
+
+    Args:
+        solver: The pass.
+        residual: The residual sum.
+
+    Returns:
+        The size; 1 where it is not known, or zero.
+    """
+    size = solver.rms(residual.skip)
+    if size is None and not residual.skips:
+        size = solver.rms(residual.fork)
+    return 1.0 if size is None or not size > 0.0 else size
 
 
 def branch_balances(roles: Roles, aims: Sequence[Aim]) -> list[Balance]:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 import isometry
+from isometry.moments import across, fan, inverse, latents
 from isometry.moments import algebra as alg
-from isometry.moments import fan, inverse, latents
 from isometry.moments.marks import marked
-from isometry.moments.record import Fan, Normed
+from isometry.moments.record import Across, Fan, Normed
 from isometry.moments.rules import order
 from isometry.moments.taps import Window
 
@@ -77,7 +77,8 @@ def test_tails_have_the_kurtosis_asked_for() -> None:
         (Window(8, 3, 8, low=1), (8,), (1, 1, 4, 1, 1)),
         (Window(16, 5, 16, low=2), (16,), (1, 1, 12, 1, 1)),
         (Window(20, 7, 20, low=3), (20,), (3, 14, 3)),
-        (Window(4, 3, 8, stride=2, low=1), (8,), (1, 3)),
+        (Window(4, 3, 8, stride=2, low=1), (8,), (1, 1, 1, 1)),
+        (Window(16, 3, 32, stride=2, low=1), (32,), (1, 14, 1)),
         (Window(2, 3, 2, low=1), (2,), (2,)),
         (Window(8, 1, 8), (1, 6, 1), (1, 6, 1)),
         (Window(100, 3, 100, low=1), (100,), (100,)),
@@ -175,9 +176,9 @@ class Squeeze(nn.Module):
         return x * self.gate(x.mean((2, 3), keepdim=True))
 
 
-def depthwise(act: type[nn.Module], kernel: int, squeeze: bool) -> nn.Module:
+def depthwise(act: type[nn.Module], kernel: int, squeeze: bool, groups: int = 48) -> nn.Module:
     mixed = [Squeeze(48), nn.Conv2d(48, 48, 1, bias=False), nn.BatchNorm2d(48), act()] if squeeze else []
-    filtered = nn.Conv2d(48, 48, kernel, padding=kernel // 2, groups=48, bias=False)
+    filtered = nn.Conv2d(48, 48, kernel, padding=kernel // 2, groups=groups, bias=False)
     layers = [
         nn.Conv2d(32, 48, 1, bias=False),
         nn.BatchNorm2d(48),
@@ -201,6 +202,49 @@ def test_slopes_know_the_weights_of_their_channel(act: type, kernel: int, size: 
         ["2", "1"],
         within=0.06,
     )
+
+
+@pytest.mark.parametrize("groups", [24, 16])
+def test_slopes_know_the_weights_of_their_channel_in_groups(groups: int) -> None:
+    agrees(
+        lambda: depthwise(nn.ReLU, 3, False, groups),
+        lambda: (torch.randn(4, 32, 4, 4),),
+        ["2", "1"],
+        within=0.02,
+    )
+
+
+def test_of_a_sum_of_gradients_each_is_orthogonal_for_itself() -> None:
+    x = alg.normal((4, 6, 5))
+    relu = alg.apply(x, lambda z: np.maximum(z, 0.0))
+    own, other = (alg.multiply(alg.normal((4, 6, 5)), f) for f in (relu, x))
+    (factor,) = relu.terms[0].factors
+    own = marked(own, Across(factor, factor.values, np.ones_like(factor.values), 1.0, 0.0))
+    both, *each = (across.product(g, x).table for g in (alg.add(own, other), own, other))
+    np.testing.assert_allclose(both, sum(each))
+
+
+def test_channels_side_by_side_scatter_as_one_tensor_of_them() -> None:
+    def build(parts: int) -> nn.Module:
+        each = [
+            nn.Sequential(nn.Conv2d(32, 48 // parts, 1), nn.BatchNorm2d(48 // parts)) for _ in range(parts)
+        ]
+        filtered = nn.Conv2d(48, 48, 3, padding=1, groups=48, bias=False)
+        return nn.Sequential(Parts(*each), filtered, nn.BatchNorm2d(48), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+
+    one, two = (isometry.predict(lambda n=n: build(n), "4x32x6x6") for n in (1, 2))
+    assert two["1"].backward.rms == pytest.approx(one["1"].backward.rms, rel=2e-3)
+
+
+class Parts(nn.Module):
+    """What several maps make of a tensor, side by side."""
+
+    def __init__(self, *maps: nn.Module) -> None:
+        super().__init__()
+        self.maps = nn.ModuleList(maps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([f(x) for f in self.maps], 1).relu()
 
 
 def test_gradients_behind_a_depthwise_convolution_and_a_norm_sum_to_little() -> None:

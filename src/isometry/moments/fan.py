@@ -68,6 +68,30 @@ def of_sum(terms: Sequence[Term]) -> Fan | None:
     return Fan(math.inf, total**2 / own, total**2 / shared, tail / total**2)
 
 
+def side_by_side(parts: Sequence[Moments], counts: Sequence[int]) -> Fan | None:
+    """Return the fan of marked sums side by side; None where none is marked.
+
+    A channel has the directions of its part. All channels together have more: with the shares q_i of the
+    variance, Σ q_i²/d_i adds, as for a sum of independent parts.
+
+    Args:
+        parts: The parts, one factor each.
+        counts: How many channels each has.
+    """
+    marks = [mark_of(part, Fan) for part in parts]
+    powers = [n * float(np.mean(part.variance)) for part, n in zip(parts, counts, strict=True)]
+    known = [(m, p, n) for m, p, n in zip(marks, powers, counts, strict=True) if m is not None]
+    if not known or not sum(powers) > 0.0:
+        return None
+    shares = [(m, p / sum(powers), n / sum(counts)) for m, p, n in known]
+    normed = min(m.normed for m, _, _ in known) if len(known) == len(parts) else 0
+    own, shared = (
+        sum(x) for x in zip(*[(n / m.directions, p**2 / m.shared) for m, p, n in shares], strict=True)
+    )
+    tail = sum(p**2 * m.tail for m, p, _ in shares)
+    return Fan(math.inf, 1.0 / own, 1.0 / shared, tail, normed)
+
+
 def scatter_of_power(m: Moments, offset: float) -> float:
     """Return how much the mean square of a function f of normed sums scatters between channels, relatively.
 

@@ -1,5 +1,6 @@
 """What few samples and few weights do to norms and their gradients: closed forms and real modules."""
 
+import itertools
 import math
 import time
 
@@ -9,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 import isometry
-from isometry.moments import across, fan, inverse, latents
+from isometry.moments import across, fan, inverse, latents, steep
 from isometry.moments import algebra as alg
 from isometry.moments.marks import marked
-from isometry.moments.record import Across, Fan, Normed
+from isometry.moments.record import Across, Fan, Normed, Steep
 from isometry.moments.rules import order
 from isometry.moments.taps import Window
 
@@ -319,3 +320,44 @@ def test_maxima_of_rows_are_as_alike_as_what_they_share(shared: float) -> None:
     assert table[1, 0] - table[1, 1] == pytest.approx(shared, abs=0.005)
     # The largest of 4 normal entries has the variance 0.4917.
     assert table[0, 0] - table[1, 1] == pytest.approx(shared + (1.0 - shared) * 0.4917, abs=0.005)
+
+
+def test_means_over_neighbours_of_means_over_neighbours() -> None:
+    for read, reach in ((3, 1), (3, 3), (5, 3), (2, 7), (1, 4)):
+        inner, outer = np.ones(reach) / reach, np.ones(read) / read
+        left = (np.convolve(inner, outer) ** 2).sum() / (inner**2).sum()
+        assert fan.averaged(read, reach) == pytest.approx(left)
+
+
+def test_how_a_slope_rises_with_the_size_of_its_place() -> None:
+    g = alg.multiply(alg.normal((4, 3)), alg.apply(alg.normal((4, 3)), lambda z: z))
+    latent = g.terms[0].factors[1].latent
+    assert steep.of_slopes(g, latent) == pytest.approx(1.0, rel=1e-3)  # the square of z
+    gain, mark = steep.met(marked(g, Steep(0.5)), Fan(9, 9, 9, 0.3), latent)
+    assert gain == pytest.approx(1.0 + 0.5 * 0.3, rel=1e-3)
+    assert mark.rise == pytest.approx(1.5, rel=1e-3)
+
+
+def test_slopes_know_the_size_that_an_epsilon_leaves_their_channel() -> None:
+    rng, share = np.random.default_rng(0), 0.6
+    square = rng.chisquare(9, 1_000_000) / 9
+    divided = 1 / (square + 1 / share - 1)
+    slopes = 1 + 0.3 * (square * divided / (square * divided).mean() - 1)
+    alone, weights = divided.mean(), (square * divided).mean()
+    told = fan.of_slopes(Fan(9, 9, 9, 0.0), share, 0.3)
+    assert told == pytest.approx((slopes * divided).mean() / alone, rel=5e-3)
+    kept = [fan.kept(marked(alg.normal((4, 3)), Normed(9, share, None, rise))) for rise in (0.0, 0.3)]
+    real = (slopes * square * divided).mean() / weights / told
+    assert kept[1] / kept[0] == pytest.approx(real, rel=5e-3)
+
+
+def test_slopes_at_one_place_are_steep_together() -> None:
+    def build() -> nn.Module:
+        sizes = [12, *[48] * 4]
+        layers = [
+            [nn.Conv2d(n, m, 1, bias=False), nn.BatchNorm2d(m), nn.Hardswish()]
+            for n, m in itertools.pairwise(sizes)
+        ]
+        return nn.Sequential(*itertools.chain(*layers), nn.Conv2d(48, 8, 1))
+
+    agrees(build, lambda: (torch.randn(8, 12, 8, 8),), ["6", "3", "0"], within=0.08)

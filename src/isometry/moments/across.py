@@ -126,12 +126,9 @@ def _likeness(carrier: Factor, axes: tuple[Axis, ...], rank: int) -> float:
 def _others(terms: float, excess: float) -> Array:
     """Return the sum of the squares of K − 1 entries of variance 1, at the few nodes of a normal variable.
 
-    A gamma variable of their mean and variance, by Wilson and Hilferty's approximation.
+    A gamma variable of their mean and variance.
     """
-    shape = (terms - 1.0) / max(excess + 2.0, 0.1)
-    root = 1.0 - 1.0 / (9.0 * shape) + latents.FEW_NODES / (3.0 * shape**0.5)
-    made = np.maximum(root, 1e-3) ** 3
-    return np.asarray((terms - 1.0) * made / float(made @ latents.FEW_WEIGHTS))
+    return (terms - 1.0) * fan.sizes(max(excess + 2.0, 0.1) / (terms - 1.0))
 
 
 def _scaled(y: Array, s: Array) -> tuple[Array, Array, Array]:

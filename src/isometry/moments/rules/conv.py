@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from isometry.moments import across, fan, near, patches
+from isometry.moments import across, fan, near, patches, steep
 from isometry.moments import algebra as alg
 from isometry.moments import axes as ax
 from isometry.moments import contract as con
@@ -279,6 +279,7 @@ def convolution_backward(
         normed = mark_of(g, Normed)
         if normed is not None and not transposed:
             dx = across.orthogonal(dx, _whole(x, shape), g, windows, w.shape[2], normed.share)
+            dx = steep.handed_on(dx, g, x, windows)
     if mask[1]:
         small_one, large_one = (x, g) if transposed else (g, x)
         dw = windowed("ngo,ngc->goc", small_one, large_one, "oik", windows, w)

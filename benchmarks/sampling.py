@@ -210,6 +210,26 @@ def threads(budget: float) -> list[Row]:
     return rows
 
 
+def on_gpu(budget: float) -> list[Row]:
+    """Normal values for tensors on a GPU, beside its own generator; nothing where there is no GPU."""
+    if not torch.cuda.is_available():
+        return []
+    rows = []
+    for power in (6, 8):
+        for name, dtype in DTYPES.items():
+            x = torch.empty(10 ** (power // 2), 10 ** (power - power // 2), dtype=dtype, device="cuda")
+
+            def theirs(x: torch.Tensor = x) -> None:
+                nn.init.normal_(x, std=0.02)
+                torch.cuda.synchronize()
+
+            ours, rival = rivals(
+                lambda x=x: fill_keyed_(x, Normal(0.02), seed=0, name="w"), theirs, budget=budget
+            )
+            rows.append(row("normal, on a GPU", f"1e{power}", name, ours, rival, x.numel()))
+    return rows
+
+
 def table(rows: list[Row]) -> Table:
     """Lay the lines out for people."""
     columns = ["what", "size", "dtype", "ns/element", "torch", "ratio", "CPU ns", "torch CPU", "CPU ratio"]
@@ -241,6 +261,7 @@ def main() -> None:
     rows += whole_model(options.gpt, options.budget)
     rows += many_parameters(options.budget)
     rows += threads(options.budget)
+    rows += on_gpu(options.budget)
     print(table(rows))
     if options.json:
         machine = {

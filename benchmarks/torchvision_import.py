@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from types import ModuleType
 
 import torch
@@ -16,12 +18,11 @@ _OPERATORS = {
 
 def import_torchvision() -> ModuleType:
     """Return torchvision, whichever torch it was built for."""
-    for name, schema in _OPERATORS.items():
-        if not torch._C._dispatch_has_kernel(name):
-            try:
-                torch.library.define(name, schema)
-            except RuntimeError:  # defined by an earlier call
-                break
-    import torchvision
-
-    return torchvision
+    try:
+        return importlib.import_module("torchvision")
+    except RuntimeError:  # "operator torchvision::nms does not exist"
+        for name, schema in _OPERATORS.items():
+            torch.library.define(name, schema)
+        for module in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+            del sys.modules[module]
+        return importlib.import_module("torchvision")

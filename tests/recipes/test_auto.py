@@ -340,6 +340,20 @@ def test_a_scale_that_more_than_the_head_reads_is_left_neutral() -> None:
     assert isometry.plan(Both(depth=0, tied=True), ids())["final.weight"].law.value == 1.0
 
 
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("factor", [1 / 16, 8.0])
+def test_logits_that_the_code_multiplies_begin_at_chance_behind_that(tied: bool, factor: float) -> None:
+    class Scaled(Language):
+        def forward(self, ids: Tensor) -> Tensor:
+            return factor * super().forward(ids) / 1.0
+
+    sizes = []
+    for model in (Scaled(depth=1, tied=tied), Language(depth=1, tied=tied)):
+        isometry.init_(model, ids(), seed=0)
+        sizes.append(model(ids()).square().mean().sqrt().item())
+    assert sizes[0] == pytest.approx(sizes[1], rel=1e-3)
+
+
 def test_a_gelu_written_out_is_no_sum_of_two_paths() -> None:
     class Written(nn.Module):
         def __init__(self) -> None:

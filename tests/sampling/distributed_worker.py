@@ -24,7 +24,7 @@ from isometry.sampling import (
     TruncatedNormal,
     Uniform,
     Whole,
-    engine,
+    drawing,
     fill_,
     fill_keyed_,
     haar,
@@ -114,8 +114,8 @@ def check_placements(world):
 def check_share_of_work(world):
     """A shard of a large matrix draws its own part alone, whichever dimension is cut."""
     words = []
-    tile_bits = engine.tile_bits
-    engine.tile_bits = lambda key, tile, count: (words.append(count), tile_bits(key, tile, count))[1]
+    tile_bits = drawing.tile_bits
+    drawing.tile_bits = lambda key, tile, count: (words.append(count), tile_bits(key, tile, count))[1]
     mesh = init_device_mesh("cpu", (world,))
     for dim in (0, 1):
         words.clear()
@@ -124,7 +124,7 @@ def check_share_of_work(world):
         )
         fill_keyed_(x, Normal(1.0), seed=0, name="x")
         assert sum(words) == x.numel() // world, (dim, sum(words))
-    engine.tile_bits = tile_bits
+    drawing.tile_bits = tile_bits
 
 
 def check_errors(world):

@@ -153,3 +153,20 @@ def factor_between(flow: Flow, node: Node, stop: Callable[[Node], bool]) -> floa
         if current.op in MULTIPLY and numbers:
             factor = factor * numbers[0] if current.op == "mul" else factor / numbers[0]
     return factor
+
+
+def factor_behind(flow: Flow, node: Node) -> float:
+    """Return the product of the numbers that multiply a signal between a node and the model's output.
+
+    Args:
+        flow: The graph.
+        node: Such as the contraction of a head.
+
+    Returns:
+        The factor of the first output that the node reaches with nothing else on the way; 1 without one.
+    """
+    for output in flow.outputs:
+        end = flow.nodes[output]
+        if any(n is node for n in flow.upstream(end)):
+            return factor_between(flow, end, lambda n: n is node)
+    return 1.0

@@ -9,7 +9,7 @@ import torch
 
 from isometry.errors import InvalidValueError
 from isometry.sampling import Elementwise, Normal, TruncatedNormal
-from isometry.sampling.transforms import Floats, Ints
+from isometry.sampling.operations import Floats, Ints
 
 _REACH = 12.0  # beyond 12 standard deviations a normal density is below 1e-31
 _NODES = 400

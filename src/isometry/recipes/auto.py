@@ -43,7 +43,7 @@ from isometry.flow.gates import sets_decay
 from isometry.flow.graph import SOFTMAX, Flow, Node
 from isometry.flow.growth import growth_of
 from isometry.flow.roles import Part, Role, Use
-from isometry.flow.stacks import stacks_of
+from isometry.flow.stacks import factor_behind, stacks_of
 from isometry.flow.stages import stages_of
 from isometry.flow.streams import Residual
 from isometry.flow.sums import parallel_terms, score_sums, sums_behind
@@ -200,15 +200,20 @@ class Draft:
         """Aim at the logits of a head whose rows are as large as tokens want them."""
         head = self.subject.roles[self._last[role.name]]
         size, rows = self._logits(head), self._tied[head.name].lookups[0]
+        here = size / self._behind(head)
         fan = head.fans.forward if head.fans is not None else head.shape[-1]
         self.laws[role.name] = Constant(role.neutral), 1.0
         self._aim(
             role,
-            lambda solver: size / (math.sqrt(fan) * (solver.rms(rows) or 1.0)),
+            lambda solver: here / (math.sqrt(fan) * (solver.rms(rows) or 1.0)),
             f"logits of RMS {size:.2g}: the loss begins at chance, though the head's rows are the tokens'",
             (rows,),
         )
-        self._targets.append(Balance(_use(head).node.index, (role.name,), size))
+        self._targets.append(Balance(_use(head).node.index, (role.name,), here))
+
+    def _behind(self, head: Role) -> float:
+        """Return the number that the code multiplies a head's logits by."""
+        return abs(factor_behind(self.flow, _use(head).node)) or 1.0
 
     def _logits(self, role: Role) -> float:
         """Return the size of logits that begin at chance.
@@ -226,15 +231,15 @@ class Draft:
 
     def _head(self, role: Role) -> None:
         """Aim at logits that begin at chance, with a gain of 1 at most."""
-        size = self._logits(role)
+        size, behind = self._logits(role), self._behind(role)
         if role.fans is not None and role.name in self._tied:
-            begin = size / math.sqrt(role.fans.forward)  # it is looked up before it is solved
+            begin = size / behind / math.sqrt(role.fans.forward)  # it is looked up before it is solved
             self.laws[role.name] = Normal(begin), begin
         arriving = tuple(n.index for n in self.flow.operands(_use(role).node) if n.signal)
 
         def logits(solver: Solver) -> float:
             found = [there for index in arriving if (there := solver.rms(index)) is not None]
-            return min(size, *found, size)
+            return min(size, *found, size) / behind
 
         self._aim(role, logits, f"logits of RMS {size:.2g} at most: the loss begins at chance", arriving)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from isometry.errors import InvalidTypeError, InvalidValueError
 from isometry.sampling import transforms
-from isometry.sampling.transforms import Floats, Ints
+from isometry.sampling.operations import Floats, Ints, operations
 
 _ROOT_TWO = math.sqrt(2)
 # A truncated normal's largest value stays below the cut by this share, more than the transform's error of
@@ -35,8 +35,8 @@ class Elementwise(Distribution):
     def transform(self, bits: Ints, out: Floats) -> None:
         """Turn rows of an even number n of int32 words (scratch afterwards) into rows of n float32 values.
 
-        Both arrays are contiguous, of shape (n,) or (rows, n). A row's values may depend on its own words
-        alone, and in the same way however many rows there are.
+        Both are contiguous arrays, of shape (n,) or (rows, n). A row's values may depend on its own words
+        alone, and in the same way however many rows there are. The laws of this module take tensors, too.
         """
 
     @property
@@ -242,7 +242,7 @@ def _check(name: str, value: float, *, low: float = -math.inf) -> None:
 
 def _shift_(out: Floats, mean: float) -> None:
     if mean != 0.0:
-        np.add(out, np.float32(mean), out)
+        operations(out).add(out, np.float32(mean), out)
 
 
 def _inside(bounds: tuple[float, float]) -> tuple[np.float32, np.float32]:
@@ -257,4 +257,4 @@ def _inside(bounds: tuple[float, float]) -> tuple[np.float32, np.float32]:
 
 
 def _clip_(out: Floats, ends: tuple[np.float32, np.float32]) -> None:
-    np.clip(out, ends[0], ends[1], out)
+    operations(out).clip(out, *ends)

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
-import threading
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,20 +12,13 @@ from torch import Tensor
 
 from isometry.errors import InvalidTypeError, InvalidValueError, ModelError
 from isometry.sampling.distributions import Constant, Distribution, Elementwise, Whole
+from isometry.sampling.drawing import Draw, words_together, write, write_group
 from isometry.sampling.shards import Shard
-from isometry.sampling.streams import many_bits, subkey, tile_bits, torch_generator
-from isometry.sampling.tiles import TILE_ELEMENTS, Tile, everything, tiles, whole
-from isometry.sampling.transforms import Floats
+from isometry.sampling.streams import subkey, torch_generator
+from isometry.sampling.tiles import tiles, whole
 from isometry.sampling.workers import Task
 
-# Tiles of fewer words than this go through a transform in groups of about as many as _GROUP.
-_SMALL_BELOW = 2**12
-_GROUP = 2**17
-# ATen runs an elementwise operation on fewer elements than this on the calling thread; a larger one would
-# start a team of threads under every worker.
-_SERIAL_BELOW = 2**15
 _LAWS = (Elementwise, Whole)
-_local = threading.local()
 
 
 def check(tensor: Tensor, distribution: Distribution, name: str = "the tensor") -> None:
@@ -96,15 +86,6 @@ def check_law(distribution: Distribution, name: str) -> None:
         ) from None
 
 
-class Draw(NamedTuple):
-    """One tile to draw, and the tensor that takes its pieces."""
-
-    target: Tensor
-    tile: Tile
-    distribution: Elementwise
-    key: bytes
-
-
 def draws(shard: Shard, distribution: Distribution, key: bytes) -> Iterable[Draw | Task]:
     """Describe what writes the distribution into the local tensor of a shard.
 
@@ -138,23 +119,24 @@ def tasks(work: Iterable[Draw | Task]) -> Iterator[Task]:
     A transform costs some 30 calls of NumPy whatever its size, so 10,000 tiny parameters go through it in
     groups; as each row is a stream of its own, the values are those that each would get alone.
     """
-    waiting: dict[tuple[Elementwise, tuple[int, ...], torch.dtype], list[Draw]] = {}
+    waiting: dict[tuple[Elementwise, tuple[int, ...], torch.dtype, torch.device], list[Draw]] = {}
     for item in work:
         if not isinstance(item, Draw):
             yield item
             continue
         words = item.tile.words
-        if words >= _SMALL_BELOW:
-            yield functools.partial(_write, item)
+        most = words_together(item)
+        if words >= most:
+            yield functools.partial(write, item)
             continue
-        kind = item.distribution, item.tile.extent, item.target.dtype
+        kind = item.distribution, item.tile.extent, item.target.dtype, item.target.device
         group = waiting.setdefault(kind, [])
         group.append(item)
-        if len(group) * words >= _GROUP:
+        if len(group) * words >= most:
             del waiting[kind]
-            yield functools.partial(_write_group, group)
+            yield functools.partial(write_group, group)
     for group in waiting.values():
-        yield functools.partial(_write_group, group) if len(group) > 1 else functools.partial(_write, *group)
+        yield functools.partial(write_group, group) if len(group) > 1 else functools.partial(write, *group)
 
 
 def finish(tensors: Iterable[Tensor]) -> None:
@@ -167,88 +149,6 @@ def _elementwise(shard: Shard, distribution: Elementwise, key: bytes) -> Iterabl
     if isinstance(found, tuple):
         return [Draw(shard.local, tile, distribution, key) for tile in found]
     return (Draw(shard.local, tile, distribution, key) for tile in found)
-
-
-def _write(draw: Draw) -> None:
-    """Draw a tile whole, and copy its pieces to where they belong."""
-    target, tile = draw.target, draw.tile
-    bits = tile_bits(draw.key, tile.number, tile.words)
-    if _is_plain(target) and target.is_contiguous() and target.numel() == tile.words and _is_all(draw):
-        draw.distribution.transform(bits, target.numpy().reshape(-1))  # straight into its place
-        return
-    values = _buffer(draw)[: tile.words]
-    draw.distribution.transform(bits, values)
-    _keep_inside_(values, draw)
-    _place(draw, values)
-
-
-def _write_group(group: list[Draw]) -> None:
-    """Draw many small tiles of one distribution, extent and dtype by one transform."""
-    tile = group[0].tile
-    bits = many_bits([(draw.key, draw.tile.number) for draw in group], tile.words)
-    values = np.empty(bits.shape, np.float32)
-    group[0].distribution.transform(bits, values)
-    _keep_inside_(values, group[0])
-    # Tensors of one shape that are a tile each share that tile.
-    if _is_all(group[0]) and all(draw.tile is tile and not draw.target.is_neg() for draw in group):
-        boxes = torch.from_numpy(values)[:, : math.prod(tile.extent)].view(len(group), *tile.extent)
-        torch._foreach_copy_([draw.target for draw in group], boxes.unbind())
-        return
-    for draw, row in zip(group, values, strict=True):
-        _place(draw, row)
-
-
-def _is_plain(target: Tensor) -> bool:
-    """Whether NumPy can write into a tensor what was drawn."""
-    return target.dtype == torch.float32 and target.is_cpu and not target.is_neg()
-
-
-def _is_all(draw: Draw) -> bool:
-    """Whether a tile is all there is to write into a tensor."""
-    return draw.target.shape == draw.tile.extent and draw.tile.pieces == everything(draw.tile.extent)
-
-
-def _keep_inside_(values: Floats, draw: Draw) -> None:
-    """Clip to what the dtype stored holds within the bounds, so that rounding does not leave them."""
-    dtype, bounds = draw.target.dtype, draw.distribution.bounds
-    ends = None if bounds is None else _representable(bounds, dtype)
-    if ends is not None:
-        np.clip(values, np.float32(ends[0]), np.float32(ends[1]), out=values)
-
-
-def _place(draw: Draw, values: Floats) -> None:
-    """Copy the pieces of a drawn tile, rounded to the dtype stored."""
-    target, tile = draw.target, draw.tile
-    box = values[: math.prod(tile.extent)].reshape(tile.extent)
-    if _is_plain(target):
-        array = target.numpy()
-        for piece in tile.pieces:
-            array[piece.target] = box[piece.source]
-        return
-    for piece in tile.pieces:
-        _copy(target[piece.target], torch.from_numpy(box)[piece.source])
-
-
-def _copy(target: Tensor, source: Tensor) -> None:
-    if target.device.type != "cpu" or target.numel() < _SERIAL_BELOW:
-        target.copy_(source)
-        return
-    dim = max(range(target.ndim), key=lambda d: target.shape[d])
-    half = target.shape[dim] // 2
-    rest = target.shape[dim] - half
-    _copy(target.narrow(dim, 0, half), source.narrow(dim, 0, half))
-    _copy(target.narrow(dim, half, rest), source.narrow(dim, half, rest))
-
-
-def _buffer(draw: Draw) -> Floats:
-    """This thread's own place for one tile; page-locked for copies to a GPU."""
-    pinned = draw.target.is_cuda
-    kind = "pinned" if pinned else "plain"
-    found: Floats | None = _local.__dict__.get(kind)
-    if found is None:
-        found = torch.empty(TILE_ELEMENTS, dtype=torch.float32, device="cpu", pin_memory=pinned).numpy()
-        setattr(_local, kind, found)
-    return found
 
 
 def _write_constant(local: Tensor, value: float) -> None:
@@ -276,28 +176,3 @@ def _write_whole(shard: Shard, distribution: Whole, key: bytes) -> None:
             if index.numel() < drawn.shape[dim]:
                 drawn = drawn.index_select(dim, index)
         shard.local.copy_(drawn)
-
-
-@functools.lru_cache(maxsize=1024)
-def _representable(bounds: tuple[float, float], dtype: torch.dtype) -> tuple[float, float] | None:
-    """For dtypes shorter than float32: the smallest and largest number of the dtype within the bounds."""
-    if dtype.itemsize >= 4:
-        return None
-    low, high = torch.tensor(bounds, dtype=torch.float64, device="cpu").to(dtype).double().tolist()
-    # One step of the dtype at most separates a bound from its rounding.
-    if low < bounds[0]:
-        low = _next(bounds[0], dtype, up=True)
-    if high > bounds[1]:
-        high = _next(bounds[1], dtype, up=False)
-    return (low, high) if low <= high else None
-
-
-def _next(value: float, dtype: torch.dtype, *, up: bool) -> float:
-    """The nearest number of the dtype beyond `value`, whose own rounding lies on the other side."""
-    info = torch.finfo(dtype)
-    step = max(abs(value) * info.eps, info.smallest_normal * info.eps)
-    signed = step if up else -step
-    candidates = torch.tensor([value + signed * k / 8 for k in range(33)], dtype=torch.float64, device="cpu")
-    rounded = candidates.to(dtype).double()
-    inside = rounded[rounded >= value] if up else rounded[rounded <= value]
-    return float(inside.min() if up else inside.max())

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 
 from isometry.errors import InvalidTypeError
-from isometry.sampling.transforms import Ints
+from isometry.sampling.operations import Ints
 
 #: Part of every key: raised whenever the same seed and name would give other values.
 VERSION = "isometry sampling 2"
@@ -93,19 +93,22 @@ def tile_bits(key: bytes, tile: int, words: int) -> Ints:
     return _halves(source.random_raw(words // 2))
 
 
-def many_bits(origins: Sequence[tuple[bytes, int]], words: int) -> Ints:
+def many_bits(origins: Sequence[tuple[bytes, int]], words: int, out: Ints | None = None) -> Ints:
     """`tile_bits` of many (key, tile), a row each: the streams advance side by side where that is faster."""
+    found = np.empty((len(origins), words), np.int32) if out is None else out
     # A step of all streams is some ten calls of NumPy; to start one stream alone costs as much as three.
     if len(origins) < words:
-        return np.stack([tile_bits(key, tile, words) for key, tile in origins])
+        for row, (key, tile) in zip(found, origins, strict=True):
+            row[:] = tile_bits(key, tile, words)
+        return found
     states = np.frombuffer(b"".join(_start(key, tile) for key, tile in origins), _WORD)
     a, b, c = np.ascontiguousarray(states.reshape(-1, 3).T.astype(np.uint64))
     raw = np.empty((words // 2, len(origins)), np.uint64)
     spare = np.empty_like(a)
-    for step, out in enumerate(raw, 1):
+    for step, word in enumerate(raw, 1):
         # SFC64 (Doty-Humphrey): out = a + b + n; a = b ^ (b >> 11); b = c + (c << 3); c = rotl(c, 24) + out.
         np.add(a, b, a)
-        np.add(a, np.uint64(step), out)
+        np.add(a, np.uint64(step), word)
         np.right_shift(b, _ELEVEN, a)
         np.bitwise_xor(a, b, a)
         np.left_shift(c, _THREE, b)
@@ -113,8 +116,9 @@ def many_bits(origins: Sequence[tuple[bytes, int]], words: int) -> Ints:
         np.left_shift(c, _TWENTY_FOUR, spare)
         np.right_shift(c, _FORTY, c)
         np.bitwise_or(c, spare, c)
-        np.add(c, out, c)
-    return _halves(np.ascontiguousarray(raw.T))
+        np.add(c, word, c)
+    found[:] = _halves(np.ascontiguousarray(raw.T))
+    return found
 
 
 def _start(key: bytes, tile: int) -> bytes:
@@ -123,7 +127,7 @@ def _start(key: bytes, tile: int) -> bytes:
 
 
 def _halves(raw: npt.NDArray[np.uint64]) -> Ints:
-    """Words of 64 bits as pairs of 32, the low half first on every machine."""
+    """Ints of 64 bits as pairs of 32, the low half first on every machine."""
     bits: Ints = raw.view(np.int32) if _LITTLE else raw.astype(_WORD).view("<i4").astype(np.int32)
     return bits
 

@@ -1,33 +1,30 @@
 """From random bits to values, by operations that every processor rounds alike.
 
-Only +, -, *, /, sqrt and integer operations occur, one NumPy call each, so nothing is contracted into a fused
+Only +, -, *, /, sqrt and integer operations occur, one call each, so nothing is contracted into a fused
 multiply-add and no libm or vector library has a say: the same bits give the same floats on every machine that
 follows IEEE 754. `torch.log`, `torch.erfinv` and `Tensor.normal_` differ in the last places between vector
 widths, libraries and vendors, which shards drawn on unlike hosts would show.
 
 `bits` is an int32 array of rows of n uniform words, which are used up, `out` a float32 array of the same
-shape; each row is a stream of its own. The polynomials are minimax fits (Lawson's iteration) to the functions
-named beside them; their relative error is stated there. Most of the time goes into passing memory, so a pass
-less or one in place counts more than an operation: a quadratic is written as a square, (x + A)² + B, and the
-factors of leading terms and of scales are moved to where a constant is multiplied anyway. Output arrays are
-passed by position and reused, which NumPy does fastest.
+shape; each row is a stream of its own. Both may be tensors, on any device: `operations` has the calls. The
+polynomials are minimax fits (Lawson's iteration) to the functions named beside them; their relative error is
+stated there. Most of the time goes into passing memory, so a pass less or one in place counts more than an
+operation: a quadratic is written as a square, (x + A)² + B, and the factors of leading terms and of scales
+are moved to where a constant is multiplied anyway. Output arrays are reused.
 """
 
 from __future__ import annotations
 
 import math
-import threading
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from numpy import add, bitwise_and, bitwise_or, bitwise_xor, copyto, divide, multiply, sqrt, subtract
 
-Floats = npt.NDArray[np.float32]
-Ints = npt.NDArray[np.int32]
-Coefficients = tuple[Floats, ...]
+from isometry.sampling.operations import Floats, Ints, Operations, operations
 
-_local = threading.local()
+Constant = npt.NDArray[Any]
+Coefficients = tuple[Constant, ...]
 
 
 def _float32(*values: float) -> Coefficients:
@@ -35,7 +32,7 @@ def _float32(*values: float) -> Coefficients:
     return tuple(np.array(value, np.float32) for value in values)
 
 
-def _int32(value: int) -> Ints:
+def _int32(value: int) -> Constant:
     return np.array(value, np.int32)
 
 
@@ -69,11 +66,12 @@ _TAIL = _float32(
 
 def uniform(bits: Ints, out: Floats, *, low: float, high: float) -> None:
     """Values mid + half·bits/2³¹ in [low, high]: symmetric, and finest where float32 is."""
-    copyto(out, bits, "same_kind")
-    multiply(out, np.float32((high - low) * 2.0**-32), out)
+    do = operations(bits)
+    do.to_float(out, bits)
+    do.multiply(out, np.float32((high - low) * 2.0**-32), out)
     mid = (high + low) / 2
     if mid != 0.0:
-        add(out, np.float32(mid), out)
+        do.add(out, np.float32(mid), out)
 
 
 def normal(bits: Ints, out: Floats, *, std: float) -> None:
@@ -82,38 +80,39 @@ def normal(bits: Ints, out: Floats, *, std: float) -> None:
     The first word gives a sign and a radius of 30 random bits, so that |z| reaches 6.55 (the chance of more
     is 6e-11); the second gives an angle in the right half of the plane. An even n is needed.
     """
+    do = operations(bits)
     half = bits.shape[-1] // 2
     first, second = bits[..., :half], bits[..., half:]
     cos, sin = out[..., :half], out[..., half:]
-    spare = second.view(np.float32)
-    radius = _scratch(first.shape)
+    spare = do.as_floats(second)
+    radius = do.scratch(first.shape, bits)
     # (cos 2φ, sin 2φ) = (1 - 2 sin²φ, 2 sin φ cos φ) with φ = πx/4, where cos φ is a well-conditioned root.
-    copyto(sin, second, "same_kind")
-    multiply(sin, _SIN_STEP, sin)
-    multiply(sin, sin, spare)
-    add(spare, _SIN_A, cos)
-    add(spare, _SIN_B, spare)
-    multiply(spare, spare, spare)
-    add(spare, _SIN_C, spare)
-    multiply(spare, cos, spare)
-    multiply(sin, spare, sin)
+    do.to_float(sin, second)
+    do.multiply(sin, _SIN_STEP, sin)
+    do.multiply(sin, sin, spare)
+    do.add(spare, _SIN_A, cos)
+    do.add(spare, _SIN_B, spare)
+    do.multiply(spare, spare, spare)
+    do.add(spare, _SIN_C, spare)
+    do.multiply(spare, cos, spare)
+    do.multiply(sin, spare, sin)
     # The radius.
-    bitwise_or(first, _NEGATIVE_ODD, second)
-    copyto(radius, second, "same_kind")
-    _log(radius, spare, cos, _NEGATIVE_WORD)
-    sqrt(radius, radius)
-    multiply(radius, np.float32(math.sqrt(_UNIT) * std), radius)
-    bitwise_and(first, _SIGN, first)
-    signed = radius.view(np.int32)
-    bitwise_xor(signed, first, signed)
+    do.bitwise_or(first, _NEGATIVE_ODD, second)
+    do.to_float(radius, second)
+    _log(do, radius, spare, cos, _NEGATIVE_WORD)
+    do.sqrt(radius, radius)
+    do.multiply(radius, np.float32(math.sqrt(_UNIT) * std), radius)
+    do.bitwise_and(first, _SIGN, first)
+    signed = do.as_ints(radius)
+    do.bitwise_xor(signed, first, signed)
     # Both together.
-    multiply(sin, sin, spare)
-    subtract(_TWO, spare, cos)
-    sqrt(cos, cos)
-    multiply(sin, cos, sin)
-    multiply(sin, radius, sin)
-    subtract(_ONE, spare, spare)
-    multiply(spare, radius, cos)
+    do.multiply(sin, sin, spare)
+    do.subtract(_TWO, spare, cos)
+    do.sqrt(cos, cos)
+    do.multiply(sin, cos, sin)
+    do.multiply(sin, radius, sin)
+    do.subtract(_ONE, spare, spare)
+    do.multiply(spare, radius, cos)
 
 
 def truncated(bits: Ints, out: Floats, *, scale: float, edge: float, beyond: float) -> None:
@@ -123,82 +122,70 @@ def truncated(bits: Ints, out: Floats, *, scale: float, edge: float, beyond: flo
     there are tails the distance 1 - |x| is drawn, not |x|, so that they keep 31 random bits. `beyond` = 1 -
     edge.
     """
-    x, square = _scratch((2, *out.shape))
-    whole = square.view(np.int32)
-    bitwise_and(bits, _MAGNITUDE, whole)
-    copyto(x, whole, "same_kind")
-    multiply(x, np.float32(edge * 2.0**-31), x)
+    do = operations(bits)
+    x, square = do.scratch((2, *out.shape), bits)
+    whole = do.as_ints(square)
+    do.bitwise_and(bits, _MAGNITUDE, whole)
+    do.to_float(x, whole)
+    do.multiply(x, np.float32(edge * 2.0**-31), x)
     if edge < 0.5:
-        multiply(x, x, square)
-        subtract(_ONE, square, square)
+        do.multiply(x, x, square)
+        do.subtract(_ONE, square, square)
     else:
-        add(x, np.float32(beyond + edge * 2.0**-32), x)
-        subtract(_TWO, x, square)
-        multiply(square, x, square)
-        subtract(_ONE, x, x)
-    _polynomial(square, _CENTRE_P, out)
-    multiply(out, x, out)
-    divide(out, _polynomial(square, _CENTRE_Q, x), out)
+        do.add(x, np.float32(beyond + edge * 2.0**-32), x)
+        do.subtract(_TWO, x, square)
+        do.multiply(square, x, square)
+        do.subtract(_ONE, x, x)
+    _polynomial(do, square, _CENTRE_P, out)
+    do.multiply(out, x, out)
+    do.divide(out, _polynomial(do, square, _CENTRE_Q, x), out)
     if beyond * (2.0 - beyond) < float(_TAIL_START):
-        _replace_tail_(square, out)
-    multiply(out, np.float32(scale), out)
-    values = out.view(np.int32)
-    bitwise_xor(values, bitwise_and(bits, _SIGN, whole), values)
+        _replace_tail_(do, square, out)
+    do.multiply(out, np.float32(scale), out)
+    values = do.as_ints(out)
+    do.bitwise_xor(values, do.bitwise_and(bits, _SIGN, whole), values)
 
 
-def _replace_tail_(square: Floats, out: Floats) -> None:
-    tail = np.flatnonzero(square < _TAIL_START)
+def _replace_tail_(do: Operations, square: Floats, out: Floats) -> None:
+    tail = do.below(square, _TAIL_START)
     r = square.reshape(-1)[tail]
-    _log(r, np.empty_like(r), np.empty_like(r), _POSITIVE)
-    multiply(r, np.float32(_UNIT / 2), r)
-    sqrt(r, r)
-    subtract(r, _THREE, r)
-    out.reshape(-1)[tail] = _polynomial(r, _TAIL, np.empty_like(r))
+    spare, exponent = do.empty(2, r)
+    _log(do, r, spare, exponent, _POSITIVE)
+    do.multiply(r, np.float32(_UNIT / 2), r)
+    do.sqrt(r, r)
+    do.subtract(r, _THREE, r)
+    out.reshape(-1)[tail] = _polynomial(do, r, _TAIL, spare)
 
 
-def _log(x: Floats, square: Floats, exponent: Floats, kind: tuple[Ints, Coefficients]) -> None:
+def _log(
+    do: Operations, x: Floats, square: Floats, exponent: Floats, kind: tuple[Constant, Coefficients]
+) -> None:
     """Put -2 ln(x/y)/_UNIT in the place of x, for x/y in (0, 1]; the other two arrays are scratch.
 
     It is right to 5e-7, absolutely below 1 and relatively above, never negative, and 0 at x = y.
     """
     root_half, (y, two_k_y) = kind
-    bits, scaled = x.view(np.int32), square.view(np.int32)
-    subtract(bits, root_half, scaled)
-    bitwise_and(scaled, _EXPONENT, scaled)
-    subtract(bits, scaled, bits)  # x is y·m now
-    copyto(exponent, scaled, "same_kind")
-    add(x, y, x)
-    divide(two_k_y, x, x)
-    add(x, _LOG_MINUS_K, x)
-    multiply(x, x, square)
-    add(square, _LOG_A, square)
-    multiply(square, square, square)
-    add(square, _LOG_B, square)
-    multiply(x, square, x)
-    subtract(x, exponent, x)
+    bits, scaled = do.as_ints(x), do.as_ints(square)
+    do.subtract(bits, root_half, scaled)
+    do.bitwise_and(scaled, _EXPONENT, scaled)
+    do.subtract(bits, scaled, bits)  # x is y·m now
+    do.to_float(exponent, scaled)
+    do.add(x, y, x)
+    do.divide(two_k_y, x, x)
+    do.add(x, _LOG_MINUS_K, x)
+    do.multiply(x, x, square)
+    do.add(square, _LOG_A, square)
+    do.multiply(square, square, square)
+    do.add(square, _LOG_B, square)
+    do.multiply(x, square, x)
+    do.subtract(x, exponent, x)
 
 
-def _scratch(shape: tuple[int, ...]) -> Floats:
-    """This thread's own scratch, kept from call to call: fresh pages would cost more than the arithmetic.
-
-    torch aligns memory to 64 bytes, NumPy to 16, at which vector operations take a quarter longer.
-    """
-    kept: Floats | None = _local.__dict__.get("scratch")
-    if kept is not None and kept.shape == shape:
-        return kept
-    size = math.prod(shape)
-    memory: Floats | None = _local.__dict__.get("memory")
-    if memory is None or memory.size < size:
-        memory = _local.memory = torch.empty(max(size, 2**12), dtype=torch.float32, device="cpu").numpy()
-    kept = _local.scratch = memory[:size].reshape(shape)
-    return kept
-
-
-def _polynomial(x: Floats, coefficients: Coefficients, out: Floats) -> Floats:
+def _polynomial(do: Operations, x: Floats, coefficients: Coefficients, out: Floats) -> Floats:
     """Horner's scheme, highest coefficient first."""
-    multiply(x, coefficients[0], out)
-    add(out, coefficients[1], out)
+    do.multiply(x, coefficients[0], out)
+    do.add(out, coefficients[1], out)
     for coefficient in coefficients[2:]:
-        multiply(out, x, out)
-        add(out, coefficient, out)
+        do.multiply(out, x, out)
+        do.add(out, coefficient, out)
     return out

@@ -13,7 +13,7 @@ from isometry.errors import InvalidTypeError, InvalidValueError, ModelError
 from isometry.restore import collector_paused
 from isometry.sampling import engine, workers
 from isometry.sampling.distributions import Distribution, Whole
-from isometry.sampling.engine import Draw
+from isometry.sampling.drawing import Draw
 from isometry.sampling.fill import fill_keyed_
 from isometry.sampling.marks import unfinished
 from isometry.sampling.places import Place, Places

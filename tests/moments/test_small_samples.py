@@ -1,5 +1,6 @@
 """What few samples and few weights do to norms and their gradients: closed forms and real modules."""
 
+import itertools
 import math
 import time
 
@@ -9,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 import isometry
+from isometry.moments import across, fan, inverse, latents, steep
 from isometry.moments import algebra as alg
-from isometry.moments import fan, inverse, latents
 from isometry.moments.marks import marked
-from isometry.moments.record import Fan, Normed
+from isometry.moments.record import Across, Fan, Normed, Steep
 from isometry.moments.rules import order
 from isometry.moments.taps import Window
 
@@ -77,7 +78,8 @@ def test_tails_have_the_kurtosis_asked_for() -> None:
         (Window(8, 3, 8, low=1), (8,), (1, 1, 4, 1, 1)),
         (Window(16, 5, 16, low=2), (16,), (1, 1, 12, 1, 1)),
         (Window(20, 7, 20, low=3), (20,), (3, 14, 3)),
-        (Window(4, 3, 8, stride=2, low=1), (8,), (1, 3)),
+        (Window(4, 3, 8, stride=2, low=1), (8,), (1, 1, 1, 1)),
+        (Window(16, 3, 32, stride=2, low=1), (32,), (1, 14, 1)),
         (Window(2, 3, 2, low=1), (2,), (2,)),
         (Window(8, 1, 8), (1, 6, 1), (1, 6, 1)),
         (Window(100, 3, 100, low=1), (100,), (100,)),
@@ -175,9 +177,9 @@ class Squeeze(nn.Module):
         return x * self.gate(x.mean((2, 3), keepdim=True))
 
 
-def depthwise(act: type[nn.Module], kernel: int, squeeze: bool) -> nn.Module:
+def depthwise(act: type[nn.Module], kernel: int, squeeze: bool, groups: int = 48) -> nn.Module:
     mixed = [Squeeze(48), nn.Conv2d(48, 48, 1, bias=False), nn.BatchNorm2d(48), act()] if squeeze else []
-    filtered = nn.Conv2d(48, 48, kernel, padding=kernel // 2, groups=48, bias=False)
+    filtered = nn.Conv2d(48, 48, kernel, padding=kernel // 2, groups=groups, bias=False)
     layers = [
         nn.Conv2d(32, 48, 1, bias=False),
         nn.BatchNorm2d(48),
@@ -201,6 +203,49 @@ def test_slopes_know_the_weights_of_their_channel(act: type, kernel: int, size: 
         ["2", "1"],
         within=0.06,
     )
+
+
+@pytest.mark.parametrize("groups", [24, 16])
+def test_slopes_know_the_weights_of_their_channel_in_groups(groups: int) -> None:
+    agrees(
+        lambda: depthwise(nn.ReLU, 3, False, groups),
+        lambda: (torch.randn(4, 32, 4, 4),),
+        ["2", "1"],
+        within=0.02,
+    )
+
+
+def test_of_a_sum_of_gradients_each_is_orthogonal_for_itself() -> None:
+    x = alg.normal((4, 6, 5))
+    relu = alg.apply(x, lambda z: np.maximum(z, 0.0))
+    own, other = (alg.multiply(alg.normal((4, 6, 5)), f) for f in (relu, x))
+    (factor,) = relu.terms[0].factors
+    own = marked(own, Across(factor, factor.values, np.ones_like(factor.values), 1.0, 0.0))
+    both, *each = (across.product(g, x).table for g in (alg.add(own, other), own, other))
+    np.testing.assert_allclose(both, sum(each))
+
+
+def test_channels_side_by_side_scatter_as_one_tensor_of_them() -> None:
+    def build(parts: int) -> nn.Module:
+        each = [
+            nn.Sequential(nn.Conv2d(32, 48 // parts, 1), nn.BatchNorm2d(48 // parts)) for _ in range(parts)
+        ]
+        filtered = nn.Conv2d(48, 48, 3, padding=1, groups=48, bias=False)
+        return nn.Sequential(Parts(*each), filtered, nn.BatchNorm2d(48), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+
+    one, two = (isometry.predict(lambda n=n: build(n), "4x32x6x6") for n in (1, 2))
+    assert two["1"].backward.rms == pytest.approx(one["1"].backward.rms, rel=2e-3)
+
+
+class Parts(nn.Module):
+    """What several maps make of a tensor, side by side."""
+
+    def __init__(self, *maps: nn.Module) -> None:
+        super().__init__()
+        self.maps = nn.ModuleList(maps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([f(x) for f in self.maps], 1).relu()
 
 
 def test_gradients_behind_a_depthwise_convolution_and_a_norm_sum_to_little() -> None:
@@ -275,3 +320,44 @@ def test_maxima_of_rows_are_as_alike_as_what_they_share(shared: float) -> None:
     assert table[1, 0] - table[1, 1] == pytest.approx(shared, abs=0.005)
     # The largest of 4 normal entries has the variance 0.4917.
     assert table[0, 0] - table[1, 1] == pytest.approx(shared + (1.0 - shared) * 0.4917, abs=0.005)
+
+
+def test_means_over_neighbours_of_means_over_neighbours() -> None:
+    for read, reach in ((3, 1), (3, 3), (5, 3), (2, 7), (1, 4)):
+        inner, outer = np.ones(reach) / reach, np.ones(read) / read
+        left = (np.convolve(inner, outer) ** 2).sum() / (inner**2).sum()
+        assert fan.averaged(read, reach) == pytest.approx(left)
+
+
+def test_how_a_slope_rises_with_the_size_of_its_place() -> None:
+    g = alg.multiply(alg.normal((4, 3)), alg.apply(alg.normal((4, 3)), lambda z: z))
+    latent = g.terms[0].factors[1].latent
+    assert steep.of_slopes(g, latent) == pytest.approx(1.0, rel=1e-3)  # the square of z
+    gain, mark = steep.met(marked(g, Steep(0.5)), Fan(9, 9, 9, 0.3), latent)
+    assert gain == pytest.approx(1.0 + 0.5 * 0.3, rel=1e-3)
+    assert mark.rise == pytest.approx(1.5, rel=1e-3)
+
+
+def test_slopes_know_the_size_that_an_epsilon_leaves_their_channel() -> None:
+    rng, share = np.random.default_rng(0), 0.6
+    square = rng.chisquare(9, 1_000_000) / 9
+    divided = 1 / (square + 1 / share - 1)
+    slopes = 1 + 0.3 * (square * divided / (square * divided).mean() - 1)
+    alone, weights = divided.mean(), (square * divided).mean()
+    told = fan.of_slopes(Fan(9, 9, 9, 0.0), share, 0.3)
+    assert told == pytest.approx((slopes * divided).mean() / alone, rel=5e-3)
+    kept = [fan.kept(marked(alg.normal((4, 3)), Normed(9, share, None, rise))) for rise in (0.0, 0.3)]
+    real = (slopes * square * divided).mean() / weights / told
+    assert kept[1] / kept[0] == pytest.approx(real, rel=5e-3)
+
+
+def test_slopes_at_one_place_are_steep_together() -> None:
+    def build() -> nn.Module:
+        sizes = [12, *[48] * 4]
+        layers = [
+            [nn.Conv2d(n, m, 1, bias=False), nn.BatchNorm2d(m), nn.Hardswish()]
+            for n, m in itertools.pairwise(sizes)
+        ]
+        return nn.Sequential(*itertools.chain(*layers), nn.Conv2d(48, 8, 1))
+
+    agrees(build, lambda: (torch.randn(8, 12, 8, 8),), ["6", "3", "0"], within=0.08)

@@ -17,6 +17,7 @@ pooling, that is a fourth of the square.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import prod
 
 import numpy as np
@@ -35,41 +36,46 @@ _SQUARES = np.concatenate([np.linspace(0.0, 4.0, 17), np.geomspace(5.0, 100.0, 1
 _SIZES = np.geomspace(0.1, 6.0, 60)
 
 
-def orthogonal(dx: Moments, x: Moments, g: Moments, windows: Sequence[Window], share: float) -> Moments:
-    """Return a depthwise convolution's gradient at its input x with what it owes to x.
+def orthogonal(
+    dx: Moments, x: Moments, g: Moments, windows: Sequence[Window], channels: int, share: float
+) -> Moments:
+    """Return a convolution's gradient at its input x with what it owes to x.
 
-    It is orthogonal to each channel of x, the second dim. As it is where x is more than a function of one
-    variable.
+    That of a depthwise one is orthogonal to each channel of x, the second dim. As it is where x is more than
+    a function of one variable.
 
     Args:
         dx: The gradient at x as if it were independent of x.
         x: The input.
         g: The gradient at the output.
         windows: One per spatial dim.
+        channels: How many channels an output reads.
         share: The output's own part of what the norm behind it divides by; ε takes the rest.
     """
     factor = alg.absorbed(x.terms[0], x.axes) if len(x.terms) == 1 else None
     if factor is None or dx.axes != x.axes or len(dx.terms) != 1 or len(dx.terms[0].factors) != 1:
         return dx
-    count = prod(ax.size(x.axes[p]) for d in range(len(x.dims)) if d != 1 for p in x.positions(d))
+    count = channels * prod(ax.size(x.axes[p]) for d in range(len(x.dims)) if d != 1 for p in x.positions(d))
     part = factor.values**2 / np.maximum(factor.square[..., None] * count, 1e-300)
     # The outputs are centred, which takes off what of the mean their windows read on average.
     apart = (factor.values - prod(w.terms / w.kernel for w in windows) * factor.mean[..., None]) ** 2
     spread = np.maximum(latents.mean(apart), 1e-300)[..., None]
-    summand, added = _given_square(g, windows, fan.kurtosis(x))
+    summand, added = _given_square(g, windows, channels, fan.kurtosis(x))
     own = np.maximum(1.0 - share * part, 0.0) * np.interp(apart / spread, _SQUARES, summand)
     square = own / latents.mean(own)[..., None] + np.interp(apart / spread, _SQUARES, added)
     gained = latents.mean(square)[..., None]
     table = np.array(dx.table)
     rec.diagonal(table, dx.axes)[...] *= gained[..., 0]
     bent = changed(factor, np.sqrt(square / gained), x.axes)
+    if channels > 1:
+        return slopes.carried(dx, [bent], table)
     alone = np.sqrt(own / latents.mean(own)[..., None] / gained)
     mark = Across(factor, bent.values, alone, share, _loose(windows))
     return marked(slopes.carried(dx, [bent], table), mark)
 
 
-def _given_square(g: Moments, windows: Sequence[Window], excess: float) -> tuple[Array, Array]:
-    """Return what a depthwise convolution's gradients add up to at an entry x, given x².
+def _given_square(g: Moments, windows: Sequence[Window], channels: int, excess: float) -> tuple[Array, Array]:
+    """Return what a convolution's gradients add up to at an entry x, given x².
 
     The outputs y = Σ w x that read x have the gradients g = γ·s(y), and their slope knows the weight that x
     went through. For K normal weights of a fixed length, x in units of its standard deviation, v = (x² + Q)/K
@@ -85,6 +91,7 @@ def _given_square(g: Moments, windows: Sequence[Window], excess: float) -> tuple
     Args:
         g: The gradient at the outputs.
         windows: One per spatial dim.
+        channels: How many channels an output reads.
         excess: The excess kurtosis of x.
 
     Returns:
@@ -97,7 +104,7 @@ def _given_square(g: Moments, windows: Sequence[Window], excess: float) -> tuple
         return np.ones_like(_SQUARES), np.zeros_like(_SQUARES)
     reads = [np.bincount(w.taps()[2]).astype(np.float64) for w in windows]  # how many outputs read an entry
     read = prod(float((n**2).sum() / n.sum()) for n in reads)
-    terms = max(prod(w.terms for w in windows), 2.0)
+    terms = max(channels * prod(w.terms for w in windows), 2.0)
     y, s = (rec.pooled(f, g.axes) for f in (surfaces.form_of(slope), slope.values))
     y = (y - latents.mean(y)) / max(float(latents.mean(y**2) - latents.mean(y) ** 2), 1e-300) ** 0.5
     own, bend, rise = _scaled(y, s)
@@ -119,12 +126,9 @@ def _likeness(carrier: Factor, axes: tuple[Axis, ...], rank: int) -> float:
 def _others(terms: float, excess: float) -> Array:
     """Return the sum of the squares of K − 1 entries of variance 1, at the few nodes of a normal variable.
 
-    A gamma variable of their mean and variance, by Wilson and Hilferty's approximation.
+    A gamma variable of their mean and variance.
     """
-    shape = (terms - 1.0) / max(excess + 2.0, 0.1)
-    root = 1.0 - 1.0 / (9.0 * shape) + latents.FEW_NODES / (3.0 * shape**0.5)
-    made = np.maximum(root, 1e-3) ** 3
-    return np.asarray((terms - 1.0) * made / float(made @ latents.FEW_WEIGHTS))
+    return (terms - 1.0) * fan.sizes(max(excess + 2.0, 0.1) / (terms - 1.0))
 
 
 def _scaled(y: Array, s: Array) -> tuple[Array, Array, Array]:
@@ -147,29 +151,40 @@ def _loose(windows: Sequence[Window]) -> float:
 def product(g: Moments, h: Moments) -> Moments:
     """Return g·h of aligned records for a sum over batch and space.
 
-    Of a gradient orthogonal to x, only what h has across x counts, and across 1 but for what is loose of it.
+    Of a gradient orthogonal to x, only what h has across x counts, and across 1 but for what is loose of it;
+    of a sum of gradients, each for itself.
     """
-    both = alg.multiply(g, h)
-    mark = mark_of(g, Across)
-    if mark is None or len(both.terms) != 1:
-        return both
-    (term,) = both.terms
+    if not any(_mark(term) for term in g.terms):
+        return alg.multiply(g, h)
+    parts = [alg.multiply(replace(g, terms=(term,)), h).terms for term in g.terms]
+    made = [
+        tuple(_kept(found, mark, g.axes) for found in own) if (mark := _mark(term)) and len(own) == 1 else own
+        for term, own in zip(g.terms, parts, strict=True)
+    ]
+    return alg.assemble(g.dims, tuple(term for own in made for term in own))
+
+
+def _mark(term: Term) -> Across | None:
+    return next((p.latent for f in term.factors for p in f.parts if isinstance(p.latent, Across)), None)
+
+
+def _kept(term: Term, mark: Across, axes: tuple[Axis, ...]) -> Term:
+    """Return a product of an orthogonal gradient and h with what a sum over batch and space keeps of it."""
     found = [f for f in term.factors if f.key == mark.to.key]
     if len(found) != 1 or found[0].values.shape != mark.to.values.shape:
-        return both
+        return term
     x, one = mark.to.values, np.ones_like(mark.to.values)
     along = _across(found[0].values / np.maximum(mark.bent, 1e-150), x, mark.share)
     level = _across(one, x, mark.share)
     weight = latents.mean(along * level) / np.maximum(latents.mean(level * level), 1e-300)
     along = along - (1.0 - mark.loose**0.5) * weight[..., None] * level
     rest = tuple(f for f in term.factors if f is not found[0])
-    across = changed(found[0], along * mark.alone, both.axes)
-    return alg.assemble(both.dims, (Term(term.coef, (*rest, across)),))
+    return Term(term.coef, (*rest, changed(found[0], along * mark.alone, axes)))
 
 
 def itself(g: Moments) -> Moments:
     """Return g for a sum over batch and space; see `product`."""
-    if mark_of(g, Across) is None:
+    if not any(_mark(term) for term in g.terms):
         return g
     return product(g, alg.assemble(g.dims, (Term(np.ones([1] * len(g.axes))),)))
 

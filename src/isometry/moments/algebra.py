@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from isometry.moments import apart, fan, latents, lengths, lineage, near, surfaces, uneven
+from isometry.moments import apart, fan, latents, lengths, lineage, near, steep, surfaces, uneven
 from isometry.moments.axes import Array, Axis, Index
 from isometry.moments.marks import marked
 from isometry.moments.record import (
@@ -317,7 +317,8 @@ def descended(made: Moments, terms: tuple[Term, ...], *, normal_: bool) -> Momen
     form = None if normal_ else factor.values
     own = replace(factor, parts=lineage.parts_of(terms, std), form=form)
     made = near.of_sum(replace(made, terms=(Term(term.coef, (own,)),)), terms)
-    for mark in (fan.of_sum(terms), apart.of_sum(terms), uneven.of_sum(terms, made.axes)):
+    found = (fan.of_sum(terms), apart.of_sum(terms), uneven.of_sum(terms, made.axes), steep.of_sum(terms))
+    for mark in found:
         made = marked(made, mark)
     return lengths.handed_on(made, terms)
 

@@ -11,10 +11,11 @@ import numpy as np
 
 from isometry.moments import algebra as alg
 from isometry.moments import axes as ax
-from isometry.moments import latents, near
+from isometry.moments import fan, latents, near
 from isometry.moments import record as rec
 from isometry.moments import regrouping as reg
 from isometry.moments.axes import Array, Axis
+from isometry.moments.marks import marked
 from isometry.moments.record import Factor, Joined, Moments, Run
 
 LARGE = 100_000  # entries of a table from which on finer blocks cost more than they tell
@@ -44,7 +45,8 @@ def concatenate(parts: Sequence[Moments], dim: int) -> Moments:
         made = alg.gaussian(dims, table, mean)
     else:
         made = alg.with_marginal(dims, table, mean, _side_by_side(values, blocks, position))
-    return _with_neighbours(_remembering(made, ready, position), ready, blocks, position)
+    made = _with_neighbours(_remembering(made, ready, position), ready, blocks, position)
+    return marked(made, fan.side_by_side(ready, [sum(b) for b in blocks]))
 
 
 def _with_neighbours(

@@ -39,6 +39,7 @@ from isometry.moments import record as rec
 from isometry.moments.axes import Array
 from isometry.moments.marks import mark_of
 from isometry.moments.record import Factor, Fan, Moments, Normed, Term
+from isometry.moments.taps import Window
 
 _NONE = 1e-3  # a share that is as good as nothing
 _LEAST = 2.5  # directions; with two or fewer 1/v has no mean
@@ -48,7 +49,7 @@ _LEAST_KURTOSIS, _MOST_KURTOSIS = 0.02, 3.0  # less is taken as none; beyond, th
 
 def of_sum(terms: Sequence[Term]) -> Fan | None:
     """Return the fan of a sum of functions of marked sums; None where none is marked."""
-    total, own, shared, tail = 0.0, 0.0, 0.0, 0.0
+    total, own, shared, tail, reach = 0.0, 0.0, 0.0, 0.0, 0.0
     for term in terms:
         square = term.square
         if len(term.factors) != 1:
@@ -62,10 +63,51 @@ def of_sum(terms: Sequence[Term]) -> Fan | None:
             linear = factor.slope**2 * (latents.mean(form**2) - latents.mean(form) ** 2)
             known = float(np.mean(term.coef**2 * linear)) ** 2
             own, shared = own + known / mark.directions, shared + known / mark.shared
-            tail += float(np.mean(term.coef**2 * _growth(factor))) ** 2 * mark.tail
+            handed = float(np.mean(term.coef**2 * _growth(factor))) ** 2 * mark.tail
+            tail, reach = tail + handed, reach + handed * mark.reach
     if shared == 0.0:
         return None
-    return Fan(math.inf, total**2 / own, total**2 / shared, tail / total**2)
+    reach = reach / tail if tail > 0.0 else 1.0
+    return Fan(math.inf, total**2 / own, total**2 / shared, tail / total**2, reach=reach)
+
+
+def side_by_side(parts: Sequence[Moments], counts: Sequence[int]) -> Fan | None:
+    """Return the fan of marked sums side by side; None where none is marked.
+
+    A channel has the directions of its part. All channels together have more: with the shares q_i of the
+    variance, Σ q_i²/d_i adds, as for a sum of independent parts.
+
+    Args:
+        parts: The parts, one factor each.
+        counts: How many channels each has.
+    """
+    marks = [mark_of(part, Fan) for part in parts]
+    powers = [n * float(np.mean(part.variance)) for part, n in zip(parts, counts, strict=True)]
+    known = [(m, p, n) for m, p, n in zip(marks, powers, counts, strict=True) if m is not None]
+    if not known or not sum(powers) > 0.0:
+        return None
+    shares = [(m, p / sum(powers), n / sum(counts)) for m, p, n in known]
+    normed = min(m.normed for m, _, _ in known) if len(known) == len(parts) else 0
+    own, shared = (
+        sum(x) for x in zip(*[(n / m.directions, p**2 / m.shared) for m, p, n in shares], strict=True)
+    )
+    tail = sum(p**2 * m.tail for m, p, _ in shares)
+    reach = sum(p**2 * m.tail * m.reach for m, p, _ in shares) / tail if tail > 0.0 else 1.0
+    return Fan(math.inf, 1.0 / own, 1.0 / shared, tail, normed, reach)
+
+
+def averaged(read: float, reach: float) -> float:
+    """Return the variance that a mean over so many neighbours leaves of means over `reach` neighbours each.
+
+    With a ≤ b of the two, the means of means have the variance (b − (a − 1/a)/3)/b² of an entry's.
+    """
+    a, b = sorted([max(read, 1.0), max(reach, 1.0)])
+    return (b - (a - 1.0 / a) / 3.0) / b**2 * max(reach, 1.0)
+
+
+def lasting(windows: Sequence[Window], reach: float) -> float:
+    """Return the share that windows leave of the variance of means over `reach` neighbours."""
+    return math.prod(averaged(w.terms, reach) for w in windows)
 
 
 def scatter_of_power(m: Moments, offset: float) -> float:
@@ -104,6 +146,22 @@ def _stretched(values: Array, z: Array, size: float) -> Array:
     rows = zip(values.reshape(-1, values.shape[-1]), z.reshape(-1, z.shape[-1]), strict=True)
     made = [np.interp(size * at, at, row) for row, at in rows]
     return np.asarray(np.reshape(made, values.shape))
+
+
+def growth(m: Moments) -> float:
+    """Return the derivative of a variance's logarithm by that of the square of its latent's scale."""
+    factor = m.terms[0].factors[0] if len(m.terms) == 1 and len(m.terms[0].factors) == 1 else None
+    if factor is None:
+        return 1.0
+    whole = float(np.mean(factor.square - factor.mean**2))
+    return float(np.mean(_growth(factor))) / whole if whole > 0.0 else 1.0
+
+
+def sizes(tail: float) -> Array:
+    """Return a gamma variable of mean 1 and this variance at the few nodes, by Wilson and Hilferty's root."""
+    root = 1.0 - tail / 9.0 + latents.FEW_NODES * tail**0.5 / 3.0
+    made = np.maximum(root, 1e-3) ** 3
+    return np.asarray(made / float(made @ latents.FEW_WEIGHTS))
 
 
 def _growth(factor: Factor) -> Array:
@@ -176,9 +234,20 @@ def kept(m: Moments) -> float:
     """Return the share of a gradient's square that weights pass on whose sums' sizes it was divided by.
 
     E[w²/(v + ε)]/(E[w²]·E[1/(v + ε)]) for v proportional to |w|², which is (1/X − 1 + s)/s for the share s of
-    v in v + ε and X = E[1/(v + ε)]·E[v + ε]: 1 − 2/K without ε.
+    v in v + ε and X = E[1/(v + ε)]·E[v + ε]: 1 − 2/K without ε. What `of_slopes` took away for slopes that
+    are steeper where v is large, large weights give back, and more.
     """
     mark = mark_of(m, Normed)
     if mark is None or mark.share < _NONE:
         return 1.0
-    return (1.0 / _excess(mark.weights, mark.share) - 1.0 + mark.share) / mark.share
+    own = (1.0 / _excess(mark.weights, mark.share) - 1.0 + mark.share) / mark.share
+    return own * max(1.0 + mark.rise * (1.0 - mark.share) * 2.0 / max(mark.weights, _LEAST), 0.0)
+
+
+def of_slopes(fan: Fan, share: float, rise: float) -> float:
+    """Return E[s²/(v + ε)] over the channels, for slopes s, by that of independent ones.
+
+    What is normed has the mean square v/(v + ε), and s² rises with that by `rise` (see `steep`): to first
+    order in Var v/E[v]² = 2/d, 1 − rise·s(1 − s)·2/d for the share s of v in v + ε.
+    """
+    return max(1.0 - rise * share * (1.0 - share) * 2.0 / max(fan.directions, _LEAST), 0.0)

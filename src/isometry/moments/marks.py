@@ -7,12 +7,12 @@ from typing import TypeVar
 
 import numpy as np
 
-from isometry.moments.record import Across, Apart, Fan, Moments, Normed, Part, Term, Uneven
+from isometry.moments.record import Across, Apart, Fan, Moments, Normed, Part, Steep, Term, Uneven
 
-T = TypeVar("T", Fan, Normed, Across)
+T = TypeVar("T", Fan, Normed, Steep, Across)
 
 
-def marked(m: Moments, mark: Fan | Normed | Across | Apart | Uneven | None) -> Moments:
+def marked(m: Moments, mark: Fan | Normed | Steep | Across | Apart | Uneven | None) -> Moments:
     """Return a record of one term whose last factor carries a mark, in place of another of its kind."""
     (term,) = m.terms
     if mark is None or not term.factors:

@@ -52,9 +52,19 @@ def fan_of(x: Moments, w: Moments, windows: Sequence[Window]) -> Fan | None:
     handed = fan.of_sum(x.terms)  # the window's mean of it
     scatter = _weighted(table**2, pairs) / total**2 + (alike / handed.shared if handed else 0.0)
     scatter += 0.5 * fan.scatter_of_power(x, prod(w.terms / w.kernel for w in windows)) / x.shape[2]
-    tail = (fan.kurtosis(x) + 2.0) / (weights * groups) + (alike * handed.tail if handed else 0.0)
+    tails = [((fan.kurtosis(x) + 2.0) / (weights * groups), 1.0)]
+    tails += [(handed.tail * fan.lasting(windows, handed.reach), handed.reach)] if handed else []
+    tail = sum(own for own, _ in tails)
+    reach = sum(own * _reach(windows, before) for own, before in tails) / tail if tail > 0.0 else 1.0
     directions = 1.0 / max(scatter + 0.5 * kurtosis / weights, 0.1 * scatter)
-    return Fan(2.0 * weights / max(kurtosis + 2.0, 0.1), directions, groups / scatter, tail)
+    effective = 2.0 * weights / max(kurtosis + 2.0, 0.1)
+    return Fan(effective, directions, groups / scatter, tail, reach=reach)
+
+
+def _reach(windows: Sequence[Window], reach: float) -> float:
+    """Return over how many outputs the means go that windows make of means over `reach` inputs."""
+    each = [reach / fan.averaged(w.terms, reach) / w.stride for w in windows]
+    return max(float(np.mean(each)), 1.0)
 
 
 def summed(y: Moments, x: Moments, w: Moments, windows: Sequence[Window], mark: Fan | None) -> Moments:

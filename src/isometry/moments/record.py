@@ -84,8 +84,8 @@ class Fan(NamedTuple):
     `weights` is their effective number, `directions` that of the directions of x: the mean square of a
     channel scatters between channels by 2/`directions`. `shared` is the number of directions of all channels
     together, more where groups of channels read different x; `tail` is the relative variance, from entry to
-    entry, of the mean square over all channels. `normed` entries of each channel have since been divided by
-    their size, if not 0. See `fan`.
+    entry, of the mean square over all channels, which is a mean over `reach` neighbours along each axis of
+    space. `normed` entries of each channel have since been divided by their size, if not 0. See `fan`.
     """
 
     weights: float
@@ -93,18 +93,30 @@ class Fan(NamedTuple):
     shared: float
     tail: float
     normed: int = 0
+    reach: float = 1.0
 
 
 class Normed(NamedTuple):
     """Marks a `Part` of a gradient that was divided by the sizes of sums with a `Fan` of so many weights.
 
     `share` is the part of what it was divided by that is theirs, in the square; the rest is a norm's ε.
-    `latent` is that of the sums.
+    `latent` is that of the sums. By `rise` slopes of the sums had made its square grow with theirs; see
+    `steep`.
     """
 
     weights: float
     share: float
     latent: object
+    rise: float = 0.0
+
+
+class Steep(NamedTuple):
+    """Marks a `Part` of a gradient whose square grows with the mean square over the channels of its place.
+
+    By `rise`, the derivative of the one's logarithm by the other's; see `steep`.
+    """
+
+    rise: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,7 +189,7 @@ class Dot(NamedTuple):
 
 
 Loose = (
-    Keys | Fan | Normed | Across | Near | Uneven | Apart | Length | Dot
+    Keys | Fan | Normed | Steep | Across | Near | Uneven | Apart | Length | Dot
 )  # marks that belong to no variable
 Mark = Gram | Loose  # what stands in the place of a latent and is none
 

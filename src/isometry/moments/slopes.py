@@ -9,8 +9,9 @@ from dataclasses import replace
 import numpy as np
 
 from isometry.moments import algebra as alg
-from isometry.moments import lineage, projection
+from isometry.moments import lineage, projection, steep
 from isometry.moments.axes import Array
+from isometry.moments.marks import marked
 from isometry.moments.record import Factor, Moments, Term
 from isometry.moments.terms import changed
 
@@ -58,7 +59,7 @@ def merged(g: Moments, least: int = 3, *, several: bool = False) -> Moments:
         square = square + size[..., None] * _square_given(slope, head)
     together = tuple(term for term, _, _ in members)
     slope = changed(head, np.sqrt(np.maximum(square, 0.0)), g.axes)
-    whole = carried(g, [slope], alg.assemble(g.dims, together).table)
+    whole = marked(carried(g, [slope], alg.assemble(g.dims, together).table), steep.of_sum(together))
     return alg.assemble(g.dims, (*(t for t in g.terms if t not in together), *whole.terms))
 
 

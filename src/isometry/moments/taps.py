@@ -61,19 +61,22 @@ class Window:
         Where all read alike, the blocks of what lies under the middles of the windows; of many, those that
         double from either end, so that stacks of dilated windows do not double their number. Ends of fewer
         than one in 40 outputs make no blocks. Two different ends are two blocks, and among few outputs the
-        ends' neighbours are, too, which read the ends of what other windows made.
+        ends' neighbours are, too, which read the ends of what other windows made. Where only one end reads
+        fewer entries, the other is a block as well, for the windows behind and their gradients.
         """
         o, _, _ = self.taps()
         read = np.bincount(o, minlength=self.outputs)
         full = np.flatnonzero(read == read.max())
         edges = {int(full[0]), int(full[-1]) + 1}
+        rings = max(int(full[0]), self.outputs - int(full[-1]) - 1)
         if edges == {0, self.outputs}:
             middle = np.arange(self.outputs) * self.stride + (self.kernel - 1) * self.dilation // 2 - self.low
             edges = _thinned(
                 {int(np.searchsorted(middle, edge)) for edge in np.cumsum(inputs)[:-1]}, self.outputs
             )
-        elif self.stride == 1 and full.size > 2 and (full[0] == 2 or (full[0] == 1 and self.outputs <= FEW)):
-            edges = {1, 2, self.outputs - 2, self.outputs - 1}
+        elif full.size > 2 and rings <= 2:
+            rings = 2 if self.outputs <= FEW else rings
+            edges = {e for k in range(1, rings + 1) for e in (k, self.outputs - k)}
         ends = sorted(edges - {0, self.outputs})
         if ends and ends[0] + self.outputs - ends[-1] < self.outputs / 40:
             ends = []

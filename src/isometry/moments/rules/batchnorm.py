@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from isometry.moments import across, fan
+from isometry.moments import across, fan, steep
 from isometry.moments import algebra as alg
 from isometry.moments import contract as con
 from isometry.moments import record as rec
@@ -123,7 +123,10 @@ def _batch_norm_backward(
         known = mark_of(x, Fan)
         if known is not None and unit.terms[0].factors:
             latent = unit.terms[0].factors[0].latent
-            dx = marked(dx, Normed(known.weights, _share(x, over, eps), latent))
+            share, own = _share(x, over, eps), steep.of_slopes(weighted, latent)
+            gain, rise = steep.met(weighted, known, latent)
+            dx = marked(alg.scale(dx, (gain * fan.of_slopes(known, share, own)) ** 0.5), rise)
+            dx = marked(dx, Normed(known.weights, share, latent, own))
     else:
         unit, inverse = _standardised(x, mean, var, eps)
         dx = times(weighted, inverse)

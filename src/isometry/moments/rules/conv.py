@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from isometry.moments import across, fan, near, patches
+from isometry.moments import across, fan, near, patches, steep
 from isometry.moments import algebra as alg
 from isometry.moments import axes as ax
 from isometry.moments import contract as con
@@ -185,6 +185,12 @@ def _ungrouped(m: Moments, dim: int) -> Moments:
     return replace(m, dims=(*m.dims[:dim], (*m.dims[dim], *m.dims[dim + 1]), *m.dims[dim + 2 :]))
 
 
+def _whole(m: Moments, shape: tuple[int, ...]) -> Moments:
+    """Return a record in groups, with a dim of samples, in the shape that the tensor has."""
+    m = _ungrouped(m, 1)
+    return with_shape(replace(m, dims=m.dims[len(m.dims) - len(shape) :]), shape)
+
+
 def _batched(m: Moments, rank: int) -> Moments:
     return m if len(m.dims) == rank + 2 else replace(m, dims=((), *m.dims))
 
@@ -261,19 +267,19 @@ def convolution_backward(
     db = (
         con.total(g, tuple(d for d in range(len(g.dims)) if d != len(g.dims) - rank - 1)) if mask[2] else None
     )
-    at, strides = x, [window.stride for window in windows]
+    strides = [window.stride for window in windows]
     x, g = (_grouped(_batched(m, rank), 1, groups) for m in (x, g))
     w = _grouped(w, 0, groups)
     dx = dw = None
     if mask[0]:
         spec, roles = ("ngc,goc->ngo", "iko") if transposed else ("ngo,goc->ngc", "oki")
         dx = windowed(spec, g, w, roles, windows, x)
-        dx = _ungrouped(near.mixed(dx, _spatial(g, 3), strides, turned=not transposed), 1)
-        dx = alg.scale(dx, np.sqrt(fan.kept(g)))
-        dx = with_shape(dx if len(shape) == rank + 2 else replace(dx, dims=dx.dims[1:]), shape)
+        dx = near.mixed(dx, _spatial(g, 3), strides, turned=not transposed)
+        dx = _whole(alg.scale(dx, np.sqrt(fan.kept(g))), shape)
         normed = mark_of(g, Normed)
-        if normed is not None and w.shape[2] == 1 and not transposed:
-            dx = across.orthogonal(dx, at, g, windows, normed.share)
+        if normed is not None and not transposed:
+            dx = across.orthogonal(dx, _whole(x, shape), g, windows, w.shape[2], normed.share)
+            dx = steep.handed_on(dx, g, x, windows)
     if mask[1]:
         small_one, large_one = (x, g) if transposed else (g, x)
         dw = windowed("ngo,ngc->goc", small_one, large_one, "oik", windows, w)

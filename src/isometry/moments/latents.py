@@ -245,14 +245,17 @@ def correlation_for(values: Array, centred: Array) -> Array:
     Returns:
         Correlations in [−1, 1].
     """
-    reached, grid = _covariances(values.astype(np.float32).tobytes())
-    return np.asarray(np.interp(centred, reached, grid)) if reached.any() else np.zeros_like(centred)
+    variance = float(mean(values * values) - mean(values) ** 2)
+    if variance <= 0.0:
+        return np.zeros_like(centred)
+    reached, grid = _correlations(values.astype(np.float32).tobytes())
+    return np.asarray(np.interp(centred, reached * variance, grid))
 
 
 @lru_cache(maxsize=1024)
-def _covariances(values: bytes) -> tuple[Array, Array]:
-    """Return cov(f(z), f(z′)) on a grid of correlations, and the grid, for f given in single precision."""
+def _correlations(values: bytes) -> tuple[Array, Array]:
+    """Return corr(f(z), f(z′)) on a grid of correlations, and the grid, for f given in single precision."""
     f = np.frombuffer(values, dtype=np.float32).astype(np.float64)
     grid = np.concatenate([-np.linspace(1, 0.001, 200), [0.0], np.linspace(0.001, 1, 200)])
     reached = dual(f, f, grid) - mean(f) ** 2
-    return np.maximum.accumulate(reached), grid
+    return np.maximum.accumulate(reached / max(float(reached[-1]), 1e-300)), grid

@@ -298,6 +298,21 @@ def test_a_file_that_cannot_be_written_is_one_line(capsys, tmp_path):
     assert capsys.readouterr().err.startswith("error: ")
 
 
+def test_weights_that_cannot_be_written_are_one_line(capsys, file, tmp_path):
+    blocked = tmp_path / "blocked"
+    blocked.write_text("a file, no directory")
+    assert main(["init", f"{file}:build", "-i", "4x64", "-o", str(blocked / "w.pt")]) == 2
+    err = capsys.readouterr().err
+    assert "--output cannot be written" in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("name", ["seed", "inputs", "overrides"])
+def test_arguments_of_the_plan_are_no_options_of_a_recipe(capsys, file, name):
+    assert main(["init", f"{file}:build", "-i", "4x64", "--dry-run", "--option", f"{name}=3"]) == 2
+    assert f"and '{name}' is none" in capsys.readouterr().err
+
+
 def test_python_m_isometry_runs():
     command = [sys.executable, "-m", "isometry", "gain", "relu", "--direction", "forward"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import partial
+from inspect import isgenerator
 from types import TracebackType
 from typing import Any, Self
 
@@ -128,6 +129,26 @@ def tensors_in(value: object) -> Iterator[Tensor]:
     elif is_dataclass(value) and not isinstance(value, type):
         for part in fields(value):
             yield from tensors_in(getattr(value, part.name))
+
+
+def checked_output(output: object) -> object:
+    """Return what a model gave, or say that nothing of its code has run.
+
+    Args:
+        output: What it returned.
+
+    Returns:
+        The same.
+
+    Raises:
+        ModelError: It is a generator.
+    """
+    if isgenerator(output):
+        raise ModelError(
+            "the model's forward holds a yield and returned a generator, so that nothing of it has run: give "
+            "a module whose forward returns a list of what it gives"
+        )
+    return output
 
 
 def has_values(tensor: Tensor) -> bool:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from inspect import signature
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from isometry.errors import InvalidTypeError, InvalidValueError
 
@@ -88,6 +92,8 @@ def batches(
         yield _from_spec(inputs, floats)
     elif isinstance(inputs, Tensor | tuple | Mapping):
         yield _single(inputs)
+    elif isinstance(inputs, np.ndarray):
+        raise InvalidTypeError("inputs must be tensors, got an ndarray: torch.from_numpy(inputs) makes one")
     elif isinstance(inputs, Iterable):
         for item in islice(inputs, limit):
             yield _from_item(item)
@@ -117,7 +123,8 @@ def _from_item(item: object) -> Batch:
     if isinstance(item, Tensor | Mapping):
         return _single(item)
     raise InvalidTypeError(
-        f"an item of inputs must be a tensor, a tuple or a dict, got {type(item).__name__}"
+        f"an item of inputs must be a tensor, a tuple or a dict, got {type(item).__name__}: a list is "
+        "read as a loader, batch by batch"
     )
 
 
@@ -155,6 +162,58 @@ def _draw(match: re.Match[str], generator: torch.Generator, floats: torch.dtype)
     if match["high"] is None or int(match["high"]) < 1:
         raise InvalidValueError(f'integers need a bound of 1 or more, such as "{match["shape"]}:{name}<1000"')
     return torch.randint(int(match["high"]), shape, generator=generator).to(dtype)
+
+
+@contextmanager
+def loader_state(inputs: object) -> Iterator[None]:
+    """Give a DataLoader's own generators their state back, so that its next epoch is unchanged.
+
+    Args:
+        inputs: In any of the forms of `batches`.
+    """
+    generators: list[torch.Generator] = []
+    if isinstance(inputs, DataLoader):
+        owners = (inputs, inputs.sampler, inputs.batch_sampler)
+        found = [getattr(owner, "generator", None) for owner in owners]
+        generators = [generator for generator in found if isinstance(generator, torch.Generator)]
+    states = [generator.get_state() for generator in generators]
+    try:
+        yield
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
+
+
+def mismatch(forward: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    """Return what to do about inputs that are no arguments of a model's forward; nothing where they are.
+
+    Args:
+        forward: The model's forward.
+        args: Positional arguments.
+        kwargs: Keyword arguments.
+
+    Returns:
+        The end of an error message.
+
+    Example:
+        >>> mismatch(torch.nn.ReLU().forward, (torch.ones(2), torch.ones(2)), {})[:36]
+        '; it was called as model(Tensor, Ten'
+    """
+    try:
+        signature(forward).bind(*args, **kwargs)
+    except ValueError:  # a forward without a signature
+        return ""
+    except TypeError:
+        given = [type(arg).__name__ for arg in args]
+        given += [f"{name}={type(arg).__name__}" for name, arg in kwargs.items()]
+        if args and all(isinstance(arg, int) for arg in args):
+            hint = f'random inputs of a shape are written "{"x".join(map(str, args))}"'
+        elif kwargs:
+            hint = "a dict is model(**inputs): give one that is itself the argument as (batch,)"
+        else:
+            hint = "a tuple is model(*inputs): a list, [(x, target)], keeps the target out"
+        return f"; it was called as model({', '.join(given)}), and {hint}"
+    return ""
 
 
 def map_tensors(value: Any, change: Callable[[Tensor, str], Tensor], where: str = "inputs") -> Any:

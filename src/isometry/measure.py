@@ -8,11 +8,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
-from isometry.errors import InvalidTypeError, InvalidValueError, ModelError
-from isometry.hooks import Recorder, checked_model, fetch, has_values, is_compiled, named_modules, tensors_in
-from isometry.inputs import Batch, batches, check_finite, map_tensors
+from isometry.errors import InvalidTypeError, InvalidValueError, IsometryError, ModelError
+from isometry.hooks import (
+    Recorder,
+    checked_model,
+    checked_output,
+    fetch,
+    has_values,
+    is_compiled,
+    named_modules,
+    tensors_in,
+)
+from isometry.inputs import Batch, batches, check_finite, loader_state, map_tensors, mismatch
 from isometry.names import canonical_name
 from isometry.profile import Profile, Signal, Stats
 from isometry.restore import preserved
@@ -77,7 +85,7 @@ def measure(
     gradients: dict[str, Pool] = {}
     with ExitStack() as stack:
         stack.enter_context(preserved(module))
-        stack.enter_context(_loader_state(inputs))
+        stack.enter_context(loader_state(inputs))
         stack.enter_context(_no_updates(module))
         stack.enter_context(_eager(module))
         stack.enter_context(torch.inference_mode(mode=False))
@@ -132,22 +140,6 @@ def _no_updates(module: nn.Module) -> Iterator[None]:
             table.update(content)
 
 
-@contextmanager
-def _loader_state(inputs: object) -> Iterator[None]:
-    """Give a DataLoader's own generators their state back, so that its next epoch is unchanged."""
-    generators: list[torch.Generator] = []
-    if isinstance(inputs, DataLoader):
-        owners = (inputs, inputs.sampler, inputs.batch_sampler)
-        found = [getattr(owner, "generator", None) for owner in owners]
-        generators = [generator for generator in found if isinstance(generator, torch.Generator)]
-    states = [generator.get_state() for generator in generators]
-    try:
-        yield
-    finally:
-        for generator, state in zip(generators, states, strict=True):
-            generator.set_state(state)
-
-
 def _floats(module: nn.Module) -> torch.dtype:
     """What the model computes in: the dtype of its first real parameter."""
     dtypes = (parameter.dtype for parameter in module.parameters())
@@ -159,6 +151,8 @@ def _private(batch: Batch, module: nn.Module) -> Batch:
     device = next(module.parameters()).device
 
     def copy(tensor: Tensor, where: str) -> Tensor:
+        if tensor.is_meta:
+            raise InvalidValueError(f"{where} is on the meta device: measuring needs values")
         own = tensor.detach().to(device, copy=True)
         return own.requires_grad_(tensor.requires_grad)
 
@@ -170,13 +164,16 @@ def _private(batch: Batch, module: nn.Module) -> Batch:
 
 def _forward(module: nn.Module, batch: Batch, recorder: Recorder) -> Any:
     try:
-        return module(*batch.args, **batch.kwargs)
+        return checked_output(module(*batch.args, **batch.kwargs))
+    except IsometryError:
+        raise
     except Exception as error:
         path = recorder.running
         where = (
             f"in module {path!r} ({type(named_modules(module)[path]).__name__})" if path else "in its forward"
         )
-        raise ModelError(f"the model failed {where}: {type(error).__name__}: {error}") from error
+        hint = "" if path else mismatch(module.forward, batch.args, batch.kwargs)
+        raise ModelError(f"the model failed {where}: {type(error).__name__}: {error}{hint}") from error
 
 
 def _backward(

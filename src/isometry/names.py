@@ -7,6 +7,7 @@ a name pattern or a saved profile means the same with and without wrappers.
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 # `module` is also a name people give to their own attributes, so it is a wrapper's part only where it leads
@@ -57,14 +58,15 @@ def unwrap(module: nn.Module) -> nn.Module:
         >>> unwrap(nn.DataParallel(inner)) is inner
         True
     """
-    while True:
+    while not isinstance(module, torch.jit.ScriptModule):  # its submodules are no dict
         for part in (*_ALWAYS, _LEADING):
             inner = module._modules.get(part)
             if inner is not None and (part in _ALWAYS or _is_parallel(module)):
                 module = inner
                 break
         else:
-            return module
+            break
+    return module
 
 
 def _is_parallel(module: nn.Module) -> bool:

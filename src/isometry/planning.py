@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, get_args
@@ -9,12 +10,14 @@ from typing import Any, get_args
 from torch import nn
 
 import isometry.recipes  # noqa: F401  (registers the recipes)
-from isometry.errors import InvalidTypeError, InvalidValueError, described
+from isometry.errors import InvalidTypeError, InvalidValueError, IsometryWarning, described
 from isometry.flow.tracing import study
 from isometry.init.structured import Kind as Family
 from isometry.plans import Plan, Row, scaled, std_of
 from isometry.plans.overriding import Override
 from isometry.recipes.base import OBJECTIVES, Choice, Objective, Subject, find_recipe, neutral
+from isometry.recipes.given import frozen_copies, given_choices
+from isometry.sampling.streams import stream_key
 from isometry.solving.calibration import calibrated
 from isometry.solving.passes import Problem
 
@@ -23,6 +26,7 @@ MARKS = {
     "unsolved": "no signal could be predicted or measured there: scaled by its fan alone",
     "unused": "no signal meets it with these inputs",
     "kept": "left as constructed; the reason says why",
+    "frozen": "not trained (requires_grad is False), so kept; `overrides` give it a law",
     "calibrated": "rescaled by what one draw gave on the batch",
 }
 
@@ -43,9 +47,9 @@ def plan(
 
     The model's forward code is run once on meta tensors to see what each parameter is for (see docs/flow.md):
     which activation or norm a weight feeds, which residual branch it ends, query, key, gate or head. A recipe
-    then gives each a distribution and a reason. "auto" carries second moments along the code and solves each
-    weight's standard deviation from the signal that arrives there: σ = aim/RMS at σ = 1, exact where the
-    prediction is.
+    then gives each a distribution and a reason; what is not trained is kept. "auto" carries second moments
+    along the code and solves each weight's standard deviation from the signal that arrives there: σ = aim/RMS
+    at σ = 1, exact where the prediction is.
 
     Args:
         model: The model, with values or on meta, or the function that builds it. Never written.
@@ -108,6 +112,9 @@ def init_(
     Raises:
         The errors of `plan` and `Plan.apply_`; the model is then as before.
 
+    Warns:
+        IsometryWarning: Frozen parameters had the values of trained ones, which were drawn anew.
+
     Example:
         >>> model = nn.Sequential(nn.Linear(64, 256), nn.GELU(), nn.Linear(256, 10))
         >>> print(init_(model, "32x64", seed=0)["2.weight"].role)
@@ -120,6 +127,9 @@ def init_(
         )
     made = plan(model, inputs, recipe=recipe, seed=seed, **options)
     made.apply_(model, seed=seed)
+    for note in made.notes:
+        if note.startswith("copies:"):
+            warnings.warn(note.removeprefix("copies: "), IsometryWarning, stacklevel=2)
     return made
 
 
@@ -144,6 +154,7 @@ def _choices(
         if name not in found.options:
             has = f"it has {', '.join(found.options)}" if found.options else "it has none"
             raise InvalidValueError(f"recipe {recipe!r} has no option {name!r}: {has}")
+    stream_key(seed, "")  # refuses a seed that is none
     studied = study(model, inputs)
     subject = Subject(
         model=studied.stage.model,
@@ -154,11 +165,27 @@ def _choices(
         family=distribution,
         options=options,
         seed=seed,
+        constructed=studied.stage.values,
     )
+    copies = frozen_copies(subject.model)
+    subject.settled = given_choices(studied.roles, studied.stage.values, copies)
+    subject.notes += _told_of_copies(copies)
     subject.notes += [f"{name} has no values: taken as {value}" for name, value in studied.assumed.items()]
-    decided = dict(found.rule(subject))
+    decided = dict(found.rule(subject)) | dict(subject.settled)
     roles = studied.roles.by_name.values()
     return subject, {role.name: decided.get(role.name) or neutral(role) for role in roles}
+
+
+def _told_of_copies(copies: Mapping[str, str]) -> list[str]:
+    """Return what the user must do about frozen copies of weights that are drawn anew."""
+    if not copies:
+        return []
+    (copy, original), *others = copies.items()
+    more = f" (and {len(others)} more)" if others else ""
+    return [
+        f"copies: {copy} is frozen and has the values of {original}{more}, which are drawn anew: copy them "
+        "again after writing"
+    ]
 
 
 def _row(subject: Subject, name: str, choice: Choice) -> Row:

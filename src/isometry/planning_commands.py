@@ -2,6 +2,7 @@
 
 import copy
 from importlib.util import find_spec
+from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -67,7 +68,7 @@ def _init(
         distribution=distribution,  # type: ignore[arg-type]
         calibrate=calibrate,
         seed=seed,
-        **parse_arguments(option or []),
+        **_options(option or []),
     )
     console = screen(json)
     show_table(console, made.table())
@@ -79,6 +80,15 @@ def _init(
     write_json(made.to_json(), json)
 
 
+def _options(pairs: list[str]) -> dict[str, Any]:
+    """Read the options of the recipe, which are no arguments of the plan."""
+    options = parse_arguments(pairs)
+    for name in options:
+        if name in signature(plan).parameters:
+            raise InvalidValueError(f"--option is for options of the recipe, and {name!r} is none")
+    return options
+
+
 def _check_output(output: Path) -> None:
     """Say what is wrong with the file before the work, not after it."""
     if output.suffix not in (".safetensors", ".pt", ".pth"):
@@ -88,7 +98,12 @@ def _check_output(output: Path) -> None:
 
 
 def _write(model: nn.Module, output: Path, made: Plan) -> None:
-    output.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with output.open("wb"):  # torch and safetensors do not say why they cannot
+            pass
+    except OSError as error:
+        raise InvalidValueError(f"--output cannot be written: {error}") from error
     if output.suffix != ".safetensors":
         torch.save(model.state_dict(), output)
         return

@@ -15,8 +15,8 @@ from torch.overrides import TorchFunctionMode
 
 import isometry.moments.rules  # noqa: F401  (registers the rules)
 from isometry.errors import InvalidTypeError, InvalidValueError, IsometryError, ModelError, described
-from isometry.hooks import has_values, named_modules, tensors_in
-from isometry.inputs import Batch, batches, check_finite, map_tensors
+from isometry.hooks import checked_output, has_values, named_modules, tensors_in
+from isometry.inputs import Batch, batches, check_finite, loader_state, map_tensors, mismatch
 from isometry.moments.carrier import Assumed, Carrier, Kind, values_of
 from isometry.moments.interpreter import Interpreter
 from isometry.moments.literals import Literals
@@ -88,7 +88,8 @@ class Stage:
         where = "in its forward"
         if path:
             where = f"in module {path!r} ({type(named_modules(self.twin)[path]).__name__})"
-        return f"the model failed {where}: {type(error).__name__}: {error}"
+        hint = "" if path else mismatch(self.twin.forward, self.args, self.kwargs)
+        return f"the model failed {where}: {type(error).__name__}: {error}{hint}"
 
 
 @dataclass
@@ -130,10 +131,10 @@ class Rehearsal(Generic[T]):
             InvalidValueError: The inputs hold nan or infinities, or there is no batch.
             ModelError: The model failed; the message names the module.
         """
-        self._batch = first_batch(self.inputs)
         self._note: str | None = None
         restore = random_state()
         try:
+            self._batch = first_batch(self.inputs)
             # What explodes is told as infinite, or as unknown where infinities meet.
             quiet = np.errstate(over="ignore", invalid="ignore")
             with (
@@ -148,13 +149,11 @@ class Rehearsal(Generic[T]):
             restore()
 
     def _run(self, begin: Callable[[Stage], T]) -> tuple[Stage, T]:
-        if not self.predicted and self.prefer == "meta":
-            numbers = _Unpredicted()
-            model, values = self._built(numbers)
-            with suppress(ModelError):
-                return self._on("meta", model, values, numbers, begin)
         interpreter = Interpreter()
         model, values = self._built(interpreter)
+        if not self.predicted and self.prefer == "meta":
+            with suppress(ModelError):
+                return self._on("meta", model, values, _Unpredicted(), begin)
         if self.prefer == "real":
             return self._on("real", self._real(model, ModelError("no values")), values, Interpreter(), begin)
         try:
@@ -232,7 +231,9 @@ class Rehearsal(Generic[T]):
         watcher = begin(stage)
         with interpreter, _EveryLayer(), Literals(interpreter), torch.set_grad_enabled(self.backward):
             try:
-                stage.output = twin(*args, **kwargs)
+                stage.output = checked_output(twin(*args, **kwargs))
+            except IsometryError:
+                raise
             except Exception as error:
                 raise ModelError(stage.failure(error)) from error
             interpreter.observer = None  # it follows the forward pass
@@ -296,7 +297,8 @@ def first_batch(inputs: object) -> Batch:
         InvalidTypeError: `inputs` has none of these forms.
         InvalidValueError: There is no batch, or it is empty, or holds nan or infinities.
     """
-    batch = next(iter(batches(inputs, limit=1)), None)
+    with loader_state(inputs):
+        batch = next(iter(batches(inputs, limit=1)), None)
     if batch is None:
         raise InvalidValueError("inputs gave no batch: there is nothing to run the model on")
     check_finite(batch)

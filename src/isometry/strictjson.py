@@ -271,4 +271,8 @@ class Record(ABC):
             NotFoundError: There is no such file.
             InvalidValueError: The file holds no such record.
         """
-        return cls.from_json(read_text(path))
+        text = read_text(path)
+        try:
+            return cls.from_json(text)
+        except InvalidValueError as error:
+            raise InvalidValueError(f"{str(path)!r} cannot be read: {error}") from error

@@ -173,3 +173,9 @@ def test_a_file_that_is_no_plan_is_refused(change, words):
 def test_a_law_that_cannot_be_saved_names_its_row():
     with pytest.raises(InvalidValueError, match=r"row 'up.weight': Unregistered is not registered"):
         plan_of(Model(), laws={"up.weight": Unregistered()}).to_json()
+
+
+def test_a_file_that_holds_no_plan_is_named(tmp_path):
+    (tmp_path / "plan.json").write_text("weights = 3")
+    with pytest.raises(InvalidValueError, match=r"plan\.json' cannot be read: this is no JSON"):
+        Plan.load(tmp_path / "plan.json")

@@ -169,6 +169,7 @@ def test_values_of_buffers_may_be_given():
             "to be kept but is on the meta",
         ),
         ({}, {"build": Attention, "device": "meta"}, InvalidValueError, "must not be 'meta'"),
+        ({}, {"build": Attention, "device": "gpu"}, InvalidValueError, "device='gpu' cannot be used"),
         ({"proj.w": Normal(1.0)}, {"build": Attention}, NotFoundError, "did you mean 'proj.weight'?"),
     ],
 )

@@ -87,6 +87,8 @@ def arranged(units: Tensor, count: int) -> tuple[int, bool]:
     order = units[:, :1] if units.shape[1] else units
     if not torch.equal(units, order.expand_as(units)):
         raise Refused("an input holds another unit at another position")
+    if not count:
+        raise Refused("it reads no units")
     positions, rest = divmod(len(order), count)
     order = order.flatten()
     if rest == 0 and positions:

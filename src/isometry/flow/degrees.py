@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 
-from isometry.flow.graph import ADD, BLANK, CONTRACTION, LINEAR, MULTIPLY, NORM, Flow, Node
+from isometry.flow.graph import ADD, BLANK, CONTRACTION, LINEAR, MULTIPLY, NORM, SOFTMAX, Flow, Node
 from isometry.flow.walks import walk
 
 _POWERS = {
     "sqrt": 0.5, "rsqrt": -0.5, "reciprocal": -1.0, "abs": 1.0, "clamp": 1.0, "clamp_min": 1.0,
     "std": 1.0, "var": 2.0, "linalg_vector_norm": 1.0, "norm": 1.0, "amax": 1.0,
 }  # fmt: skip
+_NOT_ZERO_AT_ZERO = SOFTMAX | {"exp", "exp2", "sigmoid", "softplus", "cos", "cosh"}
 _PAIRS = {"var_mean": (2.0, 1.0), "std_mean": (1.0, 1.0)}
 
 
@@ -33,6 +34,25 @@ def degree_of(flow: Flow, node: Node, leaf: int) -> float | None:
     for i in needed:
         known[i] = 1.0 if i == leaf else _degree(flow, flow.nodes[i], known)
     return known.get(node.index, 0.0)
+
+
+def bent(flow: Flow, node: Node, leaf: int) -> bool:
+    """Return whether a node depends on a parameter through a function that is not zero at zero.
+
+    exp(w), softmax(w), cos(w): the parameter is the logarithm, the rank or the angle of what is used, and no
+    scale of it makes that small.
+
+    Args:
+        flow: The graph.
+        node: What is computed from the parameter; no signal.
+        leaf: The parameter.
+
+    Returns:
+        Whether it does, and is no power of the parameter's scale.
+    """
+    if degree_of(flow, node, leaf) is not None:
+        return False
+    return any(flow.nodes[i].op in _NOT_ZERO_AT_ZERO for i in _between(flow, node, leaf))
 
 
 def _between(flow: Flow, node: Node, leaf: int) -> list[int]:

@@ -408,7 +408,7 @@ def _divides_by_own_size(flow: Flow, node: Node) -> bool:
     signals = flow.signals(node)
     if len(signals) != 2:
         return False
-    narrow, wide = sorted(signals, key=lambda n: prod(n.shape))
+    narrow, wide = sorted(signals, key=lambda n: (prod(n.shape), -n.index))  # it may be expanded
     undone = node.op == "div" and narrow is not flow.nodes[node.inputs[0]]
     reduced, own = False, _without_mean(flow, wide)
     for _ in range(16):  # x·rsqrt(mean(x²) + eps) has five steps

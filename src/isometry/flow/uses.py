@@ -7,7 +7,7 @@ from math import prod
 from typing import Literal
 
 from isometry.flow.cones import Cone, cone_of
-from isometry.flow.degrees import degree_of
+from isometry.flow.degrees import bent, degree_of
 from isometry.flow.graph import ADD, CONTRACTION, IDENTITY, LINEAR, MULTIPLY, NORM, Flow, Node, Ref
 
 Kind = Literal["weight", "bias", "scale", "embedding", "position", "token", "slope", "other", "unused"]
@@ -63,6 +63,8 @@ def uses_of(flow: Flow) -> dict[int, list[Use]]:
                 use = Use(node, operand, kind, cone)
                 if kind == "weight" and not _makes(flow, leaf, operand):
                     use = Use(node, operand, "scale" if degree_of(flow, operand, leaf) == 1.0 else "other")
+                elif kind == "weight" and bent(flow, operand, leaf):
+                    use = Use(node, operand, "other")
                 found.setdefault(leaf, []).append(use)
     return found
 

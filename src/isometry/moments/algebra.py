@@ -32,6 +32,8 @@ from isometry.moments.terms import changed, crossed, mean_of, merged, second_mom
 
 _COLLAPSED: WeakKeyDictionary[Moments, Moments] = WeakKeyDictionary()
 MAX_TERMS = 6  # a sum of more products becomes a function of one new latent
+MAX_FACTORS = 8  # a product of more becomes one of fewer: the eldest become a function of one new latent
+_CORE = np.flatnonzero(np.abs(latents.NODES[1::3]) < 6.0)  # of every third node; beyond lies next to nothing
 
 # --- building -----------------------------------------------------------------------------------------------
 
@@ -173,8 +175,21 @@ def multiply(a: Moments, b: Moments) -> Moments:
     """
     if len(a.terms) * len(b.terms) > MAX_TERMS:
         a, b = (collapse(a), b) if len(a.terms) > len(b.terms) else (a, collapse(b))
-    products = tuple(_product(s, t, a.axes) for s in a.terms for t in b.terms)
+    products = tuple(_shortened(_product(s, t, a.axes), a.dims) for s in a.terms for t in b.terms)
     return assemble(a.dims, products)
+
+
+def _shortened(term: Term, dims: Dims) -> Term:
+    """Return a product of few factors, so that what a loop multiplies again and again stays small.
+
+    The factors that were multiplied first, which other products no longer share, become one.
+    """
+    if len(term.factors) <= MAX_FACTORS:
+        return term
+    half = len(term.factors) // 2
+    eldest = collapse(assemble(dims, (Term(np.ones_like(term.coef), term.factors[:half]),)))
+    (made,) = eldest.terms
+    return Term(term.coef * made.coef, (*made.factors, *term.factors[half:]))
 
 
 def _product(a: Term, b: Term, axes: tuple[Axis, ...]) -> Term:
@@ -235,9 +250,9 @@ def from_surface(
     `given_y`, that given the variable of f.
     """
     table, mean = surfaces.surface_moments(f, g, phi, made, at, axes)
-    thin = latents.WEIGHTS.reshape(-1, 3).sum(1)  # the form alone: table and mean are set exactly
+    thin = latents.WEIGHTS.reshape(-1, 3).sum(1)[_CORE]  # the form alone: table and mean are set exactly
     weights = np.multiply.outer(thin, latents.FEW_WEIGHTS).ravel()
-    flat = made[:, 1::3].reshape(-1, weights.size)
+    flat = made[:, 1::3][:, _CORE].reshape(-1, weights.size)
     values = np.stack([latents.quantiles(row, weights) for row in flat])[at]
     term = with_marginal(tuple((a,) for a in axes), table, mean, values).terms[0]
     if not term.factors:
@@ -347,16 +362,44 @@ def with_marginal(dims: Dims, table: Array, mean: Array, values: Array) -> Momen
 def _sampled(m: Moments) -> Array:
     """Return the quantile function of the record's entries, block by block.
 
-    It is taken from a fixed lattice of latent values.
+    Blocks that differ in size alone, as those of one layer and the next, have the same but for that.
     """
-    keys = {f.key: None for t in m.terms for f in t.factors}
-    points = dict(zip(keys, _lattice(len(keys)), strict=True))
-    total: Array = np.zeros(1)
+    keys = list({f.key: None for t in m.terms for f in t.factors})
+    lead = np.broadcast_shapes(*[a.shape for t in m.terms for a in (t.coef, *[f.mean for f in t.factors])])
+    columns, coefs = [], []
     for term in m.terms:
-        product = term.coef[..., None]
+        coef = np.broadcast_to(term.coef, lead)
         for f in term.factors:
-            product = product * latents.at_points(f.values, points[f.key])
-        total = total + product
+            size = np.sqrt(np.maximum(f.square, 1e-300))
+            columns.append(np.broadcast_to(f.values / size[..., None], (*lead, len(latents.NODES))))
+            coef = coef * size
+        coefs.append(coef)
+    whole = np.abs(coefs).max(0)
+    shares = np.stack(coefs, -1) / np.where(whole > 0, whole, 1.0)[..., None]
+    rows = np.concatenate([shares, *columns], axis=-1).astype(np.float32).reshape(whole.size, -1)
+    variables = tuple([tuple([keys.index(f.key) for f in t.factors]) for t in m.terms])
+    found = [_quantiles_of_sum(row.tobytes(), variables) for row in rows]
+    return np.asarray(np.stack(found).reshape(*lead, -1) * whole[..., None])
+
+
+@lru_cache(maxsize=2048)
+def _quantiles_of_sum(block: bytes, variables: tuple[tuple[int, ...], ...]) -> Array:
+    """Return the quantile function of a sum of products, taken from a fixed lattice of latent values.
+
+    Args:
+        block: In single precision the coefficients of the products, and then the functions in them, given at
+            the nodes.
+        variables: Which variables those are functions of, product by product.
+    """
+    numbers = np.frombuffer(block, dtype=np.float32).astype(np.float64)
+    functions = iter(numbers[len(variables) :].reshape(-1, len(latents.NODES)))
+    points = _lattice(1 + max([k for product in variables for k in product], default=-1))
+    total: Array = np.zeros(1)
+    for coef, product in zip(numbers, variables, strict=False):
+        value: Array = np.full(1, coef)
+        for k in product:
+            value = value * latents.at_points(next(functions), points[k])
+        total = total + value
     return latents.even_quantiles(total)
 
 

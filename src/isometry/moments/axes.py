@@ -65,6 +65,14 @@ def sides(axis: Axis) -> tuple[Index, Index]:
     return np.concatenate([blocks, np.repeat(blocks, b)]), np.concatenate([blocks, np.tile(blocks, b)])
 
 
+def spread(blocks: Array, axes: tuple[Axis, ...], side: int) -> Array:
+    """Spread a block array over pair classes by the block of the pair's first (0) or second (1) entry."""
+    for position, n in enumerate(blocks.shape[: len(axes)]):
+        if n > 1:
+            blocks = blocks.take(sides(axes[position])[side], axis=position)
+    return blocks
+
+
 @lru_cache(maxsize=4096)
 def partners(axis: Axis) -> Array:
     """Return for each block the share of each pair class among the pairs that begin with one of its entries.

@@ -47,10 +47,10 @@ def contract(spec: str, a: Moments, b: Moments) -> Moments:
     summed = [a.axes[p] for p in pos_a[2]]
     pair_weights = _outer_all([ax.pair_counts(x) for x in summed])
     block_weights = _outer_all([np.asarray(x, dtype=np.float64) for x in summed])
-    table = _matmul(a.table, pos_a, b.table, pos_b, pair_weights, [len(x) * (len(x) + 1) for x in summed])
+    table = _matmul(a.table, pos_a, b.table, pos_b, pair_weights)
 
     def through(x: Array, y: Array) -> Array:
-        return _matmul(x, pos_a, y, pos_b, block_weights, [len(axis) for axis in summed])
+        return _matmul(x, pos_a, y, pos_b, block_weights)
 
     mean = through(a.mean, b.mean)
     extra = gram.shared(a, pos_a, b, pos_b, through)
@@ -184,9 +184,9 @@ def _sum_axis(array: Array, position: int, weights: Array) -> Array:
 
 
 def _outer_all(vectors: list[Array]) -> Array:
-    result: Array = np.ones(1)
-    for vector in vectors:
-        result = np.multiply.outer(result, vector).ravel()
+    result, *others = vectors
+    for vector in others:
+        result = np.multiply.outer(result, vector)
     return np.asarray(result)
 
 
@@ -208,21 +208,23 @@ def _spread(m: Moments, dim: int, axes: tuple[Axis, ...]) -> Moments:
     return reg.broadcast(m, (*m.dims[:dim], axes, *m.dims[dim + 1 :]))
 
 
-def _matmul(
-    a: Array, pos_a: list[list[int]], b: Array, pos_b: list[list[int]], weights: Array, full: list[int]
-) -> Array:
+def _matmul(a: Array, pos_a: list[list[int]], b: Array, pos_b: list[list[int]], weights: Array) -> Array:
     """Return Σ_s weights(s) a[c, i, s] b[c, j, s] as an array over (c, i, j).
 
     Dims of length 1 are broadcast.
     """
-    a = a.transpose([*pos_a[0], *pos_a[1], *pos_a[2]])
+    a = a.transpose([*pos_a[0], *pos_a[1], *pos_a[2]]) * weights
     b = b.transpose([*pos_b[0], *pos_b[1], *pos_b[2]])
     n = len(pos_a[0])
-    common = np.broadcast_shapes(a.shape[:n], b.shape[:n])
-    own_a, own_b = a.shape[n : n + len(pos_a[1])], b.shape[n : n + len(pos_b[1])]
-    a = np.broadcast_to(a, (*common, *own_a, *full)).reshape(prod(common), prod(own_a), prod(full))
-    b = np.broadcast_to(b, (*common, *own_b, *full)).reshape(prod(common), prod(own_b), prod(full))
-    product = (a * weights) @ b.transpose(0, 2, 1)
+    common, own_a = a.shape[:n], a.shape[n : n + len(pos_a[1])]
+    own_b, summed = b.shape[n : n + len(pos_b[1])], b.shape[n + len(pos_b[1]) :]
+    if common != b.shape[:n] or summed != weights.shape:
+        common = np.broadcast_shapes(common, b.shape[:n])
+        a = np.broadcast_to(a, (*common, *a.shape[n:]))
+        b = np.broadcast_to(b, (*common, *own_b, *weights.shape))
+    a = a.reshape(prod(common), prod(own_a), weights.size)
+    b = b.reshape(prod(common), prod(own_b), weights.size)
+    product = a @ b.transpose(0, 2, 1)
     return np.asarray(product.reshape((*common, *own_a, *own_b)))
 
 

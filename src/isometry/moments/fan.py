@@ -180,12 +180,12 @@ def kurtosis(m: Moments) -> float:
     if len(m.terms) != 1 or len(m.terms[0].factors) != 1:
         return 0.0
     (factor,) = m.terms[0].factors
-    centred = factor.values - factor.mean[..., None]
-    square = latents.mean(centred**2)
+    squares = (factor.values - factor.mean[..., None]) ** 2
+    square = latents.mean(squares)
     varies = square > 1e-24 * square.max()
     if not square.max() > 0:
         return 0.0
-    return float(np.mean(latents.mean(centred**4)[varies] / square[varies] ** 2)) - 3.0
+    return float(np.mean(latents.mean(squares**2)[varies] / square[varies] ** 2)) - 3.0
 
 
 def with_tails(m: Moments, excess: float) -> Moments:

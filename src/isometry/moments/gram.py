@@ -124,21 +124,35 @@ def passed_on(
     if not term.factors or not parts:
         return made
     std = np.sqrt(made.variance)
+    gone = [k for k in range(len(parts[0].labels)) if k not in order]
+    gain = _by_size(through(np.ones([1] * len(parts[0].labels)), others), std)
     given = []
     for part in parts:
-        square = through(part.values[..., 0] ** 2, others)
-        square = square * _concentration(part, square, order, common, made, through, others)
-        size = np.sqrt(
-            np.divide(
-                square, std**2, out=np.zeros(np.broadcast_shapes(square.shape, std.shape)), where=std > 0
-            )
-        )
-        labels = tuple(None if k is None else part.labels[k] for k in order)
-        own = tuple(part.labels[k] for k in common if part.labels[k] is not None)
+        values = part.values[..., 0]
+        if all(values.shape[k] == 1 for k in gone):  # v_ks = v_k w_s: y_k follows v_k
+            size = _laid(values, order, gone) * gain
+        else:
+            square = through(values**2, others)
+            size = _by_size(square * _concentration(part, square, order, common, made, through, others), std)
+        labels = tuple([None if k is None else part.labels[k] for k in order])
+        own = [part.labels[k] for k in common if part.labels[k] is not None]
         size = np.minimum(size, 1.0)  # no part has more of the variance than there is
         given.append(Part(part.latent, labels, (*part.gone, *own), size[..., None]))
     (factor,) = term.factors
     return replace(made, terms=(Term(term.coef, (replace(factor, parts=(*factor.parts, *given)),)),))
+
+
+def _by_size(square: Array, std: Array) -> Array:
+    """Return the root of a square in units of `std`, 0 where that is."""
+    shape = np.broadcast_shapes(square.shape, std.shape)
+    return np.asarray(np.sqrt(np.divide(square, std**2, out=np.zeros(shape), where=std > 0)))
+
+
+def _laid(values: Array, order: Sequence[int | None], gone: Sequence[int]) -> Array:
+    """Return an input's block array, which does not vary along the axes `gone`, on the output's axes."""
+    kept = [k for k in order if k is not None]
+    shape = [1 if k is None else values.shape[k] for k in order]
+    return values.transpose([*kept, *gone]).reshape(shape)
 
 
 def _concentration(
@@ -195,10 +209,11 @@ def shared(
     total: Array | None = None
     theirs = (*lineage.marks_of(b.terms), *_itself(b, in_b[1], a))
     for p in (*lineage.marks_of(a.terms), *_itself(a, in_a[1], b)):
-        for q in theirs:
+        if all(p.labels[i] is None for i in in_a[2]):
+            continue
+        for q in (q for q in theirs if q.latent == p.latent):
             same = [p.labels[i] == q.labels[j] for k in (0, 2) for i, j in zip(in_a[k], in_b[k], strict=True)]
-            along = any(p.labels[i] is not None for i in in_a[2])
-            if not isinstance(p.latent, Gram) or p.latent != q.latent or not along or not all(same):
+            if not isinstance(p.latent, Gram) or not all(same):
                 continue
             x, y = p.values[..., 0], q.values[..., 0]
             apart = [ax.size(a.axes[i]) for i in in_a[2] if p.labels[i] in (*p.gone, *q.gone)]

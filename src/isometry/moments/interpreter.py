@@ -18,12 +18,12 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import _disable_current_modes
 
 from isometry.moments import factories, masked, running, symbolic
 from isometry.moments import regrouping as reg
 from isometry.moments.aliasing import Key, disjoint, key_of
-from isometry.moments.calls import functional, identity, mapped, name_of, part_of_split, tensors_in
+from isometry.moments.calls import Mode, functional, identity, mapped, name_of, part_of_split, tensors_in
 from isometry.moments.concrete import LIMIT, Concrete
 from isometry.moments.record import Moments
 from isometry.moments.rules.base import RULES, Context, NoRule, Rule, Shifted, Unknown, Value, check_numbers
@@ -59,7 +59,7 @@ class Observer(Protocol):
         """Take note of an operation that has run on its carrier; its records are not made yet."""
 
 
-class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Interpreter(Mode):  # type: ignore[no-untyped-call]
     """Carry records along all operations inside the `with` block.
 
     Attributes:
@@ -114,7 +114,13 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def moments(self, tensor: Tensor) -> Moments | None:
         """Return the moments of a tensor, or None where they are unknown."""
-        with _disable_current_modes():  # the caller may be a hook, inside the mode
+        with torch._C.DisableTorchFunction():  # the caller may be a hook, inside the modes
+            key = key_of(tensor)
+        entry = self._storages.get(key[0])
+        value = None if entry is None else entry.values.get(key)
+        if isinstance(value, Moments):
+            return value
+        with _disable_current_modes():
             value = self.value(tensor)
             try:
                 return None if value is None or isinstance(value, Unknown) else as_moments(value)
@@ -191,9 +197,7 @@ class Interpreter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if name == "_local_scalar_dense":
             return self._scalar(args[0])
         if name == "set_":
-            return func(
-                *args, **kwargs
-            )  # its first argument now has the storage of the second, and its record
+            return func(*args, **kwargs)  # its first argument now has the second's storage, and its record
         if name in _RESHAPING:
             return self._reshape(func, args, kwargs)
         if name not in RULES and torch.Tag.pointwise not in func.tags:

@@ -46,7 +46,7 @@ _INNER = tuple(np.flatnonzero(WEIGHTS > 1e-11)[[0, -1]])  # beyond, differences 
 _BASIS: Array = gaussian.hermite_basis(_RULE.z, ORDER).numpy().T
 _POLYNOMIALS: Array = _BASIS * WEIGHTS[:, None]
 # Fewer nodes, for the second variable of a function of two.
-_COARSE = gaussian.nodes(torch.linspace(-8.0, 8.0, 33, dtype=torch.float64), order=4)
+_COARSE = gaussian.nodes(torch.linspace(-6.0, 6.0, 25, dtype=torch.float64), order=4)
 FEW_NODES: Array = _COARSE.z.numpy()
 FEW_WEIGHTS: Array = (_COARSE.weight / _COARSE.weight.sum()).numpy()
 _FEW_POLYNOMIALS: Array = gaussian.hermite_basis(_COARSE.z, ORDER).numpy().T * FEW_WEIGHTS[:, None]
@@ -54,7 +54,7 @@ _FEW_POLYNOMIALS: Array = gaussian.hermite_basis(_COARSE.z, ORDER).numpy().T * F
 
 def mean(values: Array) -> Array:
     """Return E[f(z)] for values f(`NODES`) along the last axis."""
-    return np.asarray(values @ WEIGHTS)
+    return np.asarray(values.dot(WEIGHTS))
 
 
 def distinct(*arrays: Array) -> tuple[list[Array], Index]:
@@ -96,18 +96,19 @@ def mehler(products: Array, rho: Array) -> Array:
     weight = np.abs(products).reshape(-1, products.shape[-1]).max(0)
     above = np.flatnonzero(weight > 1e-13 * weight.max())
     top = int(above[-1]) if above.size else 0
-    if top == 0:
-        return np.broadcast_to(products[..., 0], np.broadcast_shapes(products.shape[:-1], rho.shape))
     shape = np.broadcast_shapes(products.shape[:-1], rho.shape)
+    if top == 0:
+        return np.broadcast_to(products[..., 0], shape)
     if prod(shape) <= 256:  # a small table: one call for all powers
         powers = np.multiply.accumulate(np.broadcast_to(rho[..., None], (*rho.shape, top)), axis=-1)
         return np.asarray(products[..., 0] + (products[..., 1 : top + 1] * powers).sum(-1))
-    result = products[..., top] * rho
+    by_power = np.ascontiguousarray(np.moveaxis(products[..., : top + 1], -1, 0))
+    result = by_power[top] * rho
     for k in range(top - 1, 0, -1):
-        result += products[..., k]
+        result += by_power[k]
         result *= rho
-    result += products[..., 0]
-    return result
+    result += by_power[0]
+    return np.asarray(result)
 
 
 def dual(f: Array, g: Array, rho: Array) -> Array:
@@ -244,11 +245,14 @@ def correlation_for(values: Array, centred: Array) -> Array:
     Returns:
         Correlations in [−1, 1].
     """
-    a = coefficients(values)
-    variance = float((values * values) @ WEIGHTS - a[0] ** 2)
-    if variance <= 0.0:
-        return np.zeros_like(centred)
+    reached, grid = _covariances(values.astype(np.float32).tobytes())
+    return np.asarray(np.interp(centred, reached, grid)) if reached.any() else np.zeros_like(centred)
+
+
+@lru_cache(maxsize=1024)
+def _covariances(values: bytes) -> tuple[Array, Array]:
+    """Return cov(f(z), f(z′)) on a grid of correlations, and the grid, for f given in single precision."""
+    f = np.frombuffer(values, dtype=np.float32).astype(np.float64)
     grid = np.concatenate([-np.linspace(1, 0.001, 200), [0.0], np.linspace(0.001, 1, 200)])
-    reached = dual(values, values, grid) - a[0] ** 2
-    reached = np.maximum.accumulate(reached)
-    return np.asarray(np.interp(centred, reached, grid))
+    reached = dual(f, f, grid) - mean(f) ** 2
+    return np.maximum.accumulate(reached), grid

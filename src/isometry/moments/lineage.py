@@ -30,7 +30,6 @@ from isometry.moments.axes import Array, Axis
 from isometry.moments.record import (
     Factor,
     Gram,
-    Label,
     Mark,
     Part,
     Term,
@@ -44,6 +43,7 @@ from isometry.moments.surfaces import form_of, identity, surface
 
 MAX_PARTS = 6  # a latent forgets its weakest ancestors
 NEGLIGIBLE = 0.01  # correlations below are taken as independence
+ROUNDING = 1e-20  # squares below are what rounding left of nothing
 WEAK = 0.2  # and below this those of a variable that is not normal with a sum over many
 
 
@@ -74,8 +74,10 @@ def parts_of(terms: Sequence[Term], std: Array | None = None) -> tuple[Part, ...
                 if part.key in found:
                     values = values + found[part.key].values
                 found[part.key] = replace(part, values=values)
-    ranked = sorted(found.values(), key=lambda p: -float(latents.mean(p.values**2).max()))
-    return (*ranked[:MAX_PARTS], *grams_of(terms, std))
+    sizes = {key: float(latents.mean(p.values**2).max()) for key, p in found.items()}
+    ranked = sorted(found, key=lambda key: -sizes[key])[:MAX_PARTS]
+    kept = [found[key] for key in ranked if sizes[key] > ROUNDING * sizes[ranked[0]]]
+    return (*kept, *grams_of(terms, std))
 
 
 @lru_cache(maxsize=256)
@@ -93,28 +95,25 @@ def grams_of(terms: Sequence[Term], std: Array | None = None) -> tuple[Part, ...
     """
     found: dict[object, Part] = {}
     for term in terms:
-        for factor in term.factors:
-            marks = [p for p in factor.parts if isinstance(p.latent, Gram)]
-            if not marks:
-                continue
-            plain = (term.coef * factor.slope) ** 2
-            for mark in marks:
-                square, part = plain, mark
-                for other in (f for f in term.factors if f is not factor):
+        for factor in (f for f in term.factors if f.marks):
+            others = [f for f in term.factors if f is not factor]
+            size = np.abs(term.coef * factor.slope)
+            if std is not None:
+                shape = np.broadcast_shapes(size.shape, std.shape)
+                size = np.divide(size, std, out=np.zeros(shape), where=std > 0)
+            for mark in factor.marks:
+                values, part = size[..., None] * mark.values, mark
+                for other in others:
                     kept, part = _kept_between(other, part)
-                    square = square * kept
-                if std is not None:
-                    shape = np.broadcast_shapes(square.shape, std.shape)
-                    square = np.divide(square, std**2, out=np.zeros(shape), where=std > 0)
-                size = square[..., None] * part.values**2
-                if not size.any():
-                    continue
+                    values = values * kept[..., None]
                 if part.key in found:
-                    size = size + found[part.key].values ** 2
-                found[part.key] = replace(part, values=np.sqrt(size))
-    sizes = {key: float(part.values.max()) for key, part in found.items()}
+                    values = np.hypot(values, found[part.key].values)
+                found[part.key] = Part(part.latent, part.labels, part.gone, values)
+    if not found:
+        return ()
+    sizes = {key: float(np.float32(part.values.max())) for key, part in found.items()}  # equals stay in order
     ranked = sorted(found, key=lambda key: -sizes[key])[:MAX_PARTS]
-    return tuple(found[key] for key in ranked if sizes[key] > NEGLIGIBLE * sizes[ranked[0]])
+    return tuple([found[key] for key in ranked if sizes[key] > NEGLIGIBLE * sizes[ranked[0]]])
 
 
 def together(f: Factor, g: Factor, axes: tuple[Axis, ...]) -> Array | None:
@@ -125,15 +124,16 @@ def together(f: Factor, g: Factor, axes: tuple[Axis, ...]) -> Array | None:
     between rows. So outputs of gated units are alike by 1/d for unlike inputs. None where the two share no
     inner products.
     """
-    ours = {p.key: p for p in f.parts if isinstance(p.latent, Gram) and not p.gone and any(p.labels)}
-    pairs = [(ours[q.key], q) for q in g.parts if q.key in ours] if ours else []
+    if f.images.keys().isdisjoint(g.images):
+        return None
+    pairs = [(f.images[key], q) for key, q in g.images.items() if key in f.images]
     found: Array | None = None
     for k, (p, q) in enumerate(
         sorted(pairs, key=lambda pair: -float((pair[0].values * pair[1].values).max()))
     ):
         assert isinstance(p.latent, Gram)
         size = _of_image(f, p, whole=k == 0) * _of_image(g, q, whole=k == 0)
-        alike = (1.0 + f.rho * g.rho) * _of_unlike_rows(p.labels, axes)
+        alike = (1.0 + f.rho * g.rho) * _of_unlike_rows(tuple([x is not None for x in p.labels]), axes)
         extra = p.latent.fluctuation * outer(size, size, axes) * alike
         found = extra if found is None else found + extra
     return found
@@ -151,19 +151,20 @@ def _of_image(f: Factor, part: Part, *, whole: bool) -> Array:
     return np.asarray(np.sqrt(square) * f.slope)
 
 
-def _of_unlike_rows(labels: Sequence[Label], axes: tuple[Axis, ...]) -> Array:
+@lru_cache(maxsize=1024)
+def _of_unlike_rows(labelled: tuple[bool, ...], axes: tuple[Axis, ...]) -> Array:
     """Return 1 for pairs that differ on some of the axes with a label, and on no others; else 0."""
     within, alike = (np.ones([1] * len(axes)) for _ in range(2))
     for k, axis in enumerate(axes):
         shape = [-1 if j == k else 1 for j in range(len(axes))]
         same = ax.same_classes(axis).reshape(shape)
-        within = within if labels[k] is not None else within * same
+        within = within if labelled[k] else within * same
         alike = alike * same
     return within - alike
 
 
 def _kept_between(other: Factor, part: Part) -> tuple[Array, Part]:
-    """Return E[f f′] of a variable for two rows of a Gram, by block, and the part.
+    """Return E[f f′]^½ of a variable for two rows of a Gram, by block, and the part.
 
     Rows run along the last axis that the part has a label for. Along the others, where the variable has less
     than half in common, rows are noted to be no longer images under one matrix.
@@ -177,7 +178,7 @@ def _kept_between(other: Factor, part: Part) -> tuple[Array, Part]:
 
 @lru_cache(maxsize=512)
 def _common(factor: Factor, rows: tuple[int, ...]) -> tuple[Array, tuple[int, ...]]:
-    """Return E[f f′] along the last of the axes given, and along which others less than half is in common."""
+    """Return E[f f′]^½ along the last of the axes given, and along which others less than half is shared."""
     result, apart = factor.square, []
     for k in (k for k in rows if factor.table.shape[k] > 1):
         between = _between(factor.table, k)
@@ -185,7 +186,7 @@ def _common(factor: Factor, rows: tuple[int, ...]) -> tuple[Array, tuple[int, ..
             result = np.clip(between, 0.0, None)
         elif float(np.mean(between)) < 0.5 * float(np.mean(factor.square)):
             apart.append(k)
-    return result, tuple(apart)
+    return np.sqrt(result), tuple(apart)
 
 
 def _between(table: Array, position: int) -> Array:

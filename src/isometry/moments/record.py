@@ -31,7 +31,7 @@ from typing import NamedTuple
 import numpy as np
 
 from isometry.moments import axes as ax
-from isometry.moments import latents
+from isometry.moments import latents, series
 from isometry.moments.axes import Array, Axis
 
 
@@ -285,6 +285,16 @@ class Factor:
         """The parts that are functions of one entry of a variable."""
         return {p.key: p for p in self.parts if not p.gone and not isinstance(p.latent, Mark)}
 
+    @cached_property
+    def marks(self) -> tuple[Part, ...]:
+        """The inner products of rows that the entries know."""
+        return tuple([p for p in self.parts if isinstance(p.latent, Gram)])
+
+    @cached_property
+    def images(self) -> dict[object, Part]:
+        """Those where each row has been multiplied by one matrix."""
+        return {p.key: p for p in self.marks if not p.gone and any(p.labels)}
+
 
 @dataclass(frozen=True, eq=False)
 class Term:
@@ -345,21 +355,14 @@ def diagonal(table: Array, axes: tuple[Axis, ...]) -> Array:
     return table[tuple([slice(len(a)) for a in axes])]
 
 
-def _side(blocks: Array, axes: tuple[Axis, ...], side: int) -> Array:
-    for position, n in enumerate(blocks.shape[: len(axes)]):
-        if n > 1:
-            blocks = blocks.take(ax.sides(axes[position])[side], axis=position)
-    return blocks
-
-
 def first(blocks: Array, axes: tuple[Axis, ...]) -> Array:
     """Spread a block array over pair classes by the block of the pair's first entry."""
-    return _side(blocks, axes, 0)
+    return ax.spread(blocks, axes, 0)
 
 
 def second(blocks: Array, axes: tuple[Axis, ...]) -> Array:
     """Spread a block array over pair classes by the block of the pair's second entry."""
-    return _side(blocks, axes, 1)
+    return ax.spread(blocks, axes, 1)
 
 
 def outer(a: Array, b: Array, axes: tuple[Axis, ...]) -> Array:
@@ -378,14 +381,14 @@ def dual(f: Array, g: Array, rho: Array, axes: tuple[Axis, ...]) -> Array:
     """
     ours = latents.spectrum(f)
     if f is g:
-        return latents.mehler(first(ours, axes) * second(ours, axes), rho)
+        return series.by_class(ours, ours, rho, axes)
     theirs = latents.spectrum(g)
     left = latents.mean(f * g) - np.einsum("...k,...k->...", ours[..., :-1], theirs[..., :-1])
     size = ours[..., -1] * theirs[..., -1]
     share = np.divide(left, size, out=np.zeros_like(left), where=size > 0)
     known = np.broadcast_to(ours[..., :-1], (*share.shape, latents.ORDER))
     ours = np.concatenate([known, (ours[..., -1] * share)[..., None]], axis=-1)
-    return latents.mehler(first(ours, axes) * second(theirs, axes), rho)
+    return series.by_class(ours, theirs, rho, axes)
 
 
 def joint(factor: Factor, f: Array, g: Array, axes: tuple[Axis, ...]) -> Array:

@@ -29,14 +29,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import _disable_current_modes
 
 from isometry.errors import ModelError
 from isometry.moments import algebra as alg
 from isometry.moments import latents
 from isometry.moments.aliasing import key_of
 from isometry.moments.axes import Array
-from isometry.moments.calls import mapped
+from isometry.moments.calls import Mode, mapped
 from isometry.moments.concrete import LIMIT, Concrete, moments_of, pair_means
 from isometry.moments.interpreter import Interpreter
 from isometry.moments.record import Moments
@@ -107,7 +107,7 @@ def bounded(entries: int) -> Iterator[None]:
         yield
 
 
-class _Bounded(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Bounded(Mode):  # type: ignore[no-untyped-call]
     def __init__(self, left: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.left = left
@@ -122,7 +122,7 @@ class _Bounded(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
-class _OnMeta(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _OnMeta(Mode):  # type: ignore[no-untyped-call]
     """Make what is drawn, uninitialised or large a meta tensor; run what is small and known as it is."""
 
     def __init__(self, interpreter: Interpreter) -> None:

@@ -278,8 +278,12 @@ def transposed(m: Moments, order: tuple[int, ...]) -> Moments:
 
     def on_factor(f: Factor) -> Factor:
         parts = tuple(
-            replace(p, labels=tuple(p.labels[k] for k in axis_order), values=p.values.transpose(nodes_last))
-            for p in f.parts
+            [
+                Part(
+                    p.latent, tuple([p.labels[k] for k in axis_order]), p.gone, p.values.transpose(nodes_last)
+                )
+                for p in f.parts
+            ]
         )
         return replace(
             f,

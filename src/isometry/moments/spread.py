@@ -34,8 +34,8 @@ import numpy as np
 from isometry.moments import axes as ax
 from isometry.moments import latents
 from isometry.moments import record as rec
-from isometry.moments.axes import Array
-from isometry.moments.record import Moments, Term
+from isometry.moments.axes import Array, Axis
+from isometry.moments.record import Factor, Moments, Term
 
 KEPT = 96  # sources followed per tensor; the smallest are merged into one
 _ids = count(1)
@@ -55,7 +55,18 @@ _MIXES = (
     "embedding",
 )
 _NORMS = ("native_layer_norm", "native_batch_norm", "native_group_norm", "instance_norm", "_fused_rms_norm")
-_REORDERS = ("t", "transpose", "permute", "unsqueeze", "squeeze", "expand", "clone", "detach", "alias")
+_REORDERS = (
+    "t",
+    "transpose",
+    "permute",
+    "unsqueeze",
+    "squeeze",
+    "expand",
+    "clone",
+    "detach",
+    "alias",
+    "view",
+)
 _RESETS = ("_softmax", "_safe_softmax", "_log_softmax", "bernoulli", "bernoulli_", "normal_", "uniform_")
 
 
@@ -216,11 +227,13 @@ def local_variance(m: Moments) -> float:
     if not 1e-60 < square < 1e60:
         m, square = _of_size_one(m, square), 1.0
     if len(m.terms) == 1 and not _normal(m.terms[0]):
-        total = _pair_total(_squares(m.terms[0], m), m) - _pair_total(_product(m), m)
+        total = _pair_total(_squares(m.terms[0], m) - _product(m), m)
+    elif not m.mean.any():
+        total = _pair_total(2.0 * m.table**2, m)
     else:  # normal entries, or taken as such
-        centred = m.table - rec.outer(m.mean, m.mean, m.axes)
-        both = 2.0 * centred**2 + 4.0 * rec.outer(m.mean, m.mean, m.axes) * centred
-        total = _pair_total(both, m)
+        square_of_mean = rec.outer(m.mean, m.mean, m.axes)
+        centred = m.table - square_of_mean
+        total = _pair_total(2.0 * centred**2 + 4.0 * square_of_mean * centred, m)
     return max(total / (size * square) ** 2, 0.0)
 
 
@@ -242,21 +255,37 @@ _PROBES = np.array([7, 100, 191, 250, 371])  # nodes at which a line is told fro
 
 def _normal(term: Term) -> bool:
     """Whether a term is a linear function of one latent."""
-    if len(term.factors) != 1:
-        return False
-    z, y = latents.NODES[_PROBES], term.factors[0].values[..., _PROBES]
+    return len(term.factors) == 1 and _line(term.factors[0].values) is not None
+
+
+def _line(values: Array) -> tuple[Array, Array] | None:
+    """Return mean and slope, by block, of a linear function of a latent; None for a curve."""
+    z, y = latents.NODES[_PROBES], values[..., _PROBES]
     slope = (y[..., -1:] - y[..., :1]) / (z[-1] - z[0])
     rest = y - y[..., :1] - slope * (z - z[0])
-    return bool(np.abs(rest).max() <= 1e-9 * max(float(np.abs(slope).max()), 1e-300))
+    if np.abs(rest).max() > 1e-9 * max(float(np.abs(slope).max()), 1e-300):
+        return None
+    return y[..., 0] - slope[..., 0] * z[0], slope[..., 0]
 
 
 def _squares(term: Term, m: Moments) -> Array:
     """E[x² x′²] by pair class of a product of independent factors."""
     result = rec.outer(term.coef**2, term.coef**2, m.axes)
     for f in term.factors:
-        values = f.values**2
-        result = result * rec.dual(values, values, f.rho, m.axes)
+        result = result * _squares_of_factor(f, m.axes)
     return result
+
+
+def _squares_of_factor(f: Factor, axes: tuple[Axis, ...]) -> Array:
+    """E[f² f′²] by pair class: (μ² + σ²)(μ′² + σ′²) + 2σ²σ′²ρ² + 4μμ′σσ′ρ for a normal variable."""
+    line = _line(f.values)
+    if line is None:
+        values = f.values**2
+        return rec.dual(values, values, f.rho, axes)
+    mean, std = line
+    square, covariance = mean**2 + std**2, rec.outer(std, std, axes) * f.rho
+    result = rec.outer(square, square, axes) + 2.0 * covariance**2
+    return result + 4.0 * rec.outer(mean, mean, axes) * covariance if mean.any() else result
 
 
 def _product(m: Moments) -> Array:

@@ -88,17 +88,23 @@ def scores(values: Array, expected: Array) -> Array:
     found = []
     for f, m in zip(own, wanted, strict=True):
         square = 0.5
-        for grid in (latents.FEW_NODES, latents.FEW_NODES, latents.FEW_NODES, latents.NODES):
-            h = _score(f, m, square**0.5, grid)
+        for steps in (8, 8, 8, 32):
+            h = _score(f, m, square**0.5, steps)
             square = min(max(square / (square + float(latents.mean(h * h))), 0.02), 1.0)
         found.append(h)
     return np.stack(found)[at]
 
 
-def _score(f: Array, expected: Array, spread: float, grid: Array) -> Array:
-    """Return h with E[f(h + spread·ε)] as expected, by interpolation over a grid of h."""
-    points = grid[:, None] + spread * latents.FEW_NODES
-    reached = np.maximum.accumulate(np.interp(points, latents.NODES, f) @ latents.FEW_WEIGHTS)
+def _score(f: Array, expected: Array, spread: float, steps: int) -> Array:
+    """Return h with E[f(h + spread·ε)] as expected, by interpolation over a grid of h, so many steps to 1.
+
+    The expectation over ε is a convolution on the grid.
+    """
+    reach = int(np.ceil(6.0 * spread * steps))
+    grid = np.arange(-8 * steps, 8 * steps + 1) / steps
+    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / (spread * steps)) ** 2)
+    there = np.pad(np.interp(grid, latents.NODES, f), reach, mode="edge")
+    reached = np.maximum.accumulate(np.convolve(there, kernel / kernel.sum(), mode="valid"))
     edge = EDGE * np.ptp(f)
     inside = np.flatnonzero((reached > reached[0] + edge) & (reached < reached[-1] - edge))
     if not inside.size:

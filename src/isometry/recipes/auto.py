@@ -38,6 +38,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 
 from isometry.flow.gates import sets_decay
 from isometry.flow.graph import SOFTMAX, Flow, Node
@@ -48,11 +49,14 @@ from isometry.flow.stages import stages_of
 from isometry.flow.streams import Residual
 from isometry.flow.sums import parallel_terms, score_sums, sums_behind
 from isometry.flow.tied import tied_tables
-from isometry.init.structured import of_kind
+from isometry.init.structured import Gates, of_kind
 from isometry.plans import std_of
 from isometry.recipes.base import Choice, Subject, neutral, recipe
+from isometry.recipes.branches import branch_balances, stream_size, summed_ends
+from isometry.recipes.given import chosen_bias
 from isometry.recipes.gradients import for_gradients
 from isometry.recipes.isometric import plain_choices
+from isometry.recipes.scores import score_balances
 from isometry.sampling import Constant, Distribution, Normal
 from isometry.solving.evening import even_sizes
 from isometry.solving.passes import Balance, Follower, Problem, Settled, settled
@@ -114,14 +118,16 @@ class Draft:
         self._last = {table.scale: name for name, table in self._tied.items() if table.scale}
         self._targets: list[Balance] = []
         self._powers: dict[int, float] = {}
-        self._gains = {role.gain for role in subject.roles.by_name.values()}
+        self._gains = {role.gain for role in subject.roles.by_name.values()} - {*subject.settled}
         plain = subject.objective == "forward" and subject.family is None
         self._woven = plain_choices(subject, activations=PLAIN) if plain else {}
         for role in subject.roles.by_name.values():
             self._add(role)
 
     def _add(self, role: Role) -> None:
-        if role.name in self._woven:
+        if role.name in self.subject.settled:
+            self._fix(role, self.subject.settled[role.name])
+        elif role.name in self._woven:
             self._fix(role, self._woven[role.name])
         elif role.name in self._tied and self._tied[role.name].scale:
             self._table(role)
@@ -144,7 +150,12 @@ class Draft:
                 role, Choice(None, "it sets how long a state lasts: kept as constructed", marks=("kept",))
             )
         else:
-            self._fix(role, neutral(role))
+            self._fix(role, self._bias(role) or neutral(role))
+
+    def _bias(self, role: Role) -> Choice | None:
+        """Return the choice for a bias that the code sets; None for any other parameter."""
+        given = self.subject.constructed.get(role.name)
+        return chosen_bias(role, self.subject.model, given) if role.kind == "bias" else None
 
     def _enters(self, role: Role) -> bool:
         """Return whether a parameter decides how large a residual stream is where it begins."""
@@ -156,7 +167,7 @@ class Draft:
         self.reasons[role.name] = choice.reason
         if isinstance(choice.law, Constant):
             self.laws[role.name] = choice.law, choice.law.value
-        elif choice.law is not None:
+        elif choice.law is not None and not isinstance(choice.law, Gates):  # those are as constructed
             self.laws[role.name] = choice.law, std_of(choice.law, role.shape) or 0.0
 
     def _weight(self, role: Role) -> None:
@@ -256,7 +267,7 @@ class Draft:
     def _end(self, role: Role) -> None:
         residual = role.ends
         assert residual is not None
-        share = self._whole(role, residual) / math.sqrt(self._terms(role, residual))
+        share = self._whole(role, residual) / math.sqrt(summed_ends(self.subject.roles, role, residual))
         place = residual.number + residual.since - 1
         # Without a weight nothing in it is random: what such branches add does not average out.
         share /= place if residual.layers == 0 else math.sqrt(place)
@@ -276,12 +287,6 @@ class Draft:
             self._powers[residual.node] = growth_of(self.flow, residual)
         power = self._powers[residual.node]
         return residual.number ** (-1 / 3) if power else 1.0, power
-
-    def _terms(self, role: Role, residual: Residual) -> float:
-        """Return how many ends of a branch are summed in one of its entries; halves side by side are not."""
-        ends = [r for r in self.subject.roles.by_name.values() if r.ends is residual and r.kind == role.kind]
-        entries = sum(math.prod(_use(end).node.shape) for end in ends)
-        return max(entries / max(math.prod(self.flow.nodes[residual.node].shape), 1), 1.0)
 
     def _whole(self, role: Role, residual: Residual) -> float:
         """Return what all branches of a stream together may add, as a share of its size."""
@@ -354,17 +359,19 @@ class Draft:
     def balances(self) -> list[Balance]:
         """Return what only a whole pass can tell: the spread of scores, the size at which a stream begins."""
         found = list(self._targets)
-        for attention in self.subject.roles.attentions:
-            names = self._readers((*attention.queries, *attention.keys))
-            if names:
-                # A fused weight makes both factors, two weights one each: a half of what is missing.
-                scores = self.flow.signals(self.flow.nodes[attention.softmax])[0].index
-                found.append(Balance(scores, names, 1.0, spread=True, power=0.5))
+        for balance, factors in score_balances(self.subject.roles, self._readers, {*self.subject.settled}):
+            found.append(balance)
+            for role in factors:
+                before = next(n.index for n in self.flow.signals(_use(role).node))
+                self.laws[role.name] = Constant(role.neutral), 1.0
+                self._aim(
+                    role, partial(_same, before), "scores of normed queries and keys vary by 1", (before,)
+                )
         for stage in self._stages:
             names = self._readers(stage.deciders)
             if names:
                 found.append(Balance(stage.begin, names, 1.0))
-        return found
+        return [*found, *branch_balances(self.subject.roles, self.aims)]
 
     def evened(self, problem: Problem, found: Settled, balances: list[Balance]) -> list[Balance]:
         """Return the balances with sizes at which gradients are as even as sizes; none where they are."""
@@ -420,12 +427,9 @@ def law_of(role: Role, std: float, family: str | None) -> Distribution:
     return of_kind(family or "normal", std, layout=layout)  # type: ignore[arg-type]
 
 
-def stream_size(solver: Solver, residual: Residual) -> float:
-    """Return the RMS of the stream that a branch is added to, as far as the pass has come."""
-    size = solver.rms(residual.skip)
-    if size is None and not residual.skips:
-        size = solver.rms(residual.fork)
-    return 1.0 if size is None or not size > 0.0 else size
+def _same(node: int, solver: Solver) -> float:
+    """Return the size of a watched node."""
+    return solver.rms(node) or 1.0
 
 
 def _use(role: Role) -> Use:

@@ -12,6 +12,7 @@ from torch import nn
 from isometry.errors import InvalidValueError
 from isometry.flow.roles import Role, Roles
 from isometry.init.structured import Kind as Family
+from isometry.moments.rules.base import Value
 from isometry.sampling import Constant, Distribution, Normal
 
 Objective = Literal["forward", "backward", "balanced"]
@@ -49,6 +50,8 @@ class Subject:
         options: The recipe's own options, by name.
         seed: Key of laws that several parameters share.
         notes: What the plan should tell beside its rows; recipes add to it.
+        settled: Choices that no recipe changes: of parameters that are not trained, see `recipes.given`.
+        constructed: The records of the parameters as constructed, by name.
     """
 
     model: nn.Module
@@ -60,6 +63,8 @@ class Subject:
     options: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     notes: list[str] = field(default_factory=list)
+    settled: Mapping[str, Choice] = field(default_factory=dict)
+    constructed: Mapping[str, Value] = field(default_factory=dict)
 
     def weights(self) -> list[Role]:
         """Return the weights of linear maps, in order of execution."""

@@ -36,7 +36,7 @@ def plain_choices(subject: Subject, *, activations: int = 2) -> dict[str, Choice
     found: dict[str, Choice] = {}
     bends: dict[Any, Bend] = {}
     for chain in chains_of(subject.roles):
-        if chain.bends < activations:
+        if chain.bends < activations or any(r.role.name in subject.settled for r in chain.layers):
             continue
         weaver = _Weaver(subject, chain, bends)
         try:

@@ -73,15 +73,16 @@ def materialize_(
     """
     if not isinstance(model, nn.Module):
         raise InvalidTypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    target = torch.device("cpu" if device is None else device)
-    if target.type == "meta":
-        raise InvalidValueError("device is where values go and must not be 'meta': pass 'cpu' or 'cuda'")
+    target = _target(device)
     places = Places(model)
     jobs = list(check(places, distributions, seed=seed, keep=keep, on_meta=True))
     for name in keep:
         for part, parameter in places.find(name).parameters.items():
             if parameter.is_meta:
-                raise ModelError(f"{part!r} is to be kept but is on the meta device and has no values")
+                raise ModelError(
+                    f"{part!r} is to be kept but is on the meta device and has no values: build the model "
+                    "with memory, or say what it is drawn from"
+                )
     sources = find_buffers(model, build=build, given=buffers or {}, seed=seed)
     fresh = [(name, p, _allocate(p, target)) for name, p in places.parameters.items() if p.is_meta]
     with unfinished(model, [part for job in jobs for part in job.parts]):
@@ -92,6 +93,18 @@ def materialize_(
         # Some parameters may be new objects now.
         jobs = list(check(Places(model), distributions, seed=seed, keep=keep))
         write_jobs(model, jobs, seed=seed, finish=finish)
+
+
+def _target(device: torch.device | str | None) -> torch.device:
+    """Return where values go, if anything can be put there."""
+    try:
+        target = torch.device("cpu" if device is None else device)
+        torch.empty(0, device=target)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for a GPU
+        raise InvalidValueError(f"device={str(device)!r} cannot be used: {error}") from error
+    if target.type == "meta":
+        raise InvalidValueError("device is where values go and must not be 'meta': pass 'cpu' or 'cuda'")
+    return target
 
 
 def _allocate(parameter: nn.Parameter, device: torch.device) -> nn.Parameter:

@@ -56,7 +56,7 @@ def calibrated(problem: Problem, laws: Mapping[str, tuple[Distribution, float]])
 
     rehearsal = Rehearsal[Solver](problem.source, problem.inputs, backward=False, assumed=assumption({}))
     _, expected = rehearsal.run(predicting)
-    sizes = {name: expected.rms(use.node.index) for name, use in uses.items()}
+    sizes = {name: expected.linear_rms(use.node.index) for name, use in uses.items()}
     untouched = {
         name: "its output is unknown" if size is None else "its output is zero"
         for name, size in sizes.items()

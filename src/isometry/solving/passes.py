@@ -30,6 +30,7 @@ class Balance:
         target: The size aimed at.
         spread: Whether the size is the standard deviation along the last dim, not the RMS.
         power: The power of what is missing that each weight takes over.
+        of: A node of whose size, at its own aim, the target is a share; None: the target is a size.
     """
 
     node: int
@@ -37,6 +38,7 @@ class Balance:
     target: float
     spread: bool = False
     power: float = 1.0
+    of: int | None = None
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,8 @@ def _pass(
         factor = factors.get(aim.role.name, 1.0)
         own = replace(aim, size=_times(aim, factor)) if factor != 1.0 else aim
         by_call.setdefault(aim.node.call, []).append(own)
-    watched = {b.node for b in balances}.union(*(x.watched for x in aims), *(x.nodes for x in followers))
+    nodes = {n for b in balances for n in (b.node, b.of) if n is not None}
+    watched = nodes.union(*(x.watched for x in aims), *(x.nodes for x in followers))
 
     def begin(stage: Stage) -> Solver:
         return Solver(stage, problem.roles, laws, by_call, frozenset(watched), measuring, problem.seed)
@@ -183,9 +186,12 @@ def _rebalance(solver: Solver, balances: Sequence[Balance], factors: dict[str, f
     lacking: dict[str, list[tuple[float, float]]] = {}
     for balance in balances:
         size = solver.spread(balance.node) if balance.spread else solver.rms(balance.node)
-        if size is not None and size > 0.0:
+        base = 1.0 if balance.of is None else solver.rms(balance.of)
+        if size is not None and size > 0.0 and base:
             for name in [n for n in balance.names if n in solver.solved]:
-                lacking.setdefault(name, []).append((math.log(balance.target / size), balance.power))
+                there = 1.0 if balance.of is None else factors.get(name, 1.0)
+                log = math.log(balance.target * base / (there * size))
+                lacking.setdefault(name, []).append((log, balance.power))
     moved = False
     for name, own in lacking.items():
         # A weight that is read step after step is in a balance for each: it makes up for their average.

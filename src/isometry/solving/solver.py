@@ -2,8 +2,8 @@
 
 An interpreter's observer. When an operation that has an aim is about to be given its record, that record is
 made once to see its RMS, and the parameter's scale is multiplied by the aim over it: outputs are proportional
-to a weight's standard deviation, biases being zero. The pass then goes on with the scale found, so one pass
-settles all weights of a model of any depth.
+to a weight's standard deviation, but for a bias that is not zero, which does not count. The pass then goes on
+with the scale found, so one pass settles all weights of a model of any depth.
 
 On real tensors the same is done with what was drawn and computed: the output's own RMS decides. That serves
 where a record is unknown, and for calibration.
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from isometry.flow.graph import Node, Ref
+from isometry.flow.graph import CONTRACTION, Node, Ref
 from isometry.flow.roles import Role, Roles
 from isometry.moments import algebra as alg
 from isometry.moments import record as rec
@@ -111,6 +111,8 @@ class Solver:
             self._nodes.setdefault(self.roles.flow.nodes[index].call, []).append(index)
         self._parameters = {canonical_name(n): p for n, p in self.stage.twin.named_parameters()}
         self._leaves = {index: name for name, index in self.roles.flow.parameters.items()}
+        self._biases = {i for r in self.roles.by_name.values() if r.kind == "bias" for i in r.nodes}
+        self._added: dict[int, Tensor] = {}  # to watched nodes: a bias
         for name, (law, std) in self.laws.items():
             self._begin(self.roles[name], law, std)
         self.stage.interpreter.observer = self
@@ -119,6 +121,11 @@ class Solver:
         """Return the RMS of a watched node that has been reached; None where it is not known."""
         tensor = self.tensor(index)
         return None if tensor is None else self.size(tensor)
+
+    def linear_rms(self, index: int) -> float | None:
+        """Return the RMS of a watched node without the bias that its operation adds: √(E[y²] − E[b²])."""
+        size = self.rms(index)
+        return None if size is None else self._without(size, self._added.get(index))
 
     def tensor(self, index: int) -> Tensor | None:
         """Return what a watched node gave; None where it has not been reached."""
@@ -152,7 +159,10 @@ class Solver:
         if aims or call in self._nodes:
             outputs = list(out) if isinstance(out, tuple | list) else [out]
             for index in self._nodes.get(call, ()):
-                self._tensors[index] = outputs[self.roles.flow.nodes[index].slot]
+                node = self.roles.flow.nodes[index]
+                self._tensors[index] = outputs[node.slot]
+                if (bias := self._bias(node, args)) is not None:
+                    self._added[index] = bias
             for aim in aims:
                 self._solve(aim, func, args, kwargs, out)
 
@@ -171,24 +181,50 @@ class Solver:
         operand: Tensor = operands[0]
         wanted = aim.size(self)
         first = out[0] if isinstance(out, tuple | list) else out
+        bias = self._bias(aim.node, args)
         if self._real(self.measuring == "always"):
-            self._measure(aim, operand, first, wanted)
+            self._measure(aim, operand, first, wanted, bias)
             return
         interpreter = self.stage.interpreter
         record = interpreter.value(operand)
         (value, *_) = interpreter._evaluate(func, args, kwargs, out)
-        size = _size(value) if isinstance(value, Moments) else None
+        size = self._without(_size(value), bias) if isinstance(value, Moments) else None
         if size is not None and size > _TINY and math.isfinite(size) and record is not None:
             self._multiply(
                 aim.role, operand, as_moments(record), self._factor(aim, wanted / size), "predicted", size
             )
         elif size is None and self._real(self.measuring == "unknown"):
-            self._measure(aim, operand, first, wanted)
+            self._measure(aim, operand, first, wanted, bias)
         elif aim.role.name not in self.solved:
             self.missed[aim.role.name] = "the signal there is unknown" if size is None else "no signal there"
 
-    def _measure(self, aim: Aim, operand: Tensor, out: Tensor, wanted: float) -> None:
+    def _bias(self, node: Node, args: Any) -> Tensor | None:
+        """Return the bias that an operation adds to its product."""
+        if node.op not in CONTRACTION:
+            return None
+        found = (
+            a for a, r in zip(args, node.args, strict=False) if isinstance(r, Ref) and r.node in self._biases
+        )
+        return next(found, None)
+
+    def _without(self, size: float, bias: Tensor | None) -> float:
+        """Return the RMS of a product, of which the RMS with a bias is known: nothing in it has a mean."""
+        added = None if bias is None else self.size(bias)
+        return math.sqrt(max(size**2 - added**2, 0.0)) if added else size
+
+    def _measure(self, aim: Aim, operand: Tensor, out: Tensor, wanted: float, bias: Tensor | None) -> None:
         """Scale what was drawn by what its output lacks."""
+        with _disable_current_modes(), torch.no_grad():
+            if bias is not None:
+                convolved = "conv" in aim.node.op
+                bias = bias.detach().view(-1, *[1] * (out.dim() - 2)) if convolved else bias.detach()
+                out.detach().sub_(bias)
+            self._measure_product(aim, operand, out, wanted)
+            if bias is not None:
+                out.detach().add_(bias)
+
+    def _measure_product(self, aim: Aim, operand: Tensor, out: Tensor, wanted: float) -> None:
+        """Scale what was drawn by what the product lacks."""
         with _disable_current_modes(), torch.no_grad():
             size = _rms(out)
             if not (size is not None and size > _TINY and math.isfinite(size)):

@@ -62,7 +62,7 @@ class Window:
         double from either end, so that stacks of dilated windows do not double their number. Ends of fewer
         than one in 40 outputs make no blocks. Two different ends are two blocks, and among few outputs the
         ends' neighbours are, too, which read the ends of what other windows made. Where only one end reads
-        fewer entries, the other is a block as well, for the windows behind and their gradients.
+        fewer entries, the other is a block as well, for the gradients of the windows behind.
         """
         o, _, _ = self.taps()
         read = np.bincount(o, minlength=self.outputs)
@@ -74,9 +74,8 @@ class Window:
             edges = _thinned(
                 {int(np.searchsorted(middle, edge)) for edge in np.cumsum(inputs)[:-1]}, self.outputs
             )
-        elif full.size > 2 and rings <= 2:
-            rings = 2 if self.outputs <= FEW else rings
-            edges = {e for k in range(1, rings + 1) for e in (k, self.outputs - k)}
+        elif full.size > 2 and (rings == 2 or (rings == 1 and self.outputs <= FEW)):
+            edges = {1, 2, self.outputs - 2, self.outputs - 1}
         ends = sorted(edges - {0, self.outputs})
         if ends and ends[0] + self.outputs - ends[-1] < self.outputs / 40:
             ends = []

@@ -278,7 +278,10 @@ def convolution_backward(
         dx = _whole(alg.scale(dx, np.sqrt(fan.kept(g))), shape)
         normed = mark_of(g, Normed)
         if normed is not None and not transposed:
-            dx = across.orthogonal(dx, _whole(x, shape), g, windows, w.shape[2], normed.share)
+            if w.shape[2] == 1 or any(
+                window.kernel > 1 for window in windows
+            ):  # else it owes next to nothing
+                dx = across.orthogonal(dx, _whole(x, shape), g, windows, w.shape[2], normed.share)
             dx = steep.handed_on(dx, g, x, windows)
     if mask[1]:
         small_one, large_one = (x, g) if transposed else (g, x)

@@ -92,8 +92,8 @@ def _again(model: nn.Module, calls: Iterable[tuple[str, int]]) -> str:
     if not names:
         return ""
     return (
-        f"assumption: {few(names)} used more than once in a pass; each use is taken as new, independent "
-        "weights, so signals and gradients that return to the same weights are off"
+        f"assumption: {few(names)} used more than once in a pass; what the uses have in common is followed "
+        "through matrix products, sums and gates; beyond them each use is taken as new, independent weights"
     )
 
 

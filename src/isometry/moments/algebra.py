@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from isometry.moments import apart, fan, latents, lengths, lineage, near, steep, surfaces, uneven
+from isometry.moments import apart, fan, latents, lengths, lineage, near, origins, steep, surfaces, uneven
 from isometry.moments.axes import Array, Axis, Index
 from isometry.moments.marks import marked
 from isometry.moments.record import (
@@ -32,6 +32,7 @@ from isometry.moments.terms import changed, crossed, mean_of, merged, second_mom
 
 _COLLAPSED: WeakKeyDictionary[Moments, Moments] = WeakKeyDictionary()
 MAX_TERMS = 6  # a sum of more products becomes a function of one new latent
+FEW_TERMS = 1  # so does one of more where weights are used again, whose relations are followed otherwise
 MAX_FACTORS = 8  # a product of more becomes one of fewer: the eldest become a function of one new latent
 _CORE = np.flatnonzero(np.abs(latents.NODES[1::3]) < 6.0)  # of every third node; beyond lies next to nothing
 
@@ -82,7 +83,11 @@ def new_factor(axes: tuple[Axis, ...], rho: Array, values: Array, table: Array |
     """Return f(z) of a new latent; along axes where neither rho nor values vary it is constant."""
     labels: tuple[Label, ...] = tuple(Run(k, 1, 0) if n > 1 else None for k, n in enumerate(rho.shape))
     return Factor(
-        latents.fresh(), labels, rho, values, dual(values, values, rho, axes) if table is None else table
+        latents.Latent(axes, rho),
+        labels,
+        rho,
+        values,
+        dual(values, values, rho, axes) if table is None else table,
     )
 
 
@@ -163,9 +168,16 @@ def add(a: Moments, b: Moments) -> Moments:
     """
     both = assemble(a.dims, a.terms + b.terms)
     single = all(len(t.factors) <= 1 for t in both.terms)
-    if len(both.terms) > 1 and (single or len(both.terms) > MAX_TERMS):
+    if len(both.terms) > 1 and (single or len(both.terms) > _most_terms(both)):
         return collapse(both)
     return both
+
+
+def _most_terms(m: Moments) -> int:
+    """Return how many products a sum may have: in a loop they would be those of all steps before."""
+    if len(m.terms) <= FEW_TERMS or not any(origins.again(f) for t in m.terms for f in t.factors):
+        return MAX_TERMS
+    return FEW_TERMS
 
 
 def multiply(a: Moments, b: Moments) -> Moments:
@@ -316,6 +328,7 @@ def descended(made: Moments, terms: tuple[Term, ...], *, normal_: bool) -> Momen
     std = np.sqrt(made.variance) if normal_ else None
     form = None if normal_ else factor.values
     own = replace(factor, parts=lineage.parts_of(terms, std), form=form)
+    origins.made_of(own, terms)
     made = near.of_sum(replace(made, terms=(Term(term.coef, (own,)),)), terms)
     found = (fan.of_sum(terms), apart.of_sum(terms), uneven.of_sum(terms, made.axes), steep.of_sum(terms))
     for mark in found:

@@ -11,7 +11,7 @@ import numpy as np
 
 from isometry.moments import algebra as alg
 from isometry.moments import axes as ax
-from isometry.moments import fan, latents, near
+from isometry.moments import fan, kin, latents, near, origins
 from isometry.moments import record as rec
 from isometry.moments import regrouping as reg
 from isometry.moments.axes import Array, Axis
@@ -90,7 +90,10 @@ def _remembering(made: Moments, parts: Sequence[Moments], position: int) -> Mome
         if factor is not None and bool((np.diff(factor.values, axis=-1) >= 0).all()):
             pieces.append((start, stop, factor.latent, factor.labels))
         start = stop
-    joined = replace(term.factors[0], latent=Joined(position, tuple(pieces)))
+    origins.laid_beside(
+        term.factors[0], [(p.axes, alg.absorbed(p.terms[0], p.axes)) for p in parts], position
+    )
+    joined = replace(term.factors[0], latent=Joined(position, tuple(pieces), term.factors[0].latent))
     return replace(made, terms=(rec.Term(term.coef, (joined,)),))
 
 
@@ -126,18 +129,21 @@ def _table(parts: Sequence[Moments], blocks: Sequence[Axis], position: int, axes
     count = len(axes[position])
     starts = np.cumsum([0, *[len(b) for b in blocks]])
     pieces: dict[int, Array] = {}
+    rest = (*axes[:position], *axes[position + 1 :])
     for (i, a), (j, b) in product(enumerate(parts), enumerate(parts)):
         for k, m in product(range(len(blocks[i])), range(len(blocks[j]))):
-            place = count + int(starts[i] + k) * count + int(starts[j] + m)
-            pieces[place] = (
-                _at(a.table, position, len(blocks[i]) * (1 + k) + m)
-                if i == j
-                else _between(a, k, b, m, position)
-            )
+            first, second = int(starts[i]) + k, int(starts[j]) + m
+            if i == j:
+                found = _at(a.table, position, len(blocks[i]) * (1 + k) + m)
+            elif i < j:
+                found = _between(a, k, b, m, position)
+            else:
+                found = rec.mirror(pieces[count * (1 + second) + first], rest)
+            pieces[count * (1 + first) + second] = found
         for k in range(len(blocks[i])):
             pieces[int(starts[i]) + k] = _at(a.table, position, k)
-    rest = np.broadcast_shapes(*[p.shape for p in pieces.values()])
-    return np.stack([np.broadcast_to(pieces[k], rest) for k in range(len(pieces))], axis=position)
+    shape = np.broadcast_shapes(*[p.shape for p in pieces.values()])
+    return np.stack([np.broadcast_to(pieces[k], shape) for k in range(len(pieces))], axis=position)
 
 
 def _at(array: Array, position: int, index: int) -> Array:
@@ -156,6 +162,10 @@ def _between(a: Moments, k: int, b: Moments, m: int, position: int) -> Array:
         rho = _at(f.rho, position, differ)
         left, right = _at(f.values, position, k), _at(g.values, position, m)
         return latents.dual(rec.first(left, rest), rec.second(right, rest), rho)
+    known = kin.apart(f, g, a.axes, position) if f is not None and g is not None else None
+    if known is not None and f is not None and g is not None:
+        left, right = _at(f.values, position, k), _at(g.values, position, m)
+        return rec.dual(left, right, known, rest)
     return rec.first(_at(a.mean, position, k), rest) * rec.second(_at(b.mean, position, m), rest)
 
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from isometry.moments import algebra as alg
 from isometry.moments import axes as ax
-from isometry.moments import gram, latents, lengths, lineage, projection
+from isometry.moments import gram, latents, lengths, lineage, origins, projection
 from isometry.moments import record as rec
 from isometry.moments import regrouping as reg
 from isometry.moments.axes import Array, Axis
@@ -62,6 +62,13 @@ def contract(spec: str, a: Moments, b: Moments) -> Moments:
     if is_positive(a) and is_positive(b):
         return reg.transposed(positive(dims, table, mean), tuple(order.index(x) for x in out))
     made = alg.gaussian(dims, table, mean)
+    origins.contracted(
+        made,
+        _in_few_terms(a),
+        _in_few_terms(b),
+        (tuple(map(tuple, (*pos_a, *pos_b))), a.shape, b.shape),
+        lambda x, y: _matmul(x, pos_a, y, pos_b, pair_weights),
+    )
     blank_a, blank_b = [None] * len(pos_a[1]), [None] * len(pos_b[1])
     at_a, at_b = [*pos_a[0], *pos_a[1], *blank_b], [*pos_b[0], *blank_a, *pos_b[1]]
     made = gram.passed_on(made, gram.images(a, pos_a[2], b), at_a, pos_a[0], through, b.square)
@@ -74,6 +81,12 @@ def contract(spec: str, a: Moments, b: Moments) -> Moments:
         if gram.is_white(other):
             made = lengths.marked(made, lengths.of_rows(rows, at), along)
     return reg.transposed(made, tuple(order.index(x) for x in out))
+
+
+def _in_few_terms(m: Moments) -> Moments:
+    """Return what a contraction remembers of a tensor: as one variable where it is a sum of many products."""
+    few = len(m.terms) <= 2 or not any(origins.again(f) for t in m.terms for f in t.factors)
+    return m if few else alg.collapse(m)
 
 
 def _with_square(table: Array, extra: Array, axes: tuple[Axis, ...]) -> Array:
@@ -114,6 +127,10 @@ def total(m: Moments, dims: tuple[int, ...]) -> Moments:
     if not normal:
         table = _with_lengths(table, mean, m, positions, tuple(a for d in kept for a in d))
     made = alg.gaussian(kept, table, mean) if normal else positive(kept, table, mean)
+    if normal:
+        origins.contracted(
+            made, m, None, ("total", tuple(positions), m.shape), lambda x, _: _summed(x, positions, m.axes)
+        )
     return _with_parts(made, m, positions, normal=normal)
 
 
@@ -175,6 +192,12 @@ def is_positive(m: Moments) -> bool:
             bool(t.coef.min() >= 0) and all(bool(f.values.min() >= 0) for f in t.factors) for t in m.terms
         )
     )
+
+
+def _summed(table: Array, positions: list[int], axes: tuple[Axis, ...]) -> Array:
+    for p in reversed(positions):
+        table = _sum_axis(table, p, ax.pair_counts(axes[p]))
+    return table
 
 
 def _sum_axis(array: Array, position: int, weights: Array) -> Array:

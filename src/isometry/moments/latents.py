@@ -22,21 +22,35 @@ from __future__ import annotations
 from functools import lru_cache
 from itertools import count
 from math import prod
+from typing import Any
 
 import numpy as np
 import torch
 
 from isometry import gaussian
-from isometry.moments.axes import Array, Index
+from isometry.moments.axes import Array, Axis, Index
 
 ORDER = 40
 _NO_STEP = 1e-4  # standard deviations
 _ids = count(1)
 
 
-def fresh() -> int:
-    """Return the identity of a new latent."""
-    return next(_ids)
+class Latent:
+    """The identity of a latent, along axes of its own, with its correlations.
+
+    `birth` counts latents: one that is made from others is younger than they are. What it is made from, and
+    what is known of its relations, `kin` keeps in the other fields.
+    """
+
+    __slots__ = ("alive", "axes", "birth", "dead", "known", "origin", "rho", "uses", "views")
+
+    def __init__(self, axes: tuple[Axis, ...], rho: Array) -> None:
+        self.axes, self.rho, self.birth = axes, rho, next(_ids)
+        self.origin: Any = None
+        self.views: dict[Any, Any] = {}
+        self.known: dict[Any, Any] = {}
+        self.uses: dict[Any, Any] = {}
+        self.alive, self.dead = False, 0
 
 
 _RULE = gaussian.nodes(torch.linspace(-8.0, 8.0, 65, dtype=torch.float64), order=6)

@@ -25,7 +25,7 @@ from math import prod
 import numpy as np
 
 from isometry.moments import axes as ax
-from isometry.moments import latents
+from isometry.moments import kin, latents
 from isometry.moments.axes import Array, Axis
 from isometry.moments.record import (
     Factor,
@@ -272,6 +272,25 @@ def given(factor: Factor, part: Part) -> Array:
 
 def covariance(f: Factor, g: Factor, axes: tuple[Axis, ...]) -> Array | None:
     """Return cov(f(z), g(z′)) by pair class for two different variables; None where they are not related."""
+    rho = kin.correlation(f, g, axes)
+    if rho is None:
+        return _through_parts(f, g, axes)
+    for child, parent, turned in ((f, g, False), (g, f, True)):
+        parts = [p for p in child.parts if _meets(p, parent)]
+        if parts:
+            bent = _from_parts(child, parts, _without_line(parent), axes)
+            line = outer(f.slope * f.size_of_form, g.slope * g.size_of_form, axes) * rho
+            return line + (mirror(bent, axes) if turned else bent)
+    table = dual(f.values, g.values, kin.of_latents(rho, f, g, axes), axes)
+    return table - outer(f.mean, g.mean, axes)
+
+
+def _without_line(f: Factor) -> Factor:
+    """Return what a function of a latent is beyond a linear one of its form."""
+    return replace(f, values=f.values - f.slope[..., None] * form_of(f))
+
+
+def _through_parts(f: Factor, g: Factor, axes: tuple[Axis, ...]) -> Array | None:
     if not _related(f, g):
         return None
     for child, parent, turned in ((f, g, False), (g, f, True)):
@@ -357,7 +376,7 @@ def link(f: Factor, g: Factor, axes: tuple[Axis, ...]) -> tuple[Factor, Factor, 
             continue
         form = form_of(child)
         pure = replace(parent, values=identity(len(axes)), form=None)
-        found = covariance(replace(child, values=form), pure, axes)
+        found = _through_parts(replace(child, values=form), pure, axes)
         if found is not None:
             tilt = diagonal(found, axes)
             variance = latents.mean(form * form) - latents.mean(form) ** 2

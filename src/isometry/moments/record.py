@@ -5,17 +5,13 @@ A record stands for an array of random variables. It holds
 - `dims`: for each tensor dim its axes (see `axes`); a dim of size 1 has none;
 - `table`: the second moments E[x x′] by pair class, a pair array;
 - `mean`: E[x] by block, a block array;
-- `terms`: how an entry depends on latents: x = Σ_terms coef · Π_factors f(z), where different latents are
-independent.
+- `terms`: how an entry depends on independent latents: x = Σ_terms coef · Π_factors f(z).
 
 A `Factor` is a pointwise function f of one latent z: its values at the quadrature nodes (a block array with
-the nodes last), the
-latent's correlations `rho` and its own second moments `table` (pair arrays). `labels` say along which axis of
-the latent each
-axis of the record runs: two factors are the same variable exactly where latent and labels agree, so that `x *
-sigmoid(x)` is
-executed node by node while `x[:, None] * x[None]` is not. Views carry labels along; see `relabel_split` and
-friends.
+the nodes last), the latent's correlations `rho` and its own second moments `table` (pair arrays). `labels`
+say along which axis of the latent each axis of the record runs: two factors are the same variable exactly
+where latent and labels agree, so that `x * sigmoid(x)` is executed node by node while `x[:, None] * x[None]`
+is not. Views carry labels along; see `relabel_split` and friends.
 
 Records are immutable, and every function here is pure: Moments in, Moments out.
 """
@@ -54,12 +50,10 @@ class Fused(NamedTuple):
 class Gram(NamedTuple):
     """The inner products x_k·x_k′ of one tensor's rows.
 
-    They lie off their mean by a variance `fluctuation` (a share of |x|⁴).
-
-    Rows that are images of x under different random matrices share these inner products. `origin` is the
-    latent of x, `features` label the axes
-    summed over. A `Part` with a Gram
-    in the place of a latent tells how large the image is, E[y²]^½ by block, in `values[..., 0]`.
+    They lie off their mean by a variance `fluctuation` (a share of |x|⁴). Rows that are
+    images of x under different random matrices share these inner products. `origin` is the latent of x,
+    `features` label the axes summed over. A `Part` with a Gram in the place of a latent tells how large the
+    image is, E[y²]^½ by block, in `values[..., 0]`.
     """
 
     origin: object
@@ -198,11 +192,12 @@ Mark = Gram | Loose  # what stands in the place of a latent and is none
 class Joined:
     """The latent of tensors side by side along its axis `axis`: over each stretch it is that part's own.
 
-    `pieces` hold start, stop, latent and labels of each part that is a function of one latent.
+    `pieces` hold start, stop, latent and labels of each part that is a function of one; `whole` is of all.
     """
 
     axis: int
     pieces: tuple[tuple[int, int, object, tuple[Label, ...]], ...]
+    whole: object
 
 
 Label = Run | Fused | None
@@ -264,6 +259,18 @@ class Factor:
         covariance = latents.mean(self.values * form)
         shape = np.broadcast_shapes(covariance.shape, variance.shape)
         return np.asarray(np.divide(covariance, variance, out=np.zeros(shape), where=variance > 0))
+
+    @cached_property
+    def coefficients(self) -> Array:
+        """The Hermite coefficients by block."""
+        return latents.coefficients(self.values)
+
+    @cached_property
+    def size_of_form(self) -> Array:
+        """The standard deviation of the latent's form, a block array."""
+        if self.form is None:
+            return np.ones([1] * (self.values.ndim - 1))
+        return np.asarray(np.maximum(latents.mean(self.form**2) - latents.mean(self.form) ** 2, 0.0) ** 0.5)
 
     @cached_property
     def key(self) -> tuple[object, tuple[Label, ...]]:
@@ -376,8 +383,7 @@ def dual(f: Array, g: Array, rho: Array, axes: tuple[Axis, ...]) -> Array:
     They are given by block, with the nodes last.
 
     The Hermite coefficients are taken by block and only then spread over pair classes. What they leave is
-    exact within
-    a block, and between blocks it is taken as shared in the same proportion.
+    exact within a block, and between blocks it is taken as shared in the same proportion.
     """
     ours = latents.spectrum(f)
     if f is g:

@@ -9,11 +9,13 @@ from dataclasses import replace
 import numpy as np
 
 from isometry.moments import algebra as alg
-from isometry.moments import lineage, projection, steep
+from isometry.moments import lineage, origins, projection, steep
 from isometry.moments.axes import Array
 from isometry.moments.marks import marked
-from isometry.moments.record import Factor, Moments, Term
+from isometry.moments.record import Factor, Moments, Term, diagonal
 from isometry.moments.terms import changed
+
+KEPT = 1e-3  # of a sum's square: what merging some of its terms may change
 
 
 def with_table(g: Moments, table: Array) -> Moments:
@@ -27,8 +29,18 @@ def with_table(g: Moments, table: Array) -> Moments:
     if len(g.terms) == 1:
         carrier, rest = split(g.terms[0])
         if carrier is not None and rest:
-            return carried(g, rest, table)
-    return alg.gaussian(g.dims, table, np.zeros([1] * len(g.axes)))
+            return carried(g, rest, table, _of_size(g, table).terms)
+    made = alg.gaussian(g.dims, table, np.zeros([1] * len(g.axes)))
+    for factor in made.terms[0].factors:
+        origins.made_of(factor, _of_size(g, table).terms)
+    return made
+
+
+def _of_size(g: Moments, table: Array) -> Moments:
+    """Return a gradient stretched to the mean squares of a table."""
+    square, wanted = g.square, diagonal(table, g.axes)
+    shape = np.broadcast_shapes(square.shape, wanted.shape)
+    return alg.scale(g, np.sqrt(np.divide(wanted, square, out=np.zeros(shape), where=square > 0)))
 
 
 def merged(g: Moments, least: int = 3, *, several: bool = False) -> Moments:
@@ -36,7 +48,8 @@ def merged(g: Moments, least: int = 3, *, several: bool = False) -> Moments:
 
     m² = Σ E[γ_i²]·E[f_i² | z]. What comes to a stream of sums is multiplied by slope upon slope on its way;
     given the stream z where it is now, the slopes behind do not depend on those to come (exact for streams
-    that are Markov chains).
+    that are Markov chains). Where what is merged depends on what is left (g·(1 − f) with g itself), the new γ
+    would not know: nothing is merged then.
 
     Args:
         g: The gradient.
@@ -59,8 +72,10 @@ def merged(g: Moments, least: int = 3, *, several: bool = False) -> Moments:
         square = square + size[..., None] * _square_given(slope, head)
     together = tuple(term for term, _, _ in members)
     slope = changed(head, np.sqrt(np.maximum(square, 0.0)), g.axes)
-    whole = marked(carried(g, [slope], alg.assemble(g.dims, together).table), steep.of_sum(together))
-    return alg.assemble(g.dims, (*(t for t in g.terms if t not in together), *whole.terms))
+    whole = carried(g, [slope], alg.assemble(g.dims, together).table, together)
+    whole = marked(whole, steep.of_sum(together))
+    made = alg.assemble(g.dims, (*(t for t in g.terms if t not in together), *whole.terms))
+    return made if np.allclose(made.square, g.square, rtol=KEPT) else g
 
 
 def _bends(term: Term, several: bool) -> list[tuple[Factor, Array]]:
@@ -94,12 +109,17 @@ def _square_given(f: Factor, z: Factor) -> Array:
     return squared.mean[..., None] + lineage.given(squared, f.plain[(*z.key, ())])
 
 
-def carried(g: Moments, rest: Sequence[Factor], table: Array) -> Moments:
-    """Return slopes times a normal γ whose second moments make those of the product."""
+def carried(g: Moments, rest: Sequence[Factor], table: Array, of: Sequence[Term] = ()) -> Moments:
+    """Return slopes times a normal γ whose second moments make those of the product.
+
+    `of` are terms that the product is made of.
+    """
     one = np.ones([1] * len(g.axes))
     slopes = alg.assemble(g.dims, (Term(one, tuple(rest)),))
     shape = np.broadcast_shapes(table.shape, slopes.table.shape)
     ratio = np.divide(table, slopes.table, out=np.zeros(shape), where=np.abs(slopes.table) > 1e-9)
     gamma = alg.gaussian(g.dims, ratio, np.zeros_like(one))
     (term,) = gamma.terms
+    if term.factors:
+        origins.made_of(term.factors[0], of, slopes.mean)
     return alg.assemble(g.dims, (Term(term.coef, (*rest, *term.factors)),))

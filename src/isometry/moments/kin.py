@@ -1,0 +1,409 @@
+"""How latents are related that were made apart from one another: by shared weights, step by step.
+
+A loop over time uses its weights again at every step. So what it makes of two steps is alike, though neither
+is made from the other: with y = Σ_k w_k a_k at one step and y′ = Σ_k w_k a′_k at another,
+
+    E[y y′] = Σ_k E[w_k²]·E[a_k a′_k],
+
+which needs the relation of a and a′, and so on down to what both steps share: the past, biases, inputs. The
+correlation of two latents follows from those of what they were made from (see `origins`), the younger taken
+apart first. Correlations are those of latents' forms (see `Factor`). Sums are followed to first order in each
+of them (exact for linear functions), products and contractions factor by factor. Only what depends on weights
+that were used again is asked for: see `origins.alive`.
+
+Reference: Chen, Pennington, Schoenholz 2018 (mean field theory of recurrent networks with gates).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Generator, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from isometry.moments import axes as ax
+from isometry.moments import latents
+from isometry.moments.axes import Array, Axis
+from isometry.moments.latents import Latent
+from isometry.moments.origins import Beside, Contraction, Product, Sum, alive, any_again
+from isometry.moments.places import Axes, View, all_of, blocks_seen, common, composed, seen, view, view_of
+from isometry.moments.record import Factor, Moments, dual, first, mirror, outer, second
+
+NEGLIGIBLE = 0.003  # correlations below are taken as independence
+FORGOTTEN = 1e-4  # and below this are not followed
+
+Request = tuple[View, View, Axes]
+Asking = Generator[Request, Array | None, Array | None]
+
+
+def correlation(f: Factor, g: Factor, axes: Axes) -> Array | None:
+    """Return the correlation of two latents' forms by pair class; None where they are not kin."""
+    if not any_again():
+        return None
+    x, y = view_of(f.latent, f.labels), view_of(g.latent, g.labels)
+    if x is None or y is None or not (alive(x.latent) and alive(y.latent)):
+        return None
+    found = _answered((x, y, axes))
+    if found is None or float(np.abs(found).max()) < NEGLIGIBLE:
+        return None
+    return np.clip(found, -1.0, 1.0)
+
+
+def apart(f: Factor, g: Factor, axes: Axes, position: int) -> Array | None:
+    """Return the correlation of two factors' latents where they lie side by side along an axis.
+
+    By pair class of the other axes. None where they are not kin, or vary along that axis.
+    """
+    if f.labels[position] is not None or g.labels[position] is not None:
+        return None
+    rest = (*axes[:position], *axes[position + 1 :])
+    f, g = (_without_axis(x, position) for x in (f, g))
+    rho = correlation(f, g, rest)
+    return None if rho is None else of_latents(rho, f, g, rest)
+
+
+def _without_axis(f: Factor, position: int) -> Factor:
+    """Return a factor's labels and form without an axis along which nothing varies."""
+    labels = (*f.labels[:position], *f.labels[position + 1 :])
+    form = None if f.form is None else np.asarray(f.form.take(0, axis=position))
+    return replace(f, labels=labels, values=np.asarray(f.values.take(0, axis=position)), form=form)
+
+
+def of_latents(rho: Array, f: Factor, g: Factor, axes: Axes) -> Array:
+    """Return the correlation of two latents whose forms have the correlation given.
+
+    It solves Σ a_k b_k ρ^k = cov(form, form′) for the Hermite coefficients of both forms.
+    """
+    if f.form is None and g.form is None:
+        return rho
+    ours, theirs = (_coefficients_of_form(x) for x in (f, g))
+    products = first(ours, axes) * second(theirs, axes)
+    products[..., 0] = 0.0
+    found = rho
+    for _ in range(2):
+        found = np.clip(found + rho - latents.mehler(products, found), -1.0, 1.0)
+    return found
+
+
+def _coefficients_of_form(f: Factor) -> Array:
+    """Return the Hermite coefficients of a form of variance 1."""
+    if f.form is None:
+        line = np.zeros((*[1] * (f.values.ndim - 1), latents.ORDER))
+        line[..., 1] = 1.0
+        return line
+    known = f.coefficients if f.form is f.values else latents.coefficients(f.form)
+    size = f.size_of_form[..., None]
+    return np.asarray(np.divide(known, size, out=np.zeros_like(known), where=size > 0))
+
+
+def _answered(request: Request) -> Array | None:
+    """Answer a request, and first those that it depends on.
+
+    A chain of steps may be longer than Python's own stack.
+    """
+    stack: list[tuple[Request, Asking]] = []
+    answer = _remembered(request)
+    if isinstance(answer, str):
+        stack.append((request, _between(*request)))
+    value: Array | None = None if isinstance(answer, str) else answer
+    while stack:
+        asked, work = stack[-1]
+        try:
+            wanted = work.send(value)
+        except StopIteration as done:
+            value = done.value
+            _remember(asked, value)
+            stack.pop()
+            continue
+        answer = _remembered(wanted)
+        if isinstance(answer, str):
+            stack.append((wanted, _between(*wanted)))
+            value = None
+        else:
+            value = answer
+    return value
+
+
+def _remembered(request: Request) -> Array | str | None:
+    x, y, axes = request
+    younger, older = (x, y) if x.latent.birth >= y.latent.birth else (y, x)
+    found: Array | str | None = younger.latent.known.get((younger, older, axes), "unknown")
+    return found if younger is x or found is None or isinstance(found, str) else mirror(found, axes)
+
+
+def _remember(request: Request, value: Array | None) -> None:
+    x, y, axes = request
+    if value is not None and float(np.abs(value).max()) < FORGOTTEN:
+        value = None
+    if x.latent.birth >= y.latent.birth:
+        x.latent.known[x, y, axes] = value
+    else:
+        y.latent.known[y, x, axes] = None if value is None else mirror(value, axes)
+
+
+def _between(x: View, y: View, axes: Axes) -> Asking:
+    """Return the correlation of two views along the same axes; None where they are independent."""
+    p, q = _resolved(x), _resolved(y)
+    if p is None or q is None:
+        return None
+    if p is not x or q is not y:
+        return (yield p, q, axes)
+    if x.latent is y.latent:
+        return seen(x.latent.rho, x.latent.axes, x.places, y.places, axes)
+    own = common(x.latent.axes, y.latent.axes)
+    whole = own == axes and x is all_of(x.latent) and y is all_of(y.latent)
+    if own is not None and not whole:
+        table = yield all_of(x.latent), all_of(y.latent), own
+        return None if table is None else seen(table, own, x.places, y.places, axes)
+    child = _taken_apart(x, y)
+    if child is None:
+        return (yield from _of_leaves(x.latent, y.latent, axes)) if whole else None
+    if child is y:
+        found = yield from _of_sum(y, x, axes)
+        return None if found is None else mirror(found, axes)
+    return (yield from _of_sum(x, y, axes))
+
+
+def _resolved(x: View) -> View | None:
+    """Return a view of one entry along an axis as one of that which lies there alone; None where zeros do.
+
+    So is the gradient of a tensor that a loop takes step by step: a sum of what comes from each step, in its
+    place.
+    """
+    if not any(isinstance(p, int) for p in x.places):
+        return x
+    key = ("resolved", x.places)
+    if key not in x.latent.views:
+        chain, last = [x], _step(x)
+        while last is not None and last is not chain[-1]:
+            chain.append(last)
+            last = _step(last)
+        for met in chain:
+            met.latent.views["resolved", met.places] = last
+    found: View | None = x.latent.views[key]
+    return found
+
+
+def _step(x: View) -> View | None:
+    origin, places = x.latent.origin, x.places
+    if ("resolved", places) in x.latent.views:
+        found: View | None = x.latent.views["resolved", places]
+        return found
+    if isinstance(origin, Beside) and isinstance(places[origin.position], int):
+        return _part_at(origin, x)
+    if not isinstance(origin, Sum):
+        return x
+    there = [(w, v) for w, v in origin.parents if _at_pins(w, x).any()]
+    inner = composed(there[0][1].places, places) if len(there) == 1 else None
+    if inner is None or np.abs(_at_pins(there[0][0], x) - 1.0).max() > FORGOTTEN:
+        return x
+    return view(there[0][1].latent, inner)
+
+
+def _at_pins(weight: Array, x: View) -> Array:
+    """Return a block array at the entries that a view is of."""
+    for j, place in enumerate(x.places):
+        if isinstance(place, int) and weight.shape[j] > 1:
+            block = int(np.searchsorted(np.cumsum(x.latent.axes[j]), place, side="right"))
+            weight = weight.take([block], axis=j)
+    return weight
+
+
+def _part_at(origin: Beside, x: View) -> View | None:
+    start, index = 0, x.places[origin.position]
+    assert isinstance(index, int)
+    for axes, part in origin.parts:
+        stop = start + ax.size(axes[origin.position])
+        if index < stop:
+            if part is None:
+                return None
+            outside = (*x.places[: origin.position], index - start, *x.places[origin.position + 1 :])
+            inner = composed(part.places, outside)
+            return x if inner is None else view(part.latent, inner)
+        start = stop
+    return x
+
+
+def _taken_apart(x: View, y: View) -> View | None:
+    """Return which of two views to take apart into summands: the younger, which may be made from the other.
+
+    A younger one that is a sum of no other sums is not, and is left whole.
+    """
+    ours, theirs = x.latent.origin, y.latent.origin
+    if not isinstance(ours, Sum):
+        return y if isinstance(theirs, Sum) else None
+    if not isinstance(theirs, Sum):
+        return x
+    younger, older = (x, y) if x.latent.birth >= y.latent.birth else (y, x)
+    return older if younger.latent.origin.shallow and not older.latent.origin.shallow else younger
+
+
+def _of_sum(child: View, other: View, axes: Axes) -> Asking:
+    origin = child.latent.origin
+    assert isinstance(origin, Sum)
+    whole = child is all_of(child.latent) and axes == child.latent.axes
+    total: Array | None = None
+    for weight, parent in origin.parents:
+        if not whole:
+            places = composed(parent.places, child.places)
+            if places is None:
+                continue
+            parent = view(parent.latent, places)
+        found = None
+        if not _independent(parent.latent, other.latent):
+            found = yield parent, other, axes
+        if found is None:
+            continue
+        by = weight if whole else blocks_seen(weight, child.latent.axes, child.places, axes)
+        if by is not None:
+            part = first(by, axes) * found
+            total = part if total is None else total + part
+    return total
+
+
+def _independent(x: Latent, y: Latent) -> bool:
+    """Return whether two latents are surely independent, at a glance."""
+    ours, theirs = x.origin, y.origin
+    if x is y or isinstance(ours, Sum) or isinstance(theirs, Sum):
+        return False
+    if isinstance(ours, Contraction) and isinstance(theirs, Contraction):
+        return ours.how != theirs.how
+    return ours is None or type(ours) is not type(theirs)
+
+
+def _of_leaves(x: Latent, y: Latent, axes: Axes) -> Asking:
+    """Return the correlation of two products, or two contractions, of the same kind."""
+    ours, theirs = x.origin, y.origin
+    if isinstance(ours, Product) and isinstance(theirs, Product):
+        found = yield from _expected(ours.factors, theirs.factors, axes)
+        if found is None:
+            return None
+        return found * _inverse(outer(ours.size, theirs.size, axes))
+    if isinstance(ours, Contraction) and isinstance(theirs, Contraction):
+        return (yield from _of_contractions(ours, theirs, axes))
+    if isinstance(ours, Beside) and isinstance(theirs, Beside):
+        return (yield from _of_neighbours(ours, theirs, axes))
+    return None
+
+
+def _of_neighbours(x: Beside, y: Beside, axes: Axes) -> Asking:
+    """Return the correlation of tensors side by side: of parts in the same place, and of single entries."""
+    if x.position != y.position:
+        return None
+    at, total = x.position, None
+    for i, ours, p in _placed(x):
+        for j, theirs, q in _placed(y):
+            if ours != theirs or (i != j and ours[at] != (1,)):
+                continue
+            found = yield p, q, ours
+            part = None if found is None else _in_place(found, at, axes[at], (i, j), ours[at])
+            if part is not None:
+                total = part if total is None else total + part
+    return total
+
+
+def _placed(x: Beside) -> list[tuple[int, Axes, View]]:
+    """Return where each part begins, its axes, and itself."""
+    sizes = [ax.size(own[x.position]) for own, _ in x.parts]
+    starts = [0, *itertools.accumulate(sizes)]
+    return [
+        (start, own, part) for start, (own, part) in zip(starts, x.parts, strict=False) if part is not None
+    ]
+
+
+def _in_place(table: Array, position: int, axis: Axis, starts: tuple[int, int], own: Axis) -> Array | None:
+    """Return a table of two parts of an axis, which begin where `starts` says, as one along all of it.
+
+    None where the axis is cut into other blocks than the parts.
+    """
+    edges, count = [0, *itertools.accumulate(axis)], len(axis)
+    if any(start not in edges for start in starts):
+        return None
+    i, j = (edges.index(start) for start in starts)
+    if axis[i : i + len(own)] != own or axis[j : j + len(own)] != own:
+        return None
+    first_, second_ = np.arange(i, i + len(own)), np.arange(j, j + len(own))
+    pairs = (count * (1 + first_[:, None]) + second_).ravel()
+    table = np.moveaxis(table, position, -1)
+    made = np.zeros((*table.shape[:-1], count * (count + 1)))
+    if i == j:
+        made[..., np.concatenate([first_, pairs])] = table  # one that is the same for all pairs is spread
+    else:
+        made[..., pairs] = table[..., -1:]
+    return np.moveaxis(made, -1, position)
+
+
+def _of_contractions(x: Contraction, y: Contraction, axes: Axes) -> Asking:
+    if x.how != y.how:
+        return None
+    of_b: Array | None = np.ones(1)
+    if x.b is not None and y.b is not None:
+        of_b = yield from _joint(x.b, y.b)
+    of_a = None if of_b is None else (yield from _joint(x.a, y.a))
+    if of_a is None or of_b is None:
+        return None
+    table = x.summed(of_a, of_b) - outer(x.mean, y.mean, axes)
+    return table * _inverse(outer(x.std, y.std, axes))
+
+
+def _inverse(sizes: Array) -> Array:
+    return np.asarray(np.divide(1.0, sizes, out=np.zeros_like(sizes), where=sizes > 0))
+
+
+def _joint(a: Moments, b: Moments) -> Asking:
+    """Return E[a b′] by pair class, None where it vanishes."""
+    if a is b:
+        return a.table
+    if a.axes != b.axes:
+        return None
+    views = (view_of(f.latent, f.labels) for t in a.terms for f in t.factors)
+    known = next((v.latent.known for v in views if v is not None), {})
+    if (a, b) not in known:
+        known[a, b] = yield from _joint_of_terms(a, b)
+    found: Array | None = known[a, b]
+    return found
+
+
+def _joint_of_terms(a: Moments, b: Moments) -> Asking:
+    total: Array | None = None
+    for s in a.terms:
+        for t in b.terms:
+            found = yield from _expected(s.factors, t.factors, a.axes)
+            if found is not None:
+                part = outer(s.coef, t.coef, a.axes) * found
+                total = part if total is None else total + part
+    return total
+
+
+def _expected(ours: Sequence[Factor], theirs: Sequence[Factor], axes: Axes) -> Asking:
+    """Return E[Π f · Π g′] by pair class, None where it vanishes; each factor has at most one partner."""
+    result: Array = np.ones([1] * len(axes))
+    left = list(theirs)
+    for f in ours:
+        x, partner, table = view_of(f.latent, f.labels), None, None
+        for g in left:
+            y = view_of(g.latent, g.labels)
+            if f.key == g.key:
+                partner, table = g, dual(f.values, g.values, f.rho, axes)
+                break
+            if x is None or y is None:
+                continue
+            rho = yield x, y, axes
+            if rho is not None and float(np.abs(rho).max()) >= NEGLIGIBLE:
+                rho = of_latents(np.clip(rho, -1.0, 1.0), f, g, axes)
+                both = first(f.coefficients, axes) * second(g.coefficients, axes)
+                partner, table = g, latents.mehler(both, rho)
+                break
+        if partner is not None and table is not None:
+            left.remove(partner)
+            result = result * table
+        elif f.centred:
+            return None
+        else:
+            result = result * first(f.mean, axes)
+    for g in left:
+        if g.centred:
+            return None
+        result = result * mirror(first(g.mean, axes), axes)
+    return result

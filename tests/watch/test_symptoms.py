@@ -156,6 +156,12 @@ def test_the_origin_of_a_nan_is_named(where, loss, expected, word):
     assert word in finding.message
 
 
+def test_weights_that_are_broken_before_the_first_update_are_not_blamed_on_one():
+    [finding] = symptoms.nonfinite(0, broken([("a.weight", "forward")], None), math.nan)
+    assert "began so" in finding.message
+    assert "update" not in finding.message
+
+
 def test_finite_is_fine():
     assert list(symptoms.nonfinite(3, broken([], None), 1.0)) == []
 

@@ -71,6 +71,8 @@ def nonfinite(step: int, profile: Profile, loss: float | None) -> Iterator[Findi
     weights = next((row for row in profile.parameters if _broken(row.forward)), None)
     if weights is not None:
         cause = "An update with a nan or infinite gradient broke it: lower the learning rate, clip."
+        if step == 0:
+            cause = "It began so: initialise it, or look at what was loaded."
         yield _found(step, "nonfinite", weights, f"{_share(weights.forward)} of its values. {cause}")
     elif output is not None:
         cause = "Its weights are finite: it overflowed, or divided by zero, or took a log or root below it."

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from isometry.moments import origins
 from isometry.moments.latents import Latent
 from isometry.moments.places import seen, view_of
 from isometry.moments.record import Run
@@ -156,3 +157,10 @@ def test_views_of_a_table() -> None:
     between = seen(rho, latent.axes, picked[0].places, picked[1].places, ((12,),))
     np.testing.assert_allclose(between, rho[1])  # two samples, by unit
     assert view_of(latent, (None, Run(1, 1, 0))) is None  # which sample is not told
+
+
+def test_a_model_without_a_loop_asks_nothing_after_one_with_a_loop():
+    predict(nn.RNN(8, 16, batch_first=True), "2x3x8", backward=False)
+    assert origins.any_again()
+    predict(nn.Linear(8, 16), "2x8", backward=False)
+    assert not origins.any_again()

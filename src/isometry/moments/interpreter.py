@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from isometry.moments import factories, masked, running, symbolic
+from isometry.moments import factories, masked, origins, running, symbolic
 from isometry.moments import regrouping as reg
 from isometry.moments.aliasing import Key, disjoint, key_of
 from isometry.moments.calls import Mode, functional, identity, mapped, name_of, part_of_split, tensors_in
@@ -85,6 +85,7 @@ class Interpreter(Mode):  # type: ignore[no-untyped-call]
         self._ran = running.Ran()
         self._storages: dict[int, _Storage] = {}
         self._known: dict[object, tuple[list[Value | None], list[Value | None] | None]] = {}
+        origins.begin()
 
     # --- records of tensors ---------------------------------------------------------------------------------
 

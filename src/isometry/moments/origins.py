@@ -72,7 +72,12 @@ class Beside:
 Origin = Sum | Product | Contraction | Beside
 
 _reuses = count(1)
-_now = [0]
+_now = [0]  # the latest reuse of weights; 0: there was none
+
+
+def begin() -> None:
+    """Forget the reuses of an earlier model, whose latents nobody asks for any more."""
+    _now[0] = 0
 
 
 # --- what latents are made from -----------------------------------------------------------------------------

@@ -20,8 +20,8 @@ class Written(nn.Module):
 def test_their_values_are_known():
     row = predict(Written(), "64x4", backward=False)[""]
     assert not predict(Written(), "64x4", backward=False).notes
-    assert row.forward.rms == pytest.approx(((9 + 9 + 25) / 3) ** 0.5, rel=1e-7)
-    assert row.forward.mean == pytest.approx(5 / 3, rel=1e-7)
+    assert row.forward.rms == pytest.approx(((9 + 9 + 25) / 3) ** 0.5, rel=1e-9)
+    assert row.forward.mean == pytest.approx(5 / 3, rel=1e-9)
 
 
 class Asking(nn.Module):

@@ -23,6 +23,7 @@ def there(monkeypatch):
         return found
 
     monkeypatch.setattr(devices, "transforms", transforms)
+    monkeypatch.setattr(devices, "wait", lambda device: None)  # for a CPU there is nothing to wait for
     return done
 
 

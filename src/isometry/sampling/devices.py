@@ -46,8 +46,7 @@ def agrees(device: torch.device) -> bool:
 
 def wait(device: torch.device) -> None:
     """Wait until a device has done what this thread asked of it."""
-    if device.type == "cuda":
-        torch.cuda.current_stream(device).synchronize()
+    torch.cuda.current_stream(device).synchronize()
 
 
 def _same(law: Elementwise, device: torch.device) -> bool:

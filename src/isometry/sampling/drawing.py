@@ -76,7 +76,7 @@ def _write_there(group: list[Draw]) -> None:
     """Draw the random words here, and transform them on the device of the targets."""
     first = group[0]
     device, words = first.target.device, first.tile.words
-    here = _buffer(len(group) * words, np.int32, pinned=True).reshape(len(group), words)
+    here = _buffer(len(group) * words, np.int32, pinned=first.target.is_cuda).reshape(len(group), words)
     many_bits([(draw.key, draw.tile.number) for draw in group], words, here)
     bits: Any = torch.from_numpy(here).to(device)  # waits, so that `here` can be used again
     values: Any = torch.empty(bits.shape, dtype=torch.float32, device=device)
@@ -142,11 +142,11 @@ def _copy(target: Tensor, source: Tensor) -> None:
 
 def _buffer(size: int, dtype: type[np.generic], *, pinned: bool) -> Any:
     """This thread's own place for words or values; page-locked for copies to a GPU."""
-    kind = "pinned" if pinned and torch.cuda.is_available() else "plain"
+    kind = "pinned" if pinned else "plain"
     found = _local.__dict__.get(kind)
     if found is None or found.size < size:
         room = max(size, TILE_ELEMENTS)
-        found = torch.empty(room, dtype=torch.float32, device="cpu", pin_memory=kind == "pinned").numpy()
+        found = torch.empty(room, dtype=torch.float32, device="cpu", pin_memory=pinned).numpy()
         setattr(_local, kind, found)
     return found[:size].view(dtype)
 

@@ -30,21 +30,12 @@ class OnArrays:
 
     add, subtract, multiply, divide, sqrt = np.add, np.subtract, np.multiply, np.divide, np.sqrt
     bitwise_and, bitwise_or, bitwise_xor = np.bitwise_and, np.bitwise_or, np.bitwise_xor
+    int32, float32 = np.int32, np.float32
 
     @staticmethod
     def to_float(out: Any, ints: Any) -> None:
         """Write whole numbers as floats, rounded to nearest."""
         np.copyto(out, ints, "same_kind")
-
-    @staticmethod
-    def as_ints(floats: Any) -> Any:
-        """The same memory, read as int32."""
-        return floats.view(np.int32)
-
-    @staticmethod
-    def as_floats(ints: Any) -> Any:
-        """The same memory, read as float32."""
-        return ints.view(np.float32)
 
     @staticmethod
     def scratch(shape: tuple[int, ...], like: Any) -> Any:
@@ -83,6 +74,8 @@ class OnTensors:
 
     Constants go in as tensors without dimensions: as Python numbers torch would divide by their inverse.
     """
+
+    int32, float32 = torch.int32, torch.float32
 
     @staticmethod
     def add(x: Any, y: Any, out: Tensor) -> None:
@@ -132,16 +125,6 @@ class OnTensors:
     def to_float(out: Tensor, ints: Tensor) -> None:
         """Write whole numbers as floats, rounded to nearest."""
         out.copy_(ints)
-
-    @staticmethod
-    def as_ints(floats: Tensor) -> Tensor:
-        """The same memory, read as int32."""
-        return floats.view(torch.int32)
-
-    @staticmethod
-    def as_floats(ints: Tensor) -> Tensor:
-        """The same memory, read as float32."""
-        return ints.view(torch.float32)
 
     @staticmethod
     def scratch(shape: tuple[int, ...], like: Tensor) -> Tensor:

@@ -84,7 +84,7 @@ def normal(bits: Ints, out: Floats, *, std: float) -> None:
     half = bits.shape[-1] // 2
     first, second = bits[..., :half], bits[..., half:]
     cos, sin = out[..., :half], out[..., half:]
-    spare = do.as_floats(second)
+    spare = second.view(do.float32)
     radius = do.scratch(first.shape, bits)
     # (cos 2φ, sin 2φ) = (1 - 2 sin²φ, 2 sin φ cos φ) with φ = πx/4, where cos φ is a well-conditioned root.
     do.to_float(sin, second)
@@ -103,7 +103,7 @@ def normal(bits: Ints, out: Floats, *, std: float) -> None:
     do.sqrt(radius, radius)
     do.multiply(radius, np.float32(math.sqrt(_UNIT) * std), radius)
     do.bitwise_and(first, _SIGN, first)
-    signed = do.as_ints(radius)
+    signed = radius.view(do.int32)
     do.bitwise_xor(signed, first, signed)
     # Both together.
     do.multiply(sin, sin, spare)
@@ -124,7 +124,7 @@ def truncated(bits: Ints, out: Floats, *, scale: float, edge: float, beyond: flo
     """
     do = operations(bits)
     x, square = do.scratch((2, *out.shape), bits)
-    whole = do.as_ints(square)
+    whole = square.view(do.int32)
     do.bitwise_and(bits, _MAGNITUDE, whole)
     do.to_float(x, whole)
     do.multiply(x, np.float32(edge * 2.0**-31), x)
@@ -142,7 +142,7 @@ def truncated(bits: Ints, out: Floats, *, scale: float, edge: float, beyond: flo
     if beyond * (2.0 - beyond) < float(_TAIL_START):
         _replace_tail_(do, square, out)
     do.multiply(out, np.float32(scale), out)
-    values = do.as_ints(out)
+    values = out.view(do.int32)
     do.bitwise_xor(values, do.bitwise_and(bits, _SIGN, whole), values)
 
 
@@ -165,7 +165,7 @@ def _log(
     It is right to 5e-7, absolutely below 1 and relatively above, never negative, and 0 at x = y.
     """
     root_half, (y, two_k_y) = kind
-    bits, scaled = do.as_ints(x), do.as_ints(square)
+    bits, scaled = x.view(do.int32), square.view(do.int32)
     do.subtract(bits, root_half, scaled)
     do.bitwise_and(scaled, _EXPONENT, scaled)
     do.subtract(bits, scaled, bits)  # x is y·m now

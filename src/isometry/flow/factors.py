@@ -1,8 +1,8 @@
-"""What a residual branch is multiplied by behind the weights that end it: numbers, gates, shares."""
+"""What multiplies a signal on its way: numbers on a path, and gates and shares behind a branch's weights."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from isometry.flow.graph import CONTRACTION, MULTIPLY, Flow, Node
 from isometry.flow.streams import Residual
@@ -44,8 +44,41 @@ def _multiplies(flow: Flow, node: Node) -> bool:
         return False
     if len(flow.signals(node)) > 1:
         return True
-    numbers = (a for a in node.args if isinstance(a, int | float) and not isinstance(a, bool))
     read = (flow.nodes[i] for i in node.inputs)
-    return any(abs(n) != 1 for n in numbers) or any(
+    return any(abs(n) != 1 for n in _numbers(node)) or any(
         n.op == "constant" and all(side == 1 for side in n.shape) for n in read
     )
+
+
+def factor_between(flow: Flow, node: Node, stop: Callable[[Node], bool]) -> float:
+    """Return the product of the numbers that multiply a signal before a node, back to where it stops."""
+    factor = 1.0
+    for current in flow.upstream(node):
+        if stop(current):
+            break
+        numbers = _numbers(current)
+        if current.op in MULTIPLY and numbers:
+            factor = factor * numbers[0] if current.op == "mul" else factor / numbers[0]
+    return factor
+
+
+def factor_behind(flow: Flow, node: Node) -> float:
+    """Return the product of the numbers that multiply a signal between a node and the model's output.
+
+    Args:
+        flow: The graph.
+        node: Such as the contraction of a head.
+
+    Returns:
+        The factor of the first output that the node reaches with nothing else on the way; 1 without one.
+    """
+    for output in flow.outputs:
+        end = flow.nodes[output]
+        if any(n is node for n in flow.upstream(end)):
+            return factor_between(flow, end, lambda n: n is node)
+    return 1.0
+
+
+def _numbers(node: Node) -> list[float]:
+    """Return the factors of a product or quotient that the code wrote as numbers."""
+    return [a for a in node.args[:2] if isinstance(a, int | float) and not isinstance(a, bool)]

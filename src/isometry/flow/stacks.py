@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from isometry.flow.attention import Attention
+from isometry.flow.factors import factor_between
 from isometry.flow.graph import MULTIPLY, Flow, Node
 from isometry.flow.roles import Role, Roles
 from isometry.flow.streams import Residual, is_norm
@@ -141,32 +141,3 @@ def skip_factor(flow: Flow, residual: Residual) -> float:
     second = refs.index(residual.skip) == 1 if residual.skip in refs else False
     factor = float(node.kwargs.get("alpha", 1.0)) if second else 1.0
     return factor * factor_between(flow, flow.nodes[residual.skip], lambda n: n.index <= residual.fork)
-
-
-def factor_between(flow: Flow, node: Node, stop: Callable[[Node], bool]) -> float:
-    """Return the product of the numbers that multiply a signal before a node, back to where it stops."""
-    factor = 1.0
-    for current in flow.upstream(node):
-        if stop(current):
-            break
-        numbers = [a for a in current.args[:2] if isinstance(a, int | float) and not isinstance(a, bool)]
-        if current.op in MULTIPLY and numbers:
-            factor = factor * numbers[0] if current.op == "mul" else factor / numbers[0]
-    return factor
-
-
-def factor_behind(flow: Flow, node: Node) -> float:
-    """Return the product of the numbers that multiply a signal between a node and the model's output.
-
-    Args:
-        flow: The graph.
-        node: Such as the contraction of a head.
-
-    Returns:
-        The factor of the first output that the node reaches with nothing else on the way; 1 without one.
-    """
-    for output in flow.outputs:
-        end = flow.nodes[output]
-        if any(n is node for n in flow.upstream(end)):
-            return factor_between(flow, end, lambda n: n is node)
-    return 1.0

@@ -40,16 +40,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 
+from isometry.flow.factors import factor_behind
 from isometry.flow.gates import sets_decay
 from isometry.flow.graph import SOFTMAX, Flow, Node
 from isometry.flow.growth import growth_of
 from isometry.flow.roles import Part, Role, Use
-from isometry.flow.stacks import factor_behind, stacks_of
+from isometry.flow.stacks import stacks_of
 from isometry.flow.stages import stages_of
 from isometry.flow.streams import Residual
 from isometry.flow.sums import parallel_terms, score_sums, sums_behind
 from isometry.flow.tied import tied_tables
 from isometry.init.structured import Gates, of_kind
+from isometry.names import canonical_name
 from isometry.plans import std_of
 from isometry.recipes.base import Choice, Subject, neutral, recipe
 from isometry.recipes.branches import branch_balances, stream_size, summed_ends
@@ -106,6 +108,7 @@ class Draft:
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
         self.flow: Flow = subject.roles.flow
+        self._parameters = {canonical_name(name): p for name, p in subject.model.named_parameters()}
         self.laws: dict[str, tuple[Distribution, float]] = {}
         self.aims: list[Aim] = []
         self.reasons: dict[str, str] = {}
@@ -155,7 +158,7 @@ class Draft:
     def _bias(self, role: Role) -> Choice | None:
         """Return the choice for a bias that the code sets; None for any other parameter."""
         given = self.subject.constructed.get(role.name)
-        return chosen_bias(role, self.subject.model, given) if role.kind == "bias" else None
+        return chosen_bias(role, self._parameters.get(role.name), given) if role.kind == "bias" else None
 
     def _enters(self, role: Role) -> bool:
         """Return whether a parameter decides how large a residual stream is where it begins."""

@@ -55,7 +55,7 @@ def given_choices(roles: Roles, values: Mapping[str, Value], copies: Mapping[str
     return held | found
 
 
-def chosen_bias(role: Role, model: nn.Module, value: Value | None) -> Choice | None:
+def chosen_bias(role: Role, parameter: Tensor | None, value: Value | None) -> Choice | None:
     """Return the choice for a bias that the model's code set: numbers other than zero, none of them random.
 
     A gate that begins almost closed, a forget gate that begins open, a head that begins at rare classes: they
@@ -63,13 +63,13 @@ def chosen_bias(role: Role, model: nn.Module, value: Value | None) -> Choice | N
 
     Args:
         role: The bias.
-        model: The model.
+        parameter: Itself, if the model has one of this name.
         value: Its record as constructed.
 
     Returns:
         The choice; None for a bias that is zero or random.
     """
-    entries = _entries(role, model, value)
+    entries = _entries(role, parameter, value)
     if entries is None or not entries.any():
         return None
     levels = len(np.unique(entries))
@@ -85,13 +85,12 @@ def chosen_bias(role: Role, model: nn.Module, value: Value | None) -> Choice | N
     return Choice(None, "a bias that the code sets: kept as constructed", marks=("kept",))
 
 
-def _entries(role: Role, model: nn.Module, value: Value | None) -> np.ndarray[Any, Any] | None:
+def _entries(role: Role, parameter: Tensor | None, value: Value | None) -> np.ndarray[Any, Any] | None:
     """Return the entries of a vector as constructed; None where they are random or unknown."""
     if len(role.shape) != 1:
         return None
-    for name, parameter in model.named_parameters():
-        if canonical_name(name) == role.name and not parameter.is_meta:
-            return parameter.detach().double().cpu().numpy() if len(parameter) > 1 else None
+    if parameter is not None and not parameter.is_meta:
+        return parameter.detach().double().cpu().numpy() if len(parameter) > 1 else None
     if not isinstance(value, Moments) or float(value.variance.max()) > 0.0:
         return None
     sizes = value.axes[0] if len(value.axes) == 1 and value.mean.size > 1 else (1,)

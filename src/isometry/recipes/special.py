@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping
 
 from isometry.flow.arrivals import arrival_of
+from isometry.flow.factors import factor_between
 from isometry.flow.gates import Cell, cells_of, loops
 from isometry.flow.graph import Node
 from isometry.flow.roles import Role
-from isometry.flow.stacks import factor_between
 from isometry.flow.units import places_at
 from isometry.init.shared import Blocks, Piece, Times, runs_of
 from isometry.init.structured import Chrono

@@ -92,9 +92,8 @@ def made_of(factor: Factor, terms: Sequence[Term], by: Array | float = 1.0) -> N
     for term in terms:
         loose = [f for f in term.factors if f.centred]
         if len(loose) > 1:
-            made = _product(term, factor.latent)
-            if made is not None:
-                parents.append((_ratio(made[0], size), made[1]))
+            weight, made = _product(term, factor.latent)
+            parents.append((_ratio(weight, size), made))
             continue
         for f in loose or term.factors:
             weight = term.coef * f.slope * f.size_of_form
@@ -118,7 +117,7 @@ def _leaves(weight: Array, parent: View, axes: Axes) -> list[tuple[Array, View]]
     return [(weight * by, v) for by, v in origin.parents]
 
 
-def _product(term: Term, of: Latent) -> tuple[Array, View] | None:
+def _product(term: Term, of: Latent) -> tuple[Array, View]:
     """Return the size of a product of several factors of mean 0, and a latent that stands for it."""
     size: Array = np.ones([1] * len(of.axes))
     for f in term.factors:
@@ -155,15 +154,12 @@ def contracted(
         key = None if weights is None else _single(weights)
         if key is None or other is None:
             continue
-        uses = key[0].latent.uses.setdefault((key, how, side), [])
-        for use in uses[:1]:
-            theirs = use.b if side else use.a
-            if theirs is not None and _may_be_related(other, theirs):
-                if not (own.again and use.again):
-                    _now[0] = next(_reuses)
-                own.again = use.again = True
-        if len(uses) < 1:
-            uses.append(own)
+        first = key[0].latent.uses.setdefault((key, how, side), own)
+        theirs = first.b if side else first.a
+        if first is not own and theirs is not None and _may_be_related(other, theirs):
+            if not (own.again and first.again):
+                _now[0] = next(_reuses)
+            own.again = first.again = True
 
 
 def laid_beside(made: Factor, parts: Sequence[tuple[Axes, Factor | None]], position: int) -> None:

@@ -290,6 +290,13 @@ RANDOM = (
         (Input((50, 20)),),
         unread=frozenset({"output 0 pairs"}),  # how many places are equal is that of one draw
     ),
+    Case(
+        "places that are dropped at random",
+        lambda w, i: F.embedding(torch.where(torch.rand(2, 5, device=w.device) < 0.5, 11, i), w),
+        (Input((12, 20)),),
+        (_IDS,),
+        unread=frozenset({"output 0 pairs", "gradient 0 pairs"}),  # which are equal is that of one draw
+    ),
     Case("noise", lambda x: x + torch.randn_like(x) + torch.rand_like(x), (_X,), draws=1000),
 )
 

@@ -20,6 +20,7 @@ from isometry.console import (
     require_plots,
     screen,
     show_table,
+    spec_of,
     write_json,
 )
 from isometry.errors import InvalidValueError
@@ -55,7 +56,7 @@ def _predict(
     """Tell the signal in every module, forward and backward, without weights, data or memory."""
     if plot is not None:
         require_plots()
-    profile = predict(_source(target, parse_arguments(arg or [])), inputs)
+    profile = predict(_source(target, parse_arguments(arg or [])), spec_of(inputs))
     console = screen(json)
     show_table(console, profile.table(depth=depth, leaves=leaves, parameters=parameters))
     if plot is not None:
@@ -84,14 +85,15 @@ def _audit(
 ) -> None:
     """Set prediction and measurement side by side; name faults, and what causes them."""
     source = _source(target, parse_arguments(arg or []))
-    found = audit(source, inputs, draws=draws, seed=seed)
+    spec = spec_of(inputs)
+    found = audit(source, spec, draws=draws, seed=seed)
     console = screen(json)
     show_table(console, found.table(parameters=parameters))
-    told = faults(source, inputs, found.predicted)
+    told = faults(source, spec, found.predicted)
     for fault in told:
         console.print(Text(str(fault)), soft_wrap=True)
     if fix:
-        show_table(console, before_and_after(source, inputs, seed=seed))
+        show_table(console, before_and_after(source, spec, seed=seed))
     write_json(found.to_json(), json)
 
 
@@ -120,7 +122,7 @@ def _scaling(
     def build(**size: int) -> Any:
         return builder(target, fixed | size)()
 
-    found = scaling(build, inputs, {argument: sizes})
+    found = scaling(build, spec_of(inputs), {argument: sizes})
     lines = found.breaks(optimizer)
     console = screen(json)
     if signals:

@@ -12,8 +12,8 @@ they were about to draw. So it does not matter under which name a library has im
 
 A small real tensor that is drawn into (`nn.Parameter(torch.zeros(d)).normal_()`) has a meta *twin* on which
 every write is repeated; its record is the twin's. One that a meta tensor is written into
-(`pos.data.copy_(torch.randn(n, d))`) is *hollow* from then on: its own values mean nothing, and the twin stands for
-it in all that follows.
+(`pos.data.copy_(torch.randn(n, d))`) is *hollow* from then on: its own values mean nothing, and the twin
+stands for it in all that follows.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from isometry.moments.concrete import Concrete, equal_share
 from isometry.moments.drawing import draw
 from isometry.moments.marks import marked
 from isometry.moments.record import Label, Moments, Run
-from isometry.moments.rules.base import Context, NoRule, rule
+from isometry.moments.rules.base import Context, rule
 from isometry.moments.rules.pointwise import as_moments
 from isometry.moments.rules.reduce import keep_dims
 from isometry.moments.running import masks_as_positions

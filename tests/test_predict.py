@@ -227,6 +227,29 @@ def test_numbers_in_the_code_are_known():
     assert profile["a"].backward.rms == pytest.approx(2 * (3 / 64 / 3 / 2) ** 0.5, rel=1e-3)
 
 
+class Turned(nn.Module):
+    """Complex weights between complex numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(40, 30, dtype=torch.complex64))
+        self.last = nn.Linear(30, 20).to(torch.complex64)
+
+    def forward(self, x):
+        return self.last(x @ self.weight).abs()
+
+
+def test_complex_numbers_are_told_by_their_parts_as_measured():
+    x = torch.randn(64, 40, dtype=torch.complex64)
+    measured, told = measure(Turned(), x), predict(Turned, x)
+    for row in ("", "last"):
+        assert told[row].forward.rms == pytest.approx(measured[row].forward.rms, rel=0.1)
+        assert told[row].backward.rms == pytest.approx(measured[row].backward.rms, rel=0.1)
+    for ours, theirs in zip(told.parameters, measured.parameters, strict=True):
+        assert ours.forward.rms == pytest.approx(theirs.forward.rms, rel=0.15)
+        assert ours.backward.rms == pytest.approx(theirs.backward.rms, rel=0.15)
+
+
 def test_functions_of_complex_numbers_are_told_as_unknown():
     profile = predict(lambda: Angles(), "12x16")
     assert any("exp" in note and "complex" in note for note in profile.notes)

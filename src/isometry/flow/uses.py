@@ -122,7 +122,7 @@ def _factor(flow: Flow, node: Node, operand: Node) -> Kind:
             return "other"
     shapes = [s.shape for s in flow.signals(node) if s is not operand]
     single = any(all(k < -len(shape) or shape[k] == 1 for shape in shapes) for k in varies)
-    return "embedding" if single and node.op == "mul" else "scale"
+    return "embedding" if shapes and single and node.op == "mul" else "scale"
 
 
 def _plain(flow: Flow, operand: Node) -> bool:

@@ -244,13 +244,26 @@ def test_complex_numbers_are_told_by_their_parts_as_measured():
     def build():
         return nn.Sequential(Turning(40, 30), Turning(30, 20))
 
-    measured, told = measure(build(), x), predict(build, x)
-    for row in ("0", "1"):
-        assert told[row].forward.rms == pytest.approx(measured[row].forward.rms, rel=0.1)
-        assert told[row].backward.rms == pytest.approx(measured[row].backward.rms, rel=0.1)
-    for ours, theirs in zip(told.parameters, measured.parameters, strict=True):
-        assert ours.forward.rms == pytest.approx(theirs.forward.rms, rel=0.15)
-        assert ours.backward.rms == pytest.approx(theirs.backward.rms, rel=0.15)
+    model = build()
+    measured = measure(model, x)
+    for told in (predict(build, x), predict(model, x)):  # what a constructor draws, and values
+        for row in ("0", "1"):
+            assert told[row].forward.rms == pytest.approx(measured[row].forward.rms, rel=0.1)
+            assert told[row].backward.rms == pytest.approx(measured[row].backward.rms, rel=0.1)
+        for ours, theirs in zip(told.parameters, measured.parameters, strict=True):
+            assert ours.forward.rms == pytest.approx(theirs.forward.rms, rel=0.15)
+            assert ours.backward.rms == pytest.approx(theirs.backward.rms, rel=0.15)
+
+
+def test_a_module_with_two_names_is_tied_to_nothing():
+    layer, other = nn.Linear(16, 16), nn.Linear(16, 16)
+    model = nn.Sequential(nn.Sequential(layer, nn.ReLU()), nn.Linear(16, 3))
+    model[0].alias = layer
+    model[0].forward = lambda x: torch.relu(layer(x))
+    assert not any("tied" in note for note in predict(model, "8x16").notes)
+    other.weight = layer.weight
+    model.insert(1, other)
+    assert any("tied parameters (0.0.weight = 1.weight)" in note for note in predict(model, "8x16").notes)
 
 
 def test_functions_of_complex_numbers_are_told_as_unknown():

@@ -65,14 +65,18 @@ def _identity(parameter: Tensor, value: Moments) -> object:
     """What two parameters share if they hold the same values: numbers, or on meta their latent."""
     if parameter.is_meta:
         return tuple(f.key for term in value.terms for f in term.factors)
-    sample = parameter.detach().reshape(-1)[:64].to("cpu", torch.float64)
-    return (tuple(parameter.shape), float(parameter.detach().double().sum()), tuple(sample.tolist()))
+    values = parameter.detach()
+    values = torch.view_as_real(values) if values.is_complex() else values
+    sample = values.reshape(-1)[:64].to("cpu", torch.float64)
+    return (tuple(parameter.shape), float(values.double().sum()), tuple(sample.tolist()))
 
 
 def _tied(model: nn.Module) -> str:
+    """Parameters that several modules have; a module with several names is one, and tied to nothing."""
     names: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name)
+    for path, module in model.named_modules():
+        for leaf, parameter in module.named_parameters(path, recurse=False, remove_duplicate=False):
+            names.setdefault(id(parameter), []).append(leaf)
     tied = [" = ".join(group) for group in names.values() if len(group) > 1]
     if not tied:
         return ""

@@ -343,6 +343,8 @@ def of_values(parameter: Tensor) -> Moments | Concrete:
     Where pairs of entries along an axis are correlated far beyond chance (frequencies, equal rows), the exact
     table of the values; where most entries of a matrix are the same (an identity), the values themselves.
     """
+    if parameter.is_complex():
+        return _of_complex_values(parameter.detach().to("cpu", torch.complex128))
     values = parameter.detach().to("cpu", torch.float64)
     mean = float(values.mean()) if values.numel() else 0.0
     variance = float((values - mean).square().mean()) if values.numel() else 0.0
@@ -353,6 +355,14 @@ def of_values(parameter: Tensor) -> Moments | Concrete:
     if parameter.dim() > 1 and values.numel() <= LIMIT // 4 and _structured(values, mean, variance):
         return moments_of(values)
     return alg.normal(parameter.shape, mean, math.sqrt(variance))
+
+
+def _of_complex_values(values: Tensor) -> Moments:
+    """Return the record of complex numbers, E|x|² in all; with a mean beyond chance, their exact table."""
+    square = float(values.abs().square().mean()) if values.numel() else 0.0
+    if values.numel() and float(values.mean().abs()) ** 2 > 64.0 * square / values.numel():
+        return moments_of(values)
+    return alg.normal(values.shape, 0.0, math.sqrt(square))
 
 
 def _structured(values: Tensor, mean: float, variance: float) -> bool:

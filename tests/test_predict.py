@@ -255,6 +255,29 @@ def test_complex_numbers_are_told_by_their_parts_as_measured():
             assert ours.backward.rms == pytest.approx(theirs.backward.rms, rel=0.15)
 
 
+class Decaying(nn.Module):
+    """Rates that are constructed as a pattern, and mixing weights as a ramp, alike in every layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.rates = nn.Parameter(torch.arange(1.0, 9.0).log().repeat(16, 1))
+        self.mix = nn.Parameter(torch.linspace(0.0, 1.0, 16).view(1, 16))
+        self.linear = nn.Linear(16, 16)
+
+    def forward(self, x):
+        return torch.tanh(self.linear(x * self.mix)) @ self.rates @ self.rates.T
+
+
+def test_patterns_are_no_copies():
+    for source in (lambda: nn.Sequential(Decaying(), Decaying()), nn.Sequential(Decaying(), Decaying())):
+        assert not any("identical" in note for note in predict(source, "8x16").notes)
+    model = nn.Sequential(Decaying(), Decaying())
+    model[1].linear.load_state_dict(model[0].linear.state_dict())
+    assert any(
+        "identical values in 0.linear.weight, 1.linear.weight" in n for n in predict(model, "8x16").notes
+    )
+
+
 def test_a_module_with_two_names_is_tied_to_nothing():
     layer, other = nn.Linear(16, 16), nn.Linear(16, 16)
     model = nn.Sequential(nn.Sequential(layer, nn.ReLU()), nn.Linear(16, 3))

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from isometry.moments import record as rec
 from isometry.moments.record import Moments
 from isometry.moments.rules.base import Unknown, Value
 
@@ -49,7 +50,7 @@ def _cloned(model: nn.Module, values: Mapping[str, Value]) -> str:
     parameters = dict(model.named_parameters())
     for name, parameter in parameters.items():
         value = values.get(name)
-        if isinstance(value, Moments) and float(value.variance.max()) > 0 and parameter.dim() > 1:
+        if isinstance(value, Moments) and sum(n > 1 for n in parameter.shape) > 1 and _drawn(value):
             groups.setdefault(_identity(parameter, value), []).append(name)
     cloned = [names for names in groups.values() if len(names) > 1]
     if not cloned:
@@ -59,6 +60,14 @@ def _cloned(model: nn.Module, values: Mapping[str, Value]) -> str:
         + (f" and in {len(cloned) - 1} more groups" if len(cloned) > 1 else "")
         + "; their layers are not independent: a residual stream and its gradients grow faster"
     )
+
+
+def _drawn(value: Moments) -> bool:
+    """Whether entries seem to be independent draws: a pattern, as of decays, is the same by design."""
+    square, axes = float(value.square.max()), value.axes
+    pairs = (rec.average_differ(value.table, axes, (k,)) for k, axis in enumerate(axes) if sum(axis) > 1)
+    mean = rec.average(value.mean, axes) ** 2
+    return float(value.variance.max()) > 0 and all(abs(p - mean) <= 1e-6 * square for p in pairs)
 
 
 def _identity(parameter: Tensor, value: Moments) -> object:

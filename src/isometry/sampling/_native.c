@@ -119,15 +119,17 @@ VECTORS static void truncated_row(const uint32_t *restrict bits, float *restrict
     }
 }
 
-/* SFC64 (Doty-Humphrey), its counter at 1. */
-static void stream(const uint64_t *state, uint64_t *words, Py_ssize_t count) {
+/* SFC64 (Doty-Humphrey), its counter at 1. Neither array needs to be aligned. */
+static void stream(const char *start, char *words, Py_ssize_t count) {
+    uint64_t state[3];
+    memcpy(state, start, sizeof state);
     uint64_t a = state[0], b = state[1], c = state[2];
     for (Py_ssize_t i = 0; i < count; i++) {
         uint64_t word = a + b + (uint64_t)(i + 1);
         a = b ^ (b >> 11);
         b = c + (c << 3);
         c = ((c << 24) | (c >> 40)) + word;
-        words[i] = word;
+        memcpy(words + 8 * i, &word, sizeof word);
     }
 }
 
@@ -224,7 +226,7 @@ static PyObject *streams(PyObject *self, PyObject *args) {
     } else {
         Py_BEGIN_ALLOW_THREADS
         for (Py_ssize_t row = 0; row < rows; row++)
-            stream((const uint64_t *)states.buf + 3 * row, (uint64_t *)words.buf + count * row, count);
+            stream((const char *)states.buf + 24 * row, (char *)words.buf + 8 * count * row, count);
         Py_END_ALLOW_THREADS
     }
     PyBuffer_Release(&states);

@@ -22,6 +22,7 @@ from isometry.planning import init_, plan
 from isometry.plans import Plan
 from isometry.predict import predict
 from isometry.profile import Profile, Signal, Stats
+from isometry.report import report
 from isometry.sampling import materialize_
 from isometry.scaling import Scaling, scaling
 from isometry.watch import watch
@@ -58,6 +59,7 @@ __all__ = [
     "measure",
     "plan",
     "predict",
+    "report",
     "sampling",
     "scaling",
     "watch",

@@ -1,5 +1,6 @@
-"""The commands that predict: `isometry predict | audit | scaling`."""
+"""The commands that predict: `isometry predict | audit | scaling | report`."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -22,9 +23,11 @@ from isometry.console import (
     show_table,
     write_json,
 )
-from isometry.errors import InvalidValueError
+from isometry.errors import InvalidValueError, IsometryError
 from isometry.faults import before_and_after, faults
+from isometry.planning import plan
 from isometry.predict import predict
+from isometry.report import Section, report
 from isometry.scaling import scaling
 from isometry.targets import builder, find, parse_arguments
 
@@ -93,6 +96,35 @@ def _audit(
     if fix:
         show_table(console, before_and_after(source, inputs, seed=seed))
     write_json(found.to_json(), json)
+
+
+@app.command(
+    name="report",
+    epilog=examples("report model.py:build -i 64x1024", "report model.py:build -i 64x1024 --out audit.html"),
+)
+def _report(
+    target: Target,
+    inputs: Inputs,
+    arg: Arguments = None,
+    draws: Annotated[int, typer.Option(help="How many models are drawn and measured.")] = 1,
+    seed: Annotated[int, typer.Option(help="Of the first draw.")] = 0,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The page.")] = Path("report.html"),
+) -> None:
+    """Write one HTML page: the signal predicted and measured, what is wrong, and what auto would write."""
+    require_plots()
+    source = _source(target, parse_arguments(arg or []))
+    found = audit(source, inputs, draws=draws, seed=seed)
+    told = [str(fault) for fault in faults(source, inputs, found.predicted)]
+    parts: dict[str, object] = {"What is wrong": Section("What is wrong", sentences=told)} if told else {}
+    parts["The signal at the start"] = found
+    try:
+        parts["What recipe auto would write"] = plan(source, inputs, seed=seed)
+        if found.draws:
+            parts["Before and after"] = before_and_after(source, inputs, seed=seed)
+    except IsometryError as error:  # the page says what is known without it
+        parts["No plan"] = str(error)
+    report(parts, out, title=f"{target} on {inputs}")
+    screen(None).print(f"wrote {out}", style="dim", soft_wrap=True)
 
 
 @app.command(

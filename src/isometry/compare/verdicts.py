@@ -132,6 +132,24 @@ def arrow(ends: tuple[float | None, float | None]) -> str:
     return "–" if ends == (None, None) else " → ".join(compact(value, digits=2) for value in ends)
 
 
+def at_the_start(found: Evidence) -> str:
+    """Say in one sentence how the signal travels through the hidden layers, whatever comes of it.
+
+    Args:
+        found: the evidence.
+
+    Returns:
+        A sentence with the numbers in it; "" where nothing is known.
+
+    Example:
+        >>> at_the_start(Evidence(layers=29, forward=(0.4, 1e-8), backward=(0.1, 0.1), cosine=(0.1, 0.2)))
+        'The signal fades by ×0.535 a layer (RMS 0.4 → 1e-08).'
+    """
+    causes = _causes(found)
+    text = _join(causes) if causes else _soundness(found)
+    return f"{text[0].upper()}{text[1:]}." if text else ""
+
+
 def sentence(found: Evidence, run: Run, *, chance: float | None = None, threshold: float = 0.9) -> str:
     """Say in one sentence what happened in a run and which measured numbers explain it.
 

@@ -359,6 +359,23 @@ def test_audit_sets_prediction_beside_measurement(capsys, file, tmp_path):
     assert {row["side"] for row in rows} == {"forward", "backward"}
 
 
+def test_diagnose_says_what_is_wrong_and_exits_with_1(capsys, file, tmp_path):
+    target = f"{file}:build"
+    assert (
+        main(["diagnose", target, "-i", "64x64", "--arg", "depth=40", "--json", str(tmp_path / "d.json")])
+        == 1
+    )
+    printed = capsys.readouterr().out
+    assert "get no gradient" in printed
+    assert "torch's default" in printed
+    assert "Remedy: isometry.init_(model, inputs)" in printed
+    assert len(json.loads((tmp_path / "d.json").read_text())["faults"]) == 2
+
+
+def test_diagnose_is_content_with_a_healthy_model(capsys, file):
+    assert "Nothing is wrong." in ok(capsys, "diagnose", f"{file}:build", "-i", "64x64")
+
+
 def test_report_writes_a_page(capsys, file, tmp_path):
     page = tmp_path / "new" / "page.html"
     assert "wrote" in ok(capsys, "report", f"{file}:build", "-i", "64x64", "--out", page)

@@ -5,6 +5,7 @@ from isometry.audit import Audit, audit
 from isometry.compare import compare
 from isometry.compare.comparison import Comparison
 from isometry.criticality import critical_line, critical_point, fixed_point
+from isometry.diagnosis import diagnose
 from isometry.fans import Fans, fans, fans_of_tensor
 from isometry.gain import gain
 from isometry.initialisers import (
@@ -49,6 +50,7 @@ __all__ = [
     "critical_line",
     "critical_point",
     "datasets",
+    "diagnose",
     "fans",
     "fans_of_tensor",
     "fixed_point",

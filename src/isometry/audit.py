@@ -72,6 +72,7 @@ class Audit:
         predicted: The predicted profile.
         draws: How many measurements the measured values are the mean of; 0 where the model was too large.
         notes: What the prediction noted.
+        measured: The profile of the first draw; None where the model was too large.
     """
 
     rows: tuple[Compared, ...]
@@ -79,6 +80,7 @@ class Audit:
     predicted: Profile
     draws: int
     notes: tuple[str, ...]
+    measured: Profile | None = None
 
     @property
     def outside(self) -> tuple[Compared, ...]:
@@ -262,6 +264,7 @@ def audit(
         predicted,
         len(measured),
         predicted.notes,
+        measured[0] if measured else None,
     )
 
 

@@ -1,5 +1,6 @@
-"""The commands that predict: `isometry predict | audit | scaling | report`."""
+"""The commands that predict: `isometry predict | audit | scaling | diagnose | report`."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,12 +24,13 @@ from isometry.console import (
     show_table,
     write_json,
 )
+from isometry.diagnosis import before_and_after, diagnose, faults, sentences
 from isometry.errors import InvalidValueError, IsometryError
-from isometry.faults import before_and_after, faults
 from isometry.planning import plan
 from isometry.predict import predict
 from isometry.report import Section, report
 from isometry.scaling import scaling
+from isometry.strictjson import dump
 from isometry.targets import builder, find, parse_arguments
 
 app = typer.Typer()
@@ -90,12 +92,33 @@ def _audit(
     found = audit(source, inputs, draws=draws, seed=seed)
     console = screen(json)
     show_table(console, found.table(parameters=parameters))
-    told = faults(source, inputs, found.predicted)
-    for fault in told:
-        console.print(Text(str(fault)), soft_wrap=True)
+    told = faults(source, inputs, found.predicted, found.measured or found.predicted)
+    for line in sentences(told):
+        console.print(Text(line), soft_wrap=True)
     if fix:
         show_table(console, before_and_after(source, inputs, seed=seed))
     write_json(found.to_json(), json)
+
+
+@app.command(
+    name="diagnose",
+    epilog=examples("diagnose model.py:build -i 64x1024", "diagnose model.py:build -i 64x1024 --json -"),
+)
+def _diagnose(
+    target: Target,
+    inputs: Inputs,
+    arg: Arguments = None,
+    seed: Annotated[int, typer.Option(help="Of the weights.")] = 0,
+    json: JsonFile = None,
+) -> None:
+    """Say what is wrong with an initialisation, why, and what to do; the exit code is 1 where anything is."""
+    found = diagnose(_source(target, parse_arguments(arg or [])), inputs, seed=seed)
+    console = screen(json)
+    for line in sentences(found) or ["Nothing is wrong."]:
+        console.print(Text(line), soft_wrap=not console.is_terminal)
+    write_json(dump({"faults": [asdict(fault) for fault in found]}), json)
+    if found:
+        raise typer.Exit(1)
 
 
 @app.command(
@@ -114,8 +137,10 @@ def _report(
     require_plots()
     source = _source(target, parse_arguments(arg or []))
     found = audit(source, inputs, draws=draws, seed=seed)
-    told = [str(fault) for fault in faults(source, inputs, found.predicted)]
-    parts: dict[str, object] = {"What is wrong": Section("What is wrong", sentences=told)} if told else {}
+    told = faults(source, inputs, found.predicted, found.measured or found.predicted)
+    parts: dict[str, object] = (
+        {"What is wrong": Section("What is wrong", sentences=sentences(told))} if told else {}
+    )
     parts["The signal at the start"] = found
     try:
         parts["What recipe auto would write"] = plan(source, inputs, seed=seed)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, get_args
 from isometry.audit import Audit
 from isometry.compare.comparison import Comparison
 from isometry.compare.verdicts import at_the_start, evidence
+from isometry.diagnosis import Fault
 from isometry.errors import InvalidTypeError, described
-from isometry.faults import Fault
 from isometry.plans import Plan
 from isometry.plans.difference import PlanDiff
 from isometry.profile import Profile

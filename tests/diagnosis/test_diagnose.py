@@ -195,11 +195,21 @@ def test_each_check_on_numbers() -> None:
     assert signal(Profile(())) is None
     assert alike(Profile(())) is None
     assert gradients(Profile(())) is None
-    assert alike(chain([1.0] * 3, cosine=1.0)) is None  # never apart
+    assert alike(chain([1.0] * 3, cosine=1.0)) is None  # nothing with weights
     assert saturated(chain([1.0], saturated=0.4)) is None
     assert "60% at '0' (Linear)" in str(saturated(chain([1.0], saturated=0.6)))
     assert silent(chain([1.0], zeros=0.5)) is None
     assert "99.9% at '0' (Linear) and 1 more" in str(silent(chain([1.0, 1.0], zeros=0.999)))
+
+
+def test_a_sigmoid_behind_the_head_is_no_fault() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 3), nn.Sigmoid())
+    with torch.no_grad():
+        model[2].weight.mul_(0.05)
+        model[2].bias.zero_()
+    assert isometry.predict(model, "32x64")["3"].forward.cosine > 0.999
+    assert isometry.diagnose(model, torch.randn(32, 64)) == ()
 
 
 def test_sentences_say_what_faults_share_once() -> None:

@@ -80,8 +80,14 @@ def gradients(profile: Profile) -> str | None:
 
 
 def alike(profile: Profile) -> str | None:
-    """Tell from where on the signals of any two samples, once apart, are one."""
+    """Tell from where on the signals of any two samples, once apart, are one.
+
+    What follows the last weights is not judged: a sigmoid's outputs are all near ½.
+    """
+    owners = {row.name.rpartition(".")[0] for row in profile.parameters}
     rows = [row for row in _leaves(profile) if row.forward is not None and row.forward.cosine is not None]
+    while rows and rows[-1].name not in owners:
+        rows.pop()
     cosines = [row.forward.cosine or 0.0 for row in rows if row.forward is not None]
     place = len(rows)
     while place and cosines[place - 1] > ALIKE:

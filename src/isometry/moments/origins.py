@@ -162,6 +162,12 @@ def contracted(
             own.again = first.again = True
 
 
+def made_by(factor: Factor, origin: Contraction) -> None:
+    """Note how a new latent came about, of which a factor is a function."""
+    if isinstance(factor.latent, Latent):
+        factor.latent.origin = origin
+
+
 def laid_beside(made: Factor, parts: Sequence[tuple[Axes, Factor | None]], position: int) -> None:
     """Note that a new latent is those of other factors side by side along an axis."""
     if isinstance(made.latent, Latent):
@@ -182,7 +188,7 @@ def _may_be_related(a: Moments, b: Moments) -> bool:
     ours, theirs = (
         {v.latent for t in m.terms for f in t.factors if (v := view_of(f.latent, f.labels))} for m in (a, b)
     )
-    return not ours.isdisjoint(theirs) or (any(x.origin for x in ours) and any(x.origin for x in theirs))
+    return not ours.isdisjoint(theirs) or any(x.origin for x in ours | theirs)
 
 
 def alive(latent: Latent) -> bool:

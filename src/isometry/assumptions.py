@@ -57,8 +57,8 @@ def _cloned(model: nn.Module, values: Mapping[str, Value]) -> str:
     return (
         f"assumption: identical values in {few(cloned[0])}"
         + (f" and in {len(cloned) - 1} more groups" if len(cloned) > 1 else "")
-        + "; what their layers have in common is followed through matrix products, attention, sums and "
-        "gates; beyond them each is taken as new, independent weights"
+        + "; what their layers have in common is followed through matrix products, convolutions, attention, "
+        "norms, sums and gates; beyond them each is taken as new, independent weights"
     )
 
 
@@ -94,8 +94,8 @@ def _again(model: nn.Module, calls: Iterable[tuple[str, int]]) -> str:
         return ""
     return (
         f"assumption: {few(names)} used more than once in a pass; what the uses have in common is followed "
-        "through matrix products, attention, sums and gates; beyond them each use is taken as new, "
-        "independent weights"
+        "through matrix products, convolutions, attention, norms, sums and gates; beyond them each use is "
+        "taken as new, independent weights"
     )
 
 

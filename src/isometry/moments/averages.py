@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from isometry.moments import axes as ax
 from isometry.moments import record as rec
 from isometry.moments import regrouping as reg
-from isometry.moments.axes import Array, Axis
+from isometry.moments.axes import Array
 from isometry.moments.record import Moments
 
 
@@ -34,28 +32,15 @@ def mean_over(table: Array, m: Moments, dims: tuple[int, ...]) -> Array:
 
 def centred(m: Moments, dims: tuple[int, ...]) -> Array:
     """Return the table of x − mean(x) over the axes of dims, exactly."""
-    return centred_pairs(m.table, m.axes, [p for d in dims for p in m.positions(d)])
-
-
-def centred_pairs(table: Array, axes: tuple[Axis, ...], positions: Sequence[int]) -> Array:
-    """Return E[(x − mean(x))·(y − mean(y))′] over the axes at these positions, exactly, from E[x y′]."""
-    positions = [p for p in positions if table.shape[p] > 1]
-    centre = table
+    positions = [p for d in dims for p in m.positions(d) if m.table.shape[p] > 1]
+    centre = mean_over(m.table, m, dims)
+    if all(len(m.axes[p]) == 1 for p in positions):
+        return np.asarray(m.table - centre)
+    with_mean = m.table  # E[x mean(x)], by the block of x
     for p in positions:
-        counts = ax.pair_counts(axes[p])
-        centre = np.expand_dims(np.tensordot(centre, counts / counts.sum(), axes=(p, 0)), p)
-    if all(len(axes[p]) == 1 for p in positions):
-        return np.asarray(table - centre)
-    turned = rec.mirror(_with_mean(rec.mirror(table, axes), axes, positions), axes)
-    return np.asarray(table - _with_mean(table, axes, positions) - turned + centre)
-
-
-def _with_mean(table: Array, axes: tuple[Axis, ...], positions: Sequence[int]) -> Array:
-    """Return E[x mean(y)], by the block of x, from E[x y′]."""
-    for p in positions:
-        by_block = np.tensordot(ax.partners(axes[p]), table, axes=(1, p))
-        table = np.moveaxis(by_block[ax.sides(axes[p])[0]], 0, p)
-    return table
+        by_block = np.tensordot(ax.partners(m.axes[p]), with_mean, axes=(1, p))
+        with_mean = np.moveaxis(by_block[ax.sides(m.axes[p])[0]], 0, p)
+    return np.asarray(m.table - with_mean - rec.mirror(with_mean, m.axes) + centre)
 
 
 def average_over(blocks: Array, m: Moments, dims: tuple[int, ...]) -> Array:

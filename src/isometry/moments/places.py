@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import prod
 from typing import NamedTuple
@@ -13,7 +13,7 @@ import numpy as np
 from isometry.moments import axes as ax
 from isometry.moments.axes import Array, Axis
 from isometry.moments.latents import Latent
-from isometry.moments.record import Joined, Label, Run
+from isometry.moments.record import Factor, Joined, Label, Moments, Run, Term, mirror
 
 
 class Runs(NamedTuple):
@@ -144,6 +144,43 @@ def common(a: Axes, b: Axes) -> Axes | None:
     return tuple(ax.common_blocks(p, q) for p, q in zip(a, b, strict=True))
 
 
+def recut(array: Array, old: Axes, new: Axes, *, pairs: bool = True) -> Array:
+    """Return a pair array, or a block array, along axes that are cut into other blocks."""
+    for k, (axis, wanted) in enumerate(zip(old, new, strict=True)):
+        if axis != wanted:
+            how = ax.recut(axis, wanted)
+            array = how.on_pairs(array, k) if pairs else how.on_blocks(array, k)
+    return array
+
+
+def finer(m: Moments, axes: Axes) -> Moments:
+    """Return a record on axes that are cut into more blocks; the same one every time."""
+    if m.axes == axes:
+        return m
+    views = [v for t in m.terms for f in t.factors if (v := view_of(f.latent, f.labels)) is not None]
+    known = views[0].latent.views if views else {}
+    if (m, axes) not in known:
+        known[m, axes] = _finer(m, axes)
+    found: Moments = known[m, axes]
+    return found
+
+
+def _finer(m: Moments, axes: Axes) -> Moments:
+    def on_blocks(blocks: Array) -> Array:
+        return recut(blocks, m.axes, axes, pairs=False)
+
+    def on_pairs(table: Array) -> Array:
+        return recut(table, m.axes, axes)
+
+    def on_factor(f: Factor) -> Factor:
+        form = None if f.form is None else on_blocks(f.form)
+        own = replace(f, rho=on_pairs(f.rho), values=on_blocks(f.values), table=on_pairs(f.table), form=form)
+        return replace(own, parts=(), length=None)
+
+    terms = tuple(Term(on_blocks(t.coef), tuple(map(on_factor, t.factors))) for t in m.terms)
+    return Moments(tuple((a,) for a in axes), terms, on_pairs(m.table), on_blocks(m.mean))
+
+
 def seen(table: Array, own: Axes, ours: Places, theirs: Places, axes: Axes) -> Array | None:
     """Return a pair array along a latent's axes as one along those of who looks at two views of it."""
     order: list[int] = []
@@ -190,6 +227,15 @@ def blocks_seen(values: Array, own: Axes, places: Places, axes: Axes) -> Array |
         else:
             return None
     return _laid(values, order, len(axes))
+
+
+def less_mean(table: Array, axes: Axes, positions: Sequence[int]) -> Array:
+    """Return E[(x − mean(x))·y′], the mean over the axes at these positions, from E[x y′]; exact."""
+    turned = mirror(table, axes)
+    for p in (p for p in positions if table.shape[p] > 1):
+        by_block = np.tensordot(ax.partners(axes[p]), turned, axes=(1, p))
+        turned = np.moveaxis(by_block[ax.sides(axes[p])[0]], 0, p)
+    return table - mirror(turned, axes)
 
 
 def _laid(array: Array, order: Sequence[int], rank: int) -> Array:

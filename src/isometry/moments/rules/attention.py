@@ -22,10 +22,9 @@ from isometry.moments import axes as ax
 from isometry.moments import latents, lineage, origins, saturation
 from isometry.moments import record as rec
 from isometry.moments import regrouping as reg
-from isometry.moments.averages import centred_pairs
 from isometry.moments.axes import Array, Axis
 from isometry.moments.mask_rows import Rows, doubling, edge_blocks, reach, rows_of, uniform
-from isometry.moments.record import Factor, Gram, Keys, Moments, Part, Term
+from isometry.moments.record import Gram, Keys, Moments, Part, Term
 from isometry.moments.rules.base import Context, NoRule, Shifted, rule
 from isometry.moments.rules.pointwise import as_moments
 from isometry.moments.symbolic import Known
@@ -148,20 +147,8 @@ def _marked(
     parts = [replace(p, values=p.values * size) for p in lineage.grams_of(scores.terms)]
     parts.append(Part(Keys(shift), (None,) * len(made.axes), (), crowd[..., None]))
     (factor,) = term.factors
-    _descended(factor, scores, key)
+    origins.centred(factor, alg.collapse(scores), (key,))
     return replace(made, terms=(Term(term.coef, (replace(factor, parts=tuple(parts), form=factor.values),)),))
-
-
-def _descended(factor: Factor, scores: Moments, key: int) -> None:
-    """Note that the latent of weights is scores less their mean over the keys, in units of their size."""
-
-    def varying(table: Array, _: Array) -> Array:
-        return centred_pairs(table, scores.axes, (key,))
-
-    none = np.zeros([1] * len(scores.axes))
-    own = replace(scores, table=varying(scores.table, none), mean=none)
-    how = ("varying", key, scores.shape)
-    origins.made_by(factor, origins.Contraction(scores, None, how, varying, none, np.sqrt(own.variance)))
 
 
 def _crowd(a: Moments, key: int) -> Array:

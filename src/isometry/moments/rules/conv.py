@@ -228,6 +228,7 @@ def convolution(
     else:
         y = windowed("ngc,goc->ngo", x, w, "iko", windows)
         y = patches.summed(y, x, w, windows, patches.fan_of(_spatial(x, 3), w, windows))
+        y = patches.with_powers(y, x, w, windows)
         y = near.mixed(y, _spatial(x, 3), [window.stride for window in windows])
     y = _ungrouped(y, 1)
     if b is not None:  # one number per channel, of which nothing is left in a channel's variance

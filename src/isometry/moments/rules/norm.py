@@ -71,7 +71,7 @@ def normalise(
     (term,) = made.terms
     parts = lineage.centred(lineage.parts_of(m.terms, divisor), positions, m.axes)
     own = _centred_once(term.factors[0], m, positions)
-    own = replace(own, parts=parts, form=own.values)
+    own = replace(own, parts=parts, form=own.values, length=factor.length)
     made = near.kept(replace(made, terms=(Term(term.coef, (own,)),)), m)
     for mark in (mark_of(m, Fan), uneven.of_sum(m.terms, m.axes)):
         made = marked(made, mark)
@@ -123,7 +123,8 @@ def _of_length_one(unit: Moments, m: Moments, dims: tuple[int, ...], eps: float 
     values = latents.at_points(factor.values, latents.places(latents.on_sphere(round(n, 1))))
     values = reg.respread(values, factor.square)
     positions = [p for d in dims for p in m.positions(d)]
-    own = replace(factor, values=values, length=_bound(factor.table.shape, m, positions, -1.0 / (n + 2.0)))
+    length = _bound(factor.table.shape, m, positions, -1.0 / (n + 2.0))
+    own = replace(factor, values=values, length=length if factor.length is None else length + factor.length)
     return replace(unit, terms=(Term(term.coef, (own,)),))
 
 

@@ -85,18 +85,19 @@ def with_powers(y: Moments, x: Moments, w: Moments, windows: Sequence[Window]) -
     """Return a convolution's output y of x with what the squares of one channel's places have in common.
 
     Two places p and q of a channel that read K entries each, n of them both, have, given weights w with
-    Σ w² = 1, the correlation ρ = Σ w_k w_l over these: 0 in the mean over channels, and n/K² in the mean
-    square. With entries x of kurtosis κ their squares have the covariance
+    Σ w² = 1, the correlation ρ = Σ w_k w_l over these: 0 in the mean over channels, and n/(K(K + 2)) in the
+    mean square for normal weights. With entries x of kurtosis κ their squares have the covariance
 
-        cov(y_p², y_q²) = 2ρ² + (κ − 3) Σ w_k² w_l² = (κ − 1)·n/K².
+        cov(y_p², y_q²) = 2ρ² + (κ − 3) Σ w_k² w_l² = (κ − 1)·n/(K(K + 2)).
 
-    Of few weights, as in a depthwise convolution, a bent y of one image is more alike by that. Assumes
-    independent normal weights and independent x; exact then.
+    Of few weights, as in a depthwise convolution, a bent y of one image is more alike by that. Weights of
+    kurtosis λ have λ − 1 in place of 2. Assumes independent x, and n/K² of borders like that of the rest.
     """
     (term,) = y.terms
     if len(term.factors) != 1 or not gram.is_white(w):
         return y
-    common = 0.5 * (fan.kurtosis(x) + 2.0) / x.shape[2]
+    weights = x.shape[2] * prod(window.terms for window in windows)
+    common = 0.5 * (fan.kurtosis(x) + 2.0) / x.shape[2] * weights / (weights + fan.kurtosis(w) + 2.0)
     table: Array = np.full(1, common)
     for d, dim in enumerate(y.dims):
         for axis in dim:

@@ -388,3 +388,12 @@ def test_slopes_at_one_place_are_steep_together() -> None:
         return nn.Sequential(*itertools.chain(*layers), nn.Conv2d(48, 8, 1))
 
     agrees(build, lambda: (torch.randn(8, 12, 8, 8),), ["6", "3", "0"], within=0.08)
+
+
+def test_a_gate_leaves_sums_their_mark() -> None:
+    x = marked(alg.normal((3, 4)), Fan(50, 40, 80, 0.3))
+    gate = alg.from_values(x.dims, np.ones((1, 1)), 0.5 + 0.1 * latents.NODES.reshape(1, 1, -1))
+    made = fan.of_sum(alg.multiply(x, gate).terms)
+    assert made is not None
+    assert made.directions == pytest.approx(40.0, rel=1e-3)
+    assert made.tail == pytest.approx(0.3, rel=1e-2)

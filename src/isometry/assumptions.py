@@ -58,7 +58,8 @@ def _cloned(model: nn.Module, values: Mapping[str, Value]) -> str:
     return (
         f"assumption: identical values in {few(cloned[0])}"
         + (f" and in {len(cloned) - 1} more groups" if len(cloned) > 1 else "")
-        + "; their layers are not independent: a residual stream and its gradients grow faster"
+        + "; what their layers have in common is followed through matrix products, convolutions, attention, "
+        "norms, sums and gates; beyond them each is taken as new, independent weights"
     )
 
 
@@ -106,7 +107,8 @@ def _again(model: nn.Module, calls: Iterable[tuple[str, int]]) -> str:
         return ""
     return (
         f"assumption: {few(names)} used more than once in a pass; what the uses have in common is followed "
-        "through matrix products, sums and gates; beyond them each use is taken as new, independent weights"
+        "through matrix products, convolutions, attention, norms, sums and gates; beyond them each use is "
+        "taken as new, independent weights"
     )
 
 

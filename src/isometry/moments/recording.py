@@ -262,6 +262,9 @@ class _Initialisers(TorchFunctionMode):
             if draw is not None:
                 self._draw(args[0], draw, frame)
                 return True
+        if func == Tensor.__deepcopy__ and not args[0].is_meta:
+            with _disable_current_modes():  # a number, as a batch norm's counter: its copy is no meta tensor
+                return func(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
     def _draw(self, tensor: Tensor, draw: Callable[..., Value], frame: FrameType) -> None:

@@ -393,32 +393,36 @@ def tie(f: Factor, g: Factor, axes: tuple[Axis, ...]) -> Array | None:
     normal summands, so that x/√mean(x²) has the square 1. To first order in what g² has in common with the
     sum. None where neither is such a sum.
     """
-    for child, parent in ((f, g), (g, f)):
-        meeting = [p for p in child.parts if _meets(p, parent)]
-        parts = [p for p in meeting if p.gone]
-        if not parts or len(parts) < len(meeting):  # one that has it as such is linked to it
-            continue
-        squares = [replace(x, values=x.values**2) for x in (child, parent)]
-        theirs = squares[1].values - squares[1].mean[..., None]
-        both: Array = np.zeros([1] * len(axes))
-        for part in parts:
-            joint = dual(part.values, theirs, parent.rho, axes)
-            both = both + diagonal(_summed_first(joint, axes, _gone_at(part, parent)), axes)
-        if len(parts) == 1:
-            both = both * _beyond_parts(child, parts[0], parent, both, axes)
-        both = both * squares[0].slope
-        alone = squares[0].mean * squares[1].mean
-        shape = np.broadcast_shapes(both.shape, alone.shape)
-        ratio = 1.0 + np.divide(both, alone, out=np.zeros(shape), where=alone > 0)
-        return np.clip(ratio, 0.2, 5.0)
-    return None
+    found = (_tie_to(x, y, axes) for x, y in ((f, g), (g, f)) if y.latent in x.ancestors)
+    return next((t for t in found if t is not None), None)
+
+
+@lru_cache(maxsize=256)
+def _tie_to(child: Factor, parent: Factor, axes: tuple[Axis, ...]) -> Array | None:
+    """Return `tie` of a sum and one of its summands; a product asks for it once for each of its factors."""
+    meeting = [p for p in child.parts if _meets(p, parent)]
+    parts = [p for p in meeting if p.gone]
+    if not parts or len(parts) < len(meeting):  # one that has it as such is linked to it
+        return None
+    squares = [replace(x, values=x.values**2) for x in (child, parent)]
+    theirs = squares[1].values - squares[1].mean[..., None]
+    both: Array = np.zeros([1] * len(axes))
+    for part in parts:
+        joint = dual(part.values, theirs, parent.rho, axes)
+        both = both + diagonal(_summed_first(joint, axes, _gone_at(part, parent)), axes)
+    if len(parts) == 1:
+        both = both * _beyond_parts(child, parts[0], parent, both, axes)
+    both = both * squares[0].slope
+    alone = squares[0].mean * squares[1].mean
+    shape = np.broadcast_shapes(both.shape, alone.shape)
+    ratio = 1.0 + np.divide(both, alone, out=np.zeros(shape), where=alone > 0)
+    return np.clip(ratio, 0.2, 5.0)
 
 
 def _beyond_parts(child: Factor, part: Part, parent: Factor, both: Array, axes: tuple[Axis, ...]) -> float:
     """Return by how much the variance of a sum of squares goes beyond that of its summands' tables.
 
-    The sum's covariance with each summand is its variance divided by their number; `both` is what the tables
-    give.
+    Its covariance with each summand is its variance divided by their number; `both` is what tables give.
     """
     square = parent.values**2 - parent.square[..., None]
     kept = latents.mean(part.values * square) / np.maximum(latents.mean(part.values**2), 1e-300)

@@ -216,8 +216,8 @@ class Interpreter(Mode):  # type: ignore[no-untyped-call]
         if not outputs:
             return out
         inplace = func._schema.is_mutable and name.endswith("_") and isinstance(args[0], Tensor)
-        if name in ("detach", "alias", "lift_fresh") and self._same(args[0], outputs[0]):
-            return out
+        if func.is_view and isinstance(out, Tensor) and self._has(out):
+            return out  # the same view was taken before, or it is all of what it is a view of
         values = self._evaluate(func, args, kwargs, out)
         if inplace:
             if values[0] is not None:
@@ -278,8 +278,10 @@ class Interpreter(Mode):  # type: ignore[no-untyped-call]
         value = self.value(tensor)
         return value.tensor if isinstance(value, Concrete) else None
 
-    def _same(self, source: Tensor, result: Tensor) -> bool:
-        return key_of(source) == key_of(result)
+    def _has(self, tensor: Tensor) -> bool:
+        key = key_of(tensor)
+        entry = self._storages.get(key[0])
+        return entry is not None and key in entry.values
 
     def _remember_view(self, func: Any, args: tuple[Any, ...], outputs: list[Tensor]) -> None:
         base = args[0]

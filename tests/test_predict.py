@@ -1,5 +1,6 @@
 """Prediction of whole models: beside measurement, and as a guest in the user's program."""
 
+import gc
 import math
 import warnings
 
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from isometry.errors import InvalidTypeError, InvalidValueError, ModelError
 from isometry.hooks import has_values, tensors_in
 from isometry.measure import measure
+from isometry.moments.interpreter import Interpreter
 from isometry.predict import predict
 
 
@@ -392,3 +394,17 @@ def test_lists_and_arrays_as_indices_are_known() -> None:
     assert not any(note.startswith(("carrier", "unknown")) for note in told.notes)
     third = 1 / 3
     assert told[""].forward.rms ** 2 == pytest.approx((100 + 25 + third + 2 * third) / 3, rel=1e-3)
+
+
+def test_nothing_of_a_run_stays_in_memory():
+    """Hooks of gradients sit in the graph, where Python's collector does not look for cycles."""
+    gc.collect()
+    before = _interpreters()
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    predict(nn.Sequential(layer, nn.Flatten(), nn.Linear(48, 2)), "4x3x16")
+    gc.collect()  # the cycles that it does find
+    assert _interpreters() == before
+
+
+def _interpreters():
+    return sum(type(x) is Interpreter for x in gc.get_referrers(Interpreter))

@@ -15,8 +15,10 @@ from isometry.moments.rules.spectral import parts_of
 from isometry.names import canonical_name
 from isometry.profile import Profile, Signal, Stats
 from isometry.rehearsal import Builder, Loss, Rehearsal, Stage
+from isometry.restore import collector_paused
 
 
+@collector_paused()  # until what it made and dropped is gone: else the collector looks through all of it
 def predict(
     model: nn.Module | Builder, inputs: object, *, loss: Loss | None = None, backward: bool = True
 ) -> Profile:
@@ -122,8 +124,7 @@ class _Recorder:
         self._stack: list[_Row] = []
         self._calls: dict[str, int] = {}
         for module in self._names:
-            module.register_forward_pre_hook(self._before)
-            module.register_forward_hook(self._after)
+            self.stage.watch(module, self._before, self._after)
 
     def _before(self, module: nn.Module, args: Any) -> None:
         if recomputing():  # activation checkpointing: no new call

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
 import isometry.moments.rules  # noqa: F401  (registers the rules)
 from isometry.errors import InvalidTypeError, InvalidValueError, IsometryError, ModelError, described
@@ -52,7 +53,7 @@ class Stage:
         args: What the twin is called with.
         kwargs: Likewise, by name.
         note: Why it runs, or was built, on real tensors, if it does.
-        output: What the twin returned.
+        output: What the twin returned; None after a backward pass.
         between: Called after the forward pass and before the backward one.
     """
 
@@ -67,12 +68,27 @@ class Stage:
     output: Any = None
     between: Callable[[], None] | None = None
     _running: list[str] = field(default_factory=list)
+    _hooks: list[RemovableHandle] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._names = {module: name for name, module in named_modules(self.twin).items()}
         for module in self._names:
-            module.register_forward_pre_hook(self._enter)
-            module.register_forward_hook(self._leave)
+            self.watch(module, self._enter, self._leave)
+
+    def watch(self, module: nn.Module, before: Callable[..., None], after: Callable[..., None]) -> None:
+        """Call hooks around a module of the twin, until the run is over.
+
+        Args:
+            module: One of the twin's.
+            before: A forward pre-hook.
+            after: A forward hook.
+        """
+        self._hooks += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+
+    def let_go(self) -> None:
+        """Take off the hooks, through which the twin holds its watchers, and they it."""
+        for hook in self._hooks:
+            hook.remove()
 
     def _enter(self, module: nn.Module, _: Any) -> None:
         self._running.append(self._names[module])
@@ -250,6 +266,8 @@ class Rehearsal(Generic[T]):
                 stage.between()
             if self.backward:
                 self._run_backward(carrier, stage.output)
+                stage.output = None  # its graph holds hooks of gradients, and they this run: never freed
+        stage.let_go()
         return stage, watcher
 
     def _run_backward(self, carrier: Carrier, output: Any) -> None:

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from isometry.moments import origins
+from isometry.moments import kin, origins
+from isometry.moments.axes import Array
 from isometry.moments.latents import Latent
 from isometry.moments.places import blocks_seen, composed, seen, view_of
 from isometry.moments.record import Run
@@ -268,3 +269,25 @@ def test_a_model_without_a_loop_asks_nothing_after_one_with_a_loop():
     assert origins.any_again()
     predict(nn.Linear(8, 16), "2x8", backward=False)
     assert not origins.any_again()
+
+
+def test_steps_that_a_sum_has_forgotten_are_not_asked_for(monkeypatch) -> None:
+    """Twice the steps ask about twice as much, and what is left out makes no difference."""
+    asked, note = [], kin._note_faint
+
+    def counted(sum_: Latent, later: Latent, found: Array | None) -> None:
+        if isinstance(sum_.origin, origins.Sum) and isinstance(later.origin, origins.Contraction):
+            asked.append(later)
+        note(sum_, later, found)
+
+    def told(steps: int) -> tuple[list[float], int]:
+        asked.clear()
+        profile = predict(lambda: nn.Sequential(nn.RNN(16, 32)), f"{steps}x4x16")
+        return [p.backward.rms for p in profile.parameters if p.backward is not None], len(asked)
+
+    monkeypatch.setattr(kin, "_note_faint", counted)
+    _, few = told(24)
+    sizes, many = told(48)
+    assert many < 3 * few
+    monkeypatch.setattr(kin, "_past", lambda *_: False)
+    assert sizes == pytest.approx(told(48)[0], rel=1e-4)

@@ -46,9 +46,12 @@ class _View:
 
 @dataclass
 class _Storage:
-    """The records of one storage; holding the tensor keeps the storage's address from being used again."""
+    """The records of one storage; holding it keeps its address from being used again.
 
-    keep: Tensor
+    Not a tensor of it: that holds its history, whose hooks hold whoever reads gradients, and so this run.
+    """
+
+    keep: torch.UntypedStorage
     values: dict[Key, Value] = field(default_factory=dict)
     views: dict[Key, _View] = field(default_factory=dict)
 
@@ -134,7 +137,7 @@ class Interpreter(Mode):  # type: ignore[no-untyped-call]
         key = key_of(tensor)
         entry = self._storages.get(key[0])
         if entry is None:
-            entry = self._storages[key[0]] = _Storage(tensor.detach() if tensor.requires_grad else tensor)
+            entry = self._storages[key[0]] = _Storage(tensor.untyped_storage())
         entry.values[key] = value
 
     def write(self, tensor: Tensor, value: Value) -> None:
@@ -214,8 +217,8 @@ class Interpreter(Mode):  # type: ignore[no-untyped-call]
         if not outputs:
             return out
         inplace = func._schema.is_mutable and name.endswith("_") and isinstance(args[0], Tensor)
-        if name in ("detach", "alias", "lift_fresh") and self._same(args[0], outputs[0]):
-            return out
+        if func.is_view and isinstance(out, Tensor) and self._has(out):
+            return out  # the same view was taken before, or it is all of what it is a view of
         values = self._evaluate(func, args, kwargs, out)
         if inplace:
             if values[0] is not None:
@@ -276,8 +279,10 @@ class Interpreter(Mode):  # type: ignore[no-untyped-call]
         value = self.value(tensor)
         return value.tensor if isinstance(value, Concrete) else None
 
-    def _same(self, source: Tensor, result: Tensor) -> bool:
-        return key_of(source) == key_of(result)
+    def _has(self, tensor: Tensor) -> bool:
+        key = key_of(tensor)
+        entry = self._storages.get(key[0])
+        return entry is not None and key in entry.values
 
     def _remember_view(self, func: Any, args: tuple[Any, ...], outputs: list[Tensor]) -> None:
         base = args[0]
@@ -293,7 +298,8 @@ class Interpreter(Mode):  # type: ignore[no-untyped-call]
                 how = part_of_split(func, args, tensor, k, start)
                 start += tensor.shape[how[1][1]] if how[0] is torch.ops.aten.slice.Tensor else 0
             if key != key_of(base):
-                self._storages[storage].views.setdefault(key, _View(base.detach(), how[0], tuple(how[1])))
+                alone = base.detach()  # without a history, as for `_Storage`
+                self._storages[storage].views.setdefault(key, _View(alone, how[0], (alone, *how[1][1:])))
 
     def _scalar(self, tensor: Tensor) -> Any:
         value = self.value(tensor)

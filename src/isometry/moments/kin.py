@@ -267,8 +267,9 @@ def _of_sum(child: View, other: View, axes: Axes) -> Asking:
                 continue
             parent = view(parent.latent, places)
         found = None
-        if not _independent(parent.latent, other.latent):
+        if not (_independent(parent.latent, other.latent) or _past(parent.latent, other.latent)):
             found = yield parent, other, axes
+            _note_faint(parent.latent, other.latent, found)
         if found is None:
             continue
         by = weight if whole else blocks_seen(weight, child.latent.axes, child.places, axes)
@@ -296,6 +297,29 @@ def _independent(x: Latent, y: Latent) -> bool:
     if isinstance(ours, Contraction) and isinstance(theirs, Contraction):
         return ours.how != theirs.how
     return ours is None or type(ours) is not type(theirs)
+
+
+def _past(sum_: Latent, later: Latent) -> bool:
+    """Return whether a sum lies so far back that an earlier one of such contractions had forgotten it.
+
+    What a loop adds up, as gradients of its weights, has in common with a step what all steps from some lag
+    on have. With the next step it is what steps have from a larger lag on, which is less. So a sum is asked
+    by as many steps as remember it, not by all.
+    """
+    kind = later.origin.how if isinstance(later.origin, Contraction) else None
+    return kind in sum_.faint and sum_.faint[kind] < later.birth
+
+
+def _note_faint(sum_: Latent, later: Latent, found: Array | None) -> None:
+    """Note the first contraction of a kind which has next to nothing in common with a sum made before it."""
+    own, kind = sum_.origin, later.origin
+    if not (isinstance(own, Sum) and isinstance(kind, Contraction)) or kind.again:
+        return
+    steps = [v.latent.origin for _, v in own.parents if isinstance(v.latent.origin, Contraction)]
+    if not any(step.how == kind.how for step in steps) or later.birth < sum_.birth or kind.how in sum_.faint:
+        return
+    if found is None or float(np.abs(found).max()) < FORGOTTEN:
+        sum_.faint[kind.how] = later.birth
 
 
 def _of_leaves(x: Latent, y: Latent, axes: Axes) -> Asking:

@@ -42,7 +42,7 @@ class Latent:
     what is known of its relations, `kin` keeps in the other fields.
     """
 
-    __slots__ = ("alive", "axes", "birth", "dead", "known", "origin", "rho", "uses", "views")
+    __slots__ = ("alive", "axes", "birth", "dead", "faint", "known", "origin", "rho", "uses", "views")
 
     def __init__(self, axes: tuple[Axis, ...], rho: Array) -> None:
         self.axes, self.rho, self.birth = axes, rho, next(_ids)
@@ -50,6 +50,7 @@ class Latent:
         self.views: dict[Any, Any] = {}
         self.known: dict[Any, Any] = {}
         self.uses: dict[Any, Any] = {}
+        self.faint: dict[Any, int] = {}
         self.alive, self.dead = False, 0
 
 

@@ -8,9 +8,8 @@ taken as normal and independent of z. So a function f of the latent has the cond
     E[f | z] = ∫ f(form = E[form] + φ(z) + s·ε) N(ε) dε,      s² = var(form) − var(φ),
 
 and the joint moments with any function of z follow as those of two functions of one variable. Exact for f
-linear in the form (so
-`x − x.mean()` and `(a + b) − a` come out right) and where the rest is normal; else asymptotic in the number
-of parts.
+linear in the form (so `x − x.mean()` and `(a + b) − a` come out right) and where the rest is normal; else
+asymptotic in the number of parts.
 Where z was summed over axes (`gone`), the covariance is summed over the pairs along them. Two latents with a
 common ancestor are related through the strongest one alone.
 """
@@ -41,6 +40,7 @@ from isometry.moments.record import (
 )
 from isometry.moments.surfaces import form_of, identity, surface
 
+Places = tuple[int, ...]  # which axes of a record
 MAX_PARTS = 6  # a latent forgets its weakest ancestors
 NEGLIGIBLE = 0.01  # correlations below are taken as independence
 ROUNDING = 1e-20  # squares below are what rounding left of nothing
@@ -90,8 +90,7 @@ def grams_of(terms: Sequence[Term], std: Array | None = None) -> tuple[Part, ...
     """Return the inner products that a sum of terms shares with others.
 
     Sizes add as those of independents; the smallest are forgotten, lest those of distant layers crowd out the
-    latest. Of a product with another variable, pairs of rows keep only what that
-    variable has in common between them: `_kept_between`.
+    latest. Of a product with another variable, pairs of rows keep only what that has in common for them.
     """
     found: dict[object, Part] = {}
     for term in terms:
@@ -101,14 +100,17 @@ def grams_of(terms: Sequence[Term], std: Array | None = None) -> tuple[Part, ...
             if std is not None:
                 shape = np.broadcast_shapes(size.shape, std.shape)
                 size = np.divide(size, std, out=np.zeros(shape), where=std > 0)
+            kept: dict[Places, tuple[Array, Places]] = {}
             for mark in factor.marks:
-                values, part = size[..., None] * mark.values, mark
-                for other in others:
-                    kept, part = _kept_between(other, part)
-                    values = values * kept[..., None]
+                rows = tuple([k for k, label in enumerate(mark.labels) if label is not None])
+                if rows not in kept:
+                    kept[rows] = _kept_between(size, others, rows)
+                weight, apart = kept[rows]
+                gone = (*mark.gone, *[mark.labels[k] for k in apart])
+                part = Part(mark.latent, mark.labels, gone, weight[..., None] * mark.values)
                 if part.key in found:
-                    values = np.hypot(values, found[part.key].values)
-                found[part.key] = Part(part.latent, part.labels, part.gone, values)
+                    part = replace(part, values=np.hypot(part.values, found[part.key].values))
+                found[part.key] = part
     if not found:
         return ()
     sizes = {key: float(np.float32(part.values.max())) for key, part in found.items()}  # equals stay in order
@@ -163,21 +165,22 @@ def _of_unlike_rows(labelled: tuple[bool, ...], axes: tuple[Axis, ...]) -> Array
     return within - alike
 
 
-def _kept_between(other: Factor, part: Part) -> tuple[Array, Part]:
-    """Return E[f f′]^½ of a variable for two rows of a Gram, by block, and the part.
+def _kept_between(size: Array, others: Sequence[Factor], rows: Places) -> tuple[Array, Places]:
+    """Return a size times E[f f′]^½ of other variables for two rows of a Gram, by block.
 
-    Rows run along the last axis that the part has a label for. Along the others, where the variable has less
-    than half in common, rows are noted to be no longer images under one matrix.
+    Rows run along the last of the axes given. Along the others, where a variable has less than half in
+    common, rows are no longer images under one matrix: these axes are returned too.
     """
-    labelled = tuple([k for k, label in enumerate(part.labels) if label is not None])
-    result, apart = _common(other, labelled)
-    if apart:
-        part = replace(part, gone=(*part.gone, *(part.labels[k] for k in apart)))
-    return result, part
+    gone: list[int] = []
+    for other in others:
+        kept, apart = _common(other, rows)
+        size = size * kept
+        gone += apart
+    return size, tuple(gone)
 
 
 @lru_cache(maxsize=512)
-def _common(factor: Factor, rows: tuple[int, ...]) -> tuple[Array, tuple[int, ...]]:
+def _common(factor: Factor, rows: Places) -> tuple[Array, Places]:
     """Return E[f f′]^½ along the last of the axes given, and along which others less than half is shared."""
     result, apart = factor.square, []
     for k in (k for k in rows if factor.table.shape[k] > 1):
@@ -256,10 +259,7 @@ def averaged(
 
 @lru_cache(maxsize=256)
 def given(factor: Factor, part: Part) -> Array:
-    """Return E[f | z] less its mean, at the nodes of z, where z has the part in the factor's form.
-
-    A loop asks for the same again and again.
-    """
+    """Return E[f | z] less its mean, at the nodes of z, where z has the part in the factor's form."""
     phi, form, alpha = part.values, form_of(factor), factor.slope
     centred_form = form - latents.mean(form)[..., None]
     rest = factor.values - factor.mean[..., None] - alpha[..., None] * centred_form
@@ -393,32 +393,36 @@ def tie(f: Factor, g: Factor, axes: tuple[Axis, ...]) -> Array | None:
     normal summands, so that x/√mean(x²) has the square 1. To first order in what g² has in common with the
     sum. None where neither is such a sum.
     """
-    for child, parent in ((f, g), (g, f)):
-        meeting = [p for p in child.parts if _meets(p, parent)]
-        parts = [p for p in meeting if p.gone]
-        if not parts or len(parts) < len(meeting):  # one that has it as such is linked to it
-            continue
-        squares = [replace(x, values=x.values**2) for x in (child, parent)]
-        theirs = squares[1].values - squares[1].mean[..., None]
-        both: Array = np.zeros([1] * len(axes))
-        for part in parts:
-            joint = dual(part.values, theirs, parent.rho, axes)
-            both = both + diagonal(_summed_first(joint, axes, _gone_at(part, parent)), axes)
-        if len(parts) == 1:
-            both = both * _beyond_parts(child, parts[0], parent, both, axes)
-        both = both * squares[0].slope
-        alone = squares[0].mean * squares[1].mean
-        shape = np.broadcast_shapes(both.shape, alone.shape)
-        ratio = 1.0 + np.divide(both, alone, out=np.zeros(shape), where=alone > 0)
-        return np.clip(ratio, 0.2, 5.0)
-    return None
+    found = (_tie_to(x, y, axes) for x, y in ((f, g), (g, f)) if y.latent in x.ancestors)
+    return next((t for t in found if t is not None), None)
+
+
+@lru_cache(maxsize=256)
+def _tie_to(child: Factor, parent: Factor, axes: tuple[Axis, ...]) -> Array | None:
+    """Return `tie` of a sum and one of its summands; a product asks for it once for each of its factors."""
+    meeting = [p for p in child.parts if _meets(p, parent)]
+    parts = [p for p in meeting if p.gone]
+    if not parts or len(parts) < len(meeting):  # one that has it as such is linked to it
+        return None
+    squares = [replace(x, values=x.values**2) for x in (child, parent)]
+    theirs = squares[1].values - squares[1].mean[..., None]
+    both: Array = np.zeros([1] * len(axes))
+    for part in parts:
+        joint = dual(part.values, theirs, parent.rho, axes)
+        both = both + diagonal(_summed_first(joint, axes, _gone_at(part, parent)), axes)
+    if len(parts) == 1:
+        both = both * _beyond_parts(child, parts[0], parent, both, axes)
+    both = both * squares[0].slope
+    alone = squares[0].mean * squares[1].mean
+    shape = np.broadcast_shapes(both.shape, alone.shape)
+    ratio = 1.0 + np.divide(both, alone, out=np.zeros(shape), where=alone > 0)
+    return np.clip(ratio, 0.2, 5.0)
 
 
 def _beyond_parts(child: Factor, part: Part, parent: Factor, both: Array, axes: tuple[Axis, ...]) -> float:
     """Return by how much the variance of a sum of squares goes beyond that of its summands' tables.
 
-    The sum's covariance with each summand is its variance divided by their number; `both` is what the tables
-    give.
+    Its covariance with each summand is its variance divided by their number; `both` is what tables give.
     """
     square = parent.values**2 - parent.square[..., None]
     kept = latents.mean(part.values * square) / np.maximum(latents.mean(part.values**2), 1e-300)

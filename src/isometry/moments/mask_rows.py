@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
@@ -38,7 +38,13 @@ class Rows:
 
     def mean(self, values: Array, blocks: int | None = None) -> Array:
         """Return the mean over samples of values of the shape (…, query classes, samples, key blocks)."""
-        return np.asarray((values * self.weights[:blocks, :, None]).sum(-2))
+        return np.asarray(np.einsum("...qsk,qs->...qk", values, self.weights[:blocks]))
+
+    @cached_property
+    def pairs(self) -> Array:
+        """Σ u_k u′_j over the pairs k ≠ j of two key blocks, a matrix of blocks for every sample."""
+        both = self.first[..., :, None] * self.second[..., None, :]
+        return np.asarray(np.maximum(both - self.overlap[..., None] * np.eye(both.shape[-1]), 0.0))
 
 
 def doubling(n: int, limit: int | None = None) -> Axis:

@@ -88,10 +88,9 @@ def _weights(scores: Moments, key: int, query: int | None, rows: Rows, shift: Kn
     table = table * kappa
     same, differ = table[..., None, :b], table[..., None, b:].reshape((*table.shape[:-1], 1, b, b))
     differ = differ + _unlike_keys(scores, key, same, differ)
-    both = rows.first[..., :, None] * rows.second[..., None, :] - rows.overlap[..., None] * np.eye(b)
     top = np.maximum(same.max(-1), differ.max((-1, -2)))
     p_same = rows.overlap * np.exp(same - top[..., None])
-    p_differ = np.maximum(both, 0.0) * np.exp(differ - top[..., None, None])
+    p_differ = rows.pairs * np.exp(differ - top[..., None, None])
     z = p_same.sum(-1) + p_differ.sum((-1, -2))
     z = np.where(z > 0, z, 1.0)
     p_same = rows.mean(p_same / z[..., None])

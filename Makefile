@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 setup: $(READY)
 
 # pip itself is renewed first: dependency groups need pip 25.1 or later.
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml setup.py src/isometry/sampling/_native.c constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
 	PIP_CONSTRAINT=$(abspath constraints.txt) $(BIN)/python -m pip install --quiet --editable ".[all]" --group dev
@@ -40,4 +40,4 @@ floors: setup
 check: lint types floors test
 
 clean:
-	rm -rf $(VENV) out
+	rm -rf $(VENV) out build src/isometry/sampling/*.so

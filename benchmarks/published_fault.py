@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import isometry
-from isometry.faults import faults
 from torchvision_import import import_torchvision
 
 
@@ -59,7 +58,7 @@ def main() -> None:
     import_torchvision()
     model = build()
     inputs, labels = {"pixel_values": torch.randn(16, 3, 64, 64)}, torch.arange(16) % 10
-    for fault in faults(model, inputs, isometry.predict(model, inputs)):
+    for fault in isometry.diagnose(model, inputs):
         print(fault)
     mended = copy.deepcopy(model)
     isometry.init_(mended, inputs, seed=0)

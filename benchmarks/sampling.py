@@ -2,6 +2,7 @@
 
     python benchmarks/sampling.py                       # a few minutes
     python benchmarks/sampling.py --max-elements 1e9 --max-side 4096 --gpt 1.3b --json sampling.json
+    python benchmarks/sampling.py --numpy               # without the compiled code
 
 Rivals are timed in turn, A B A B, and their medians are compared, so that a busy machine slows both. Where it
 slows them unevenly (torch's `normal_` runs on one thread, ours on all, which then get a larger share of the
@@ -31,6 +32,7 @@ from isometry.sampling import (
     Uniform,
     fill_keyed_,
     haar,
+    kernels,
     write_,
 )
 from isometry.tables import Table
@@ -230,6 +232,11 @@ def on_gpu(budget: float) -> list[Row]:
     return rows
 
 
+def drawn_by() -> str:
+    """Whether compiled code draws."""
+    return "compiled code" if kernels.compiled() else "NumPy"
+
+
 def table(rows: list[Row]) -> Table:
     """Lay the lines out for people."""
     columns = ["what", "size", "dtype", "ns/element", "torch", "ratio", "CPU ns", "torch CPU", "CPU ratio"]
@@ -239,7 +246,7 @@ def table(rows: list[Row]) -> Table:
         return "–" if value is None else value if isinstance(value, str) else f"{value:.3g}"
 
     return Table(
-        title="isometry.sampling beside torch.nn.init",
+        title=f"isometry.sampling, by {drawn_by()}, beside torch.nn.init",
         columns=columns,
         rows=[[cell(found.get(column)) for column in columns] for found in rows],
     )
@@ -254,8 +261,11 @@ def main() -> None:
     parser.add_argument(
         "--budget", type=float, default=1.5, help="seconds per comparison (three repeats at least)"
     )
+    parser.add_argument("--numpy", action="store_true", help="leave the compiled code alone")
     parser.add_argument("--json", type=Path, help="write the numbers here")
     options = parser.parse_args()
+    if options.numpy:
+        kernels.compiled = lambda: None
     rows = elementwise(options.max_elements, options.budget)
     rows += orthogonal(options.max_side, options.budget)
     rows += whole_model(options.gpt, options.budget)
@@ -268,6 +278,7 @@ def main() -> None:
             "processor": platform.processor() or platform.machine(),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
+            "drawn by": drawn_by(),
         }
         options.json.write_text(
             json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n", encoding="utf-8"

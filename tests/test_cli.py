@@ -206,6 +206,7 @@ def test_compare_prints_a_table_a_sentence_each_and_writes_files(capsys, file, t
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "signal.png",
         "training.png",
+        "report.html",
         "comparison.json",
     }
 
@@ -356,6 +357,39 @@ def test_audit_sets_prediction_beside_measurement(capsys, file, tmp_path):
     assert "figures compared over 2 draws" in printed
     rows = json.loads((tmp_path / "a.json").read_text())["rows"]
     assert {row["side"] for row in rows} == {"forward", "backward"}
+
+
+def test_diagnose_says_what_is_wrong_and_exits_with_1(capsys, file, tmp_path):
+    target = f"{file}:build"
+    assert (
+        main(["diagnose", target, "-i", "64x64", "--arg", "depth=40", "--json", str(tmp_path / "d.json")])
+        == 1
+    )
+    printed = capsys.readouterr().out
+    assert "get no gradient" in printed
+    assert "torch's default" in printed
+    assert "Remedy: isometry.init_(model, inputs)" in printed
+    assert len(json.loads((tmp_path / "d.json").read_text())["faults"]) == 2
+
+
+def test_diagnose_is_content_with_a_healthy_model(capsys, file):
+    assert "Nothing is wrong." in ok(capsys, "diagnose", f"{file}:build", "-i", "64x64")
+
+
+def test_report_writes_a_page(capsys, file, tmp_path):
+    page = tmp_path / "new" / "page.html"
+    assert "wrote" in ok(capsys, "report", f"{file}:build", "-i", "64x64", "--out", page)
+    text = page.read_text(encoding="utf-8")
+    for heading in ("The signal at the start", "What recipe auto would write", "Before and after"):
+        assert f"<h2>{heading}</h2>" in text
+    assert "What is wrong" not in text
+
+
+def test_report_says_first_what_is_wrong(capsys, file, tmp_path):
+    page = tmp_path / "page.html"
+    ok(capsys, "report", f"{file}:build", "-i", "64x64", "--arg", "depth=40", "--out", page)
+    text = page.read_text(encoding="utf-8")
+    assert "get no gradient" in text.partition("The signal at the start")[0]
 
 
 def test_scaling_names_the_steps_that_depend_on_width(capsys, file):

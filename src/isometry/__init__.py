@@ -5,6 +5,7 @@ from isometry.audit import Audit, audit
 from isometry.compare import compare
 from isometry.compare.comparison import Comparison
 from isometry.criticality import critical_line, critical_point, fixed_point
+from isometry.diagnosis import diagnose
 from isometry.fans import Fans, fans, fans_of_tensor
 from isometry.gain import gain
 from isometry.initialisers import (
@@ -22,6 +23,7 @@ from isometry.planning import init_, plan
 from isometry.plans import Plan
 from isometry.predict import predict
 from isometry.profile import Profile, Signal, Stats
+from isometry.report import report
 from isometry.sampling import materialize_
 from isometry.scaling import Scaling, scaling
 from isometry.watch import watch
@@ -48,6 +50,7 @@ __all__ = [
     "critical_line",
     "critical_point",
     "datasets",
+    "diagnose",
     "fans",
     "fans_of_tensor",
     "fixed_point",
@@ -58,6 +61,7 @@ __all__ = [
     "measure",
     "plan",
     "predict",
+    "report",
     "sampling",
     "scaling",
     "watch",

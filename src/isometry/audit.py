@@ -5,19 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from isometry.errors import InvalidValueError, ModelError
 from isometry.measure import measure
+from isometry.plots import lines_by_depth
 from isometry.predict import predict
 from isometry.profile import Profile, Signal
 from isometry.rehearsal import REAL_LIMIT
 from isometry.restore import random_state
 from isometry.strictjson import dump, number_to_data
 from isometry.tables import Column, Table, compact
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Side = Literal["forward", "backward"]
 ACCURACY = 0.02  # what the rules themselves may be off by, see docs/predict.md
@@ -67,6 +72,7 @@ class Audit:
         predicted: The predicted profile.
         draws: How many measurements the measured values are the mean of; 0 where the model was too large.
         notes: What the prediction noted.
+        measured: The profile of the first draw; None where the model was too large.
     """
 
     rows: tuple[Compared, ...]
@@ -74,6 +80,7 @@ class Audit:
     predicted: Profile
     draws: int
     notes: tuple[str, ...]
+    measured: Profile | None = None
 
     @property
     def outside(self) -> tuple[Compared, ...]:
@@ -128,6 +135,34 @@ class Audit:
 
     def __str__(self) -> str:
         return str(self.table())
+
+    def plot(self, path: str | Path | None = None, *, title: str | None = None) -> Figure:
+        """Draw the predicted and the measured RMS of values and gradients by depth.
+
+        Args:
+            path: Write the picture there (the ending chooses the format); None only returns it.
+            title: A title; None for a plain one.
+
+        Returns:
+            The matplotlib figure.
+
+        Raises:
+            MissingExtraError: matplotlib is not installed.
+        """
+        leaves = {(row.name, row.call) for row in self.predicted.leaves()}
+        panels = {}
+        for side, heading in zip(_SIDES, ("Forward (values)", "Backward (gradients)"), strict=True):
+            rows = [row for row in self.rows if row.side == side and (row.name, row.call) in leaves]
+            series = {
+                "predicted": [row.predicted for row in rows],
+                "measured": [row.measured for row in rows],
+            }
+            panels[heading] = {name: values for name, values in series.items() if set(values) - {None}}
+        return lines_by_depth(
+            {heading: series for heading, series in panels.items() if series},
+            title="Predicted and measured" if title is None else title,
+            path=path,
+        )
 
     def to_json(self) -> str:
         """Write the comparison as strict JSON.
@@ -229,6 +264,7 @@ def audit(
         predicted,
         len(measured),
         predicted.notes,
+        measured[0] if measured else None,
     )
 
 

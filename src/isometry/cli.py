@@ -46,6 +46,7 @@ from isometry.errors import InvalidValueError, IsometryError, IsometryWarning
 from isometry.gain import Direction, describe, gain
 from isometry.gain_table import gain_table
 from isometry.measure import measure
+from isometry.report import report
 from isometry.strictjson import dump
 from isometry.targets import builder, find, parse_arguments
 
@@ -255,7 +256,7 @@ def _compare(
         "threshold"
     ],
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write plots and comparison.json there.")
+        Path | None, typer.Option(metavar="DIR", help="Write plots, report.html and comparison.json there.")
     ] = None,
     json: JsonFile = None,
 ) -> None:
@@ -278,18 +279,18 @@ def _compare(
     arguments = parse_arguments(arg or [])
     console = screen(json)
     found: dict[str, Comparison] = {}
-    with _progress(console) as report:
+    with _progress(console) as progress:
         if target is None:
             shown = [activation] if activation else list(demo.ACTIVATIONS)
             with _one_thread():
                 for name, one in demo.run(
-                    activations=shown, data=data, arguments=arguments, progress=report, **options
+                    activations=shown, data=data, arguments=arguments, progress=progress, **options
                 ):
                     found[name] = one
                     _show(console, one, out and out / name)
         else:
             build, phi = builder(target, arguments), _activation(activation)
-            one = compare(build, data, activation=phi, title=_title(target), progress=report, **options)
+            one = compare(build, data, activation=phi, title=_title(target), progress=progress, **options)
             _show(console, one, out)
     if target is None:
         write_json(dump({name: one.to_data() for name, one in found.items()}), json)
@@ -335,7 +336,8 @@ def _show(console: Console, found: Comparison, folder: Path | None) -> None:
     for name, text in found.sentences().items():
         console.print(Text.assemble((name, "bold"), ": ", text), soft_wrap=not console.is_terminal)
     if folder is not None:
-        written = [*found.plot(folder), folder / "comparison.json"]
+        page = report(found, folder / "report.html", title=f"{found.title} on {found.data}")
+        written = [*found.plot(folder), page, folder / "comparison.json"]
         found.save(written[-1])
         console.print(f"wrote {', '.join(map(str, written))}", style="dim", soft_wrap=True)
     console.print()

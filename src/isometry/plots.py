@@ -7,6 +7,7 @@ Zero, infinity and nan have no place on a logarithmic axis: they are marked at i
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -163,6 +164,45 @@ def heat_map(
     return _finish(figure, path)
 
 
+def save(figure: Figure, path: str | Path) -> Path:
+    """Write a picture; the ending of the path chooses its format.
+
+    Args:
+        figure: What to write.
+        path: Where; its folder is made if it does not exist.
+
+    Returns:
+        The path.
+
+    Raises:
+        InvalidValueError: There is no such format.
+    """
+    known = figure.canvas.get_supported_filetypes()
+    suffix = Path(path).suffix
+    if suffix and suffix[1:].lower() not in known:
+        raise InvalidValueError(f"a picture cannot be written as {suffix}: {path}; use .png, .svg or .pdf")
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    return Path(path)
+
+
+def svg(figure: Figure) -> str:
+    """Return a picture as SVG, the same text for the same picture.
+
+    Args:
+        figure: The picture.
+
+    Returns:
+        The SVG document.
+    """
+    from matplotlib import rc_context
+
+    text = io.StringIO()
+    with rc_context({"svg.hashsalt": "isometry"}):
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()
+
+
 # --- axes -----------------------------------------------------------------------------------------
 
 
@@ -221,14 +261,7 @@ def _sparse_ticks(ax: Axes, rows: Sequence[str], columns: Sequence[int]) -> None
 
 def _finish(figure: Figure, path: str | Path | None) -> Figure:
     if path is not None:
-        known = figure.canvas.get_supported_filetypes()
-        suffix = Path(path).suffix
-        if suffix and suffix[1:].lower() not in known:
-            raise InvalidValueError(
-                f"a picture cannot be written as {suffix}: {path}; use .png, .svg or .pdf"
-            )
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path)
+        save(figure, path)
     return figure
 
 

@@ -1,5 +1,7 @@
-"""The commands that predict: `isometry predict | audit | scaling`."""
+"""The commands that predict: `isometry predict | audit | scaling | diagnose | report`."""
 
+from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -22,10 +24,13 @@ from isometry.console import (
     show_table,
     write_json,
 )
-from isometry.errors import InvalidValueError
-from isometry.faults import before_and_after, faults
+from isometry.diagnosis import before_and_after, diagnose, faults, sentences
+from isometry.errors import InvalidValueError, IsometryError
+from isometry.planning import plan
 from isometry.predict import predict
+from isometry.report import Section, report
 from isometry.scaling import scaling
+from isometry.strictjson import dump
 from isometry.targets import builder, find, parse_arguments
 
 app = typer.Typer()
@@ -87,12 +92,64 @@ def _audit(
     found = audit(source, inputs, draws=draws, seed=seed)
     console = screen(json)
     show_table(console, found.table(parameters=parameters))
-    told = faults(source, inputs, found.predicted)
-    for fault in told:
-        console.print(Text(str(fault)), soft_wrap=True)
+    told = faults(source, inputs, found.predicted, found.measured or found.predicted)
+    for line in sentences(told):
+        console.print(Text(line), soft_wrap=True)
     if fix:
         show_table(console, before_and_after(source, inputs, seed=seed))
     write_json(found.to_json(), json)
+
+
+@app.command(
+    name="diagnose",
+    epilog=examples("diagnose model.py:build -i 64x1024", "diagnose model.py:build -i 64x1024 --json -"),
+)
+def _diagnose(
+    target: Target,
+    inputs: Inputs,
+    arg: Arguments = None,
+    seed: Annotated[int, typer.Option(help="Of the weights.")] = 0,
+    json: JsonFile = None,
+) -> None:
+    """Say what is wrong with an initialisation, why, and what to do; the exit code is 1 where anything is."""
+    found = diagnose(_source(target, parse_arguments(arg or [])), inputs, seed=seed)
+    console = screen(json)
+    for line in sentences(found) or ["Nothing is wrong."]:
+        console.print(Text(line), soft_wrap=not console.is_terminal)
+    write_json(dump({"faults": [asdict(fault) for fault in found]}), json)
+    if found:
+        raise typer.Exit(1)
+
+
+@app.command(
+    name="report",
+    epilog=examples("report model.py:build -i 64x1024", "report model.py:build -i 64x1024 --out audit.html"),
+)
+def _report(
+    target: Target,
+    inputs: Inputs,
+    arg: Arguments = None,
+    draws: Annotated[int, typer.Option(help="How many models are drawn and measured.")] = 1,
+    seed: Annotated[int, typer.Option(help="Of the first draw.")] = 0,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The page.")] = Path("report.html"),
+) -> None:
+    """Write one HTML page: the signal predicted and measured, what is wrong, and what auto would write."""
+    require_plots()
+    source = _source(target, parse_arguments(arg or []))
+    found = audit(source, inputs, draws=draws, seed=seed)
+    told = faults(source, inputs, found.predicted, found.measured or found.predicted)
+    parts: dict[str, object] = (
+        {"What is wrong": Section("What is wrong", sentences=sentences(told))} if told else {}
+    )
+    parts["The signal at the start"] = found
+    try:
+        parts["What recipe auto would write"] = plan(source, inputs, seed=seed)
+        if found.draws:
+            parts["Before and after"] = before_and_after(source, inputs, seed=seed)
+    except IsometryError as error:  # the page says what is known without it
+        parts["No plan"] = str(error)
+    report(parts, out, title=f"{target} on {inputs}")
+    screen(None).print(f"wrote {out}", style="dim", soft_wrap=True)
 
 
 @app.command(

@@ -114,14 +114,15 @@ class Table:
                 )
 
     @property
-    def _columns(self) -> list[Column]:
+    def headings(self) -> list[Column]:
+        """The columns, each with the side that its cells lean to."""
         return [
             column if isinstance(column, Column) else Column(column, "left" if index == 0 else "right")
             for index, column in enumerate(self.columns)
         ]
 
     def __str__(self) -> str:
-        columns = self._columns
+        columns = self.headings
         widths = [
             max([len(column.heading), *(len(row[index]) for row in self.rows)])
             for index, column in enumerate(columns)
@@ -157,7 +158,7 @@ class Table:
             caption_justify="left",
             box=box.SIMPLE_HEAD,
         )
-        for column in self._columns:
+        for column in self.headings:
             table.add_column(Text(column.heading), justify=column.align, no_wrap=True)
         for row in self.rows:
             # Text, not str: square brackets in a module name are not markup.

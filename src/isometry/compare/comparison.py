@@ -1,19 +1,24 @@
 """The record of a comparison: one `Entry` per start, with a table, a sentence each, plots and JSON."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar, Self, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Self, overload
 
 from isometry.compare.training import Run
 from isometry.compare.verdicts import Evidence, arrow, evidence, hidden, sentence
 from isometry.errors import InvalidValueError, NotFoundError
-from isometry.plots import curves, lines_by_depth
+from isometry.plots import curves, lines_by_depth, save
 from isometry.profile import Profile
 from isometry.strictjson import Record, expect, number_from_data, number_to_data, refuse_unknown
 from isometry.tables import Table, compact, percent
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,7 +161,21 @@ class Comparison(Record, Sequence[Entry]):
             MissingExtraError: matplotlib is not installed.
         """
         folder = Path(directory)
-        drawn = [self._plot_signal(folder / "signal.png")] if hidden(self.entries[0].profile) else []
+        return [save(figure, folder / f"{name}.png") for name, figure in self.figures().items()]
+
+    def figures(self) -> dict[str, Figure]:
+        """Draw the signal by depth and the training curves.
+
+        Returns:
+            `signal`, for a model with hidden layers, and `training`: matplotlib figures.
+
+        Raises:
+            MissingExtraError: matplotlib is not installed.
+        """
+        drawn = {"signal": self._signal()} if hidden(self.entries[0].profile) else {}
+        return drawn | {"training": self._training()}
+
+    def _training(self) -> Figure:
         lost = any(entry.run.diverged is not None for entry in self.entries)
         loss = "Training loss (▲ = diverged)" if lost else "Training loss"
         labels = self._labels()
@@ -165,14 +184,12 @@ class Comparison(Record, Sequence[Entry]):
             panels["Test accuracy"] = {
                 labels[entry.name]: _accuracy_curve(entry.run) for entry in self.entries
             }
-        path = folder / "training.png"
-        curves(panels, title=f"{self.title} on {self.data}", scales={loss: "log"}, path=path)
-        return [*drawn, path]
+        return curves(panels, title=f"{self.title} on {self.data}", scales={loss: "log"})
 
-    def _plot_signal(self, path: Path) -> Path:
+    def _signal(self) -> Figure:
         labels = self._labels()
         rows = {labels[entry.name]: hidden(entry.profile) for entry in self.entries}
-        lines_by_depth(
+        return lines_by_depth(
             {
                 "Forward: RMS of the hidden layers": {
                     name: [None if row.forward is None else row.forward.rms for row in way]
@@ -185,9 +202,7 @@ class Comparison(Record, Sequence[Entry]):
             },
             title=f"{self.title} on {self.data}: the signal before training",
             xlabel="hidden layer, from the input on",
-            path=path,
         )
-        return path
 
     def _labels(self) -> dict[str, str]:
         """Names as the plots write them: long ones are numbered and cut, so that they leave room to draw."""

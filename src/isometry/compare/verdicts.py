@@ -132,6 +132,24 @@ def arrow(ends: tuple[float | None, float | None]) -> str:
     return "–" if ends == (None, None) else " → ".join(compact(value, digits=2) for value in ends)
 
 
+def at_the_start(found: Evidence) -> str:
+    """Say in one sentence how the signal travels through the hidden layers, whatever comes of it.
+
+    Args:
+        found: the evidence.
+
+    Returns:
+        A sentence with the numbers in it; "" where nothing is known.
+
+    Example:
+        >>> at_the_start(Evidence(layers=29, forward=(0.4, 1e-8), backward=(0.1, 0.1), cosine=(0.1, 0.2)))
+        'The signal fades by ×0.535 a layer (RMS 0.4 → 1e-08).'
+    """
+    causes = _causes(found)
+    text = _join(causes) if causes else _soundness(found)
+    return f"{text[0].upper()}{text[1:]}." if text else ""
+
+
 def sentence(found: Evidence, run: Run, *, chance: float | None = None, threshold: float = 0.9) -> str:
     """Say in one sentence what happened in a run and which measured numbers explain it.
 
@@ -188,33 +206,53 @@ def _ordinary(chance: float | None) -> float:
     return 10 * math.log(1 / chance) if chance is not None and 0 < chance < 1 else math.inf
 
 
+def changes(found: Evidence) -> list[str]:
+    """Say by how much the signal and its gradient change over the hidden layers, where it is tenfold.
+
+    Args:
+        found: the evidence.
+
+    Returns:
+        A phrase each; none where both hold.
+    """
+    return [*_forward_change(found), *_backward_change(found)]
+
+
 def _causes(found: Evidence) -> list[str]:
     """The remarkable numbers, most drastic first."""
-    causes = []
-    first, last = found.forward
-    growth = _ratio(last, first)
-    if found.broken is not None and found.broken <= found.layers:
-        causes.append(f"layer {found.broken} is the first to overflow")
-    elif last == 0:
-        causes.append(f"the signal dies out (RMS {arrow(found.forward)})")
-    elif growth is not None and not _within(growth, CHANGE):
-        verb = "grows" if growth > 1 else "fades"
-        factor = compact(found.forward_factor)
-        causes.append(f"the signal {verb} by ×{factor} a layer (RMS {arrow(found.forward)})")
+    causes = _forward_change(found)
     if found.saturated is not None and found.saturated > SATURATION:
         causes.append(f"{percent(found.saturated)} of the activations are saturated")
-    ratio = found.gradient_ratio
-    if found.backward[0] == 0:
-        causes.append("no gradient at all reaches the first layer")
-    elif ratio is not None and not _within(ratio, CHANGE):
-        verb, factor = "grows" if ratio > 1 else "fades", compact(found.backward_factor)
-        whole = compact(ratio, digits=2)
-        causes.append(f"the gradient {verb} by ×{factor} a layer on its way back (×{whole} in all)")
+    causes += _backward_change(found)
     start, end = found.cosine
     if end is not None and end > COLLAPSE and (start is None or start < end):
         rise = f" (from {compact(start, digits=2)})" if start is not None else ""
         causes.append(f"any two inputs arrive nearly the same, at a mean cosine of {compact(end)}{rise}")
     return causes
+
+
+def _forward_change(found: Evidence) -> list[str]:
+    first, last = found.forward
+    growth = _ratio(last, first)
+    if found.broken is not None and found.broken <= found.layers:
+        return [f"layer {found.broken} is the first to overflow"]
+    if last == 0:
+        return [f"the signal dies out (RMS {arrow(found.forward)})"]
+    if growth is None or _within(growth, CHANGE):
+        return []
+    verb, factor = "grows" if growth > 1 else "fades", compact(found.forward_factor)
+    return [f"the signal {verb} by ×{factor} a layer (RMS {arrow(found.forward)})"]
+
+
+def _backward_change(found: Evidence) -> list[str]:
+    ratio = found.gradient_ratio
+    if found.backward[0] == 0:
+        return ["no gradient at all reaches the first layer"]
+    if ratio is None or _within(ratio, CHANGE):
+        return []
+    verb, factor = "grows" if ratio > 1 else "fades", compact(found.backward_factor)
+    whole = compact(ratio, digits=2)
+    return [f"the gradient {verb} by ×{factor} a layer on its way back (×{whole} in all)"]
 
 
 def _soundness(found: Evidence) -> str:

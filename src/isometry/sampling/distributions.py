@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from isometry.errors import InvalidTypeError, InvalidValueError
-from isometry.sampling import transforms
+from isometry.sampling import kernels
 from isometry.sampling.operations import Floats, Ints, operations
 
 _ROOT_TWO = math.sqrt(2)
@@ -94,7 +94,7 @@ class Normal(Elementwise):
 
     def transform(self, bits: Ints, out: Floats) -> None:
         """Box and Muller's transform, scaled and shifted."""
-        transforms.normal(bits, out, std=self.std)
+        kernels.of(bits).normal(bits, out, self.std)
         _shift_(out, self.mean)
 
     def component(self) -> Normal:
@@ -127,7 +127,7 @@ class Uniform(Elementwise):
 
     def transform(self, bits: Ints, out: Floats) -> None:
         """Scale and shift the words."""
-        transforms.uniform(bits, out, low=self.low, high=self.high)
+        kernels.of(bits).uniform(bits, out, self.low, self.high)
         _clip_(out, self._inside)
 
     @property
@@ -187,7 +187,7 @@ class TruncatedNormal(Elementwise):
     def transform(self, bits: Ints, out: Floats) -> None:
         """The inverse distribution function of uniform values, scaled and shifted."""
         edge = self.cut * (1 - _MARGIN) / _ROOT_TWO
-        transforms.truncated(bits, out, scale=self.parent_std, edge=math.erf(edge), beyond=math.erfc(edge))
+        kernels.of(bits).truncated(bits, out, self.parent_std, math.erf(edge), math.erfc(edge))
         if self.mean != 0.0:
             _shift_(out, self.mean)
             _clip_(out, self._inside)

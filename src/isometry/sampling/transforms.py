@@ -64,7 +64,7 @@ _TAIL = _float32(
 (_TAIL_START,) = _float32(0.0433)  # 1 - erf(z/sqrt(2))² at z = 2.28
 
 
-def uniform(bits: Ints, out: Floats, *, low: float, high: float) -> None:
+def uniform(bits: Ints, out: Floats, low: float, high: float) -> None:
     """Values mid + half·bits/2³¹ in [low, high]: symmetric, and finest where float32 is."""
     do = operations(bits)
     do.to_float(out, bits)
@@ -74,7 +74,7 @@ def uniform(bits: Ints, out: Floats, *, low: float, high: float) -> None:
         do.add(out, np.float32(mid), out)
 
 
-def normal(bits: Ints, out: Floats, *, std: float) -> None:
+def normal(bits: Ints, out: Floats, std: float) -> None:
     """Normal values of mean 0 by the transform of Box and Muller, two from each pair of words.
 
     The first word gives a sign and a radius of 30 random bits, so that |z| reaches 6.55 (the chance of more
@@ -115,7 +115,7 @@ def normal(bits: Ints, out: Floats, *, std: float) -> None:
     do.multiply(spare, radius, cos)
 
 
-def truncated(bits: Ints, out: Floats, *, scale: float, edge: float, beyond: float) -> None:
+def truncated(bits: Ints, out: Floats, scale: float, edge: float, beyond: float) -> None:
     """Normal values of mean 0 cut at ±c, by the inverse of the distribution function.
 
     With x uniform on (-edge, edge), edge = erf(c/sqrt(2)), the value is scale·sqrt(2)·erfinv(x). Where

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Literal, NamedTuple
 
 from isometry.hooks import Key
 from isometry.profile import Profile, Signal, Stats
@@ -95,15 +96,23 @@ def _broken(stats: Stats | None) -> bool:
     return stats is not None and bool(stats.nonfinite)
 
 
-def gradients(step: int, profile: Profile) -> Iterator[Finding]:
+class Uneven(NamedTuple):
+    """A gradient that changes too much between the last layer and the first, where it stands."""
+
+    verb: Literal["fades", "explodes"]
+    row: Signal
+    numbers: str
+
+
+def uneven_gradient(profile: Profile) -> Uneven | None:
     """Compare the gradient that reaches the first layer with the one at the last, in one step."""
     rows = [row for row in leaves(profile) if row.backward is not None]
     if len(rows) < 2:
-        return
+        return None
     first, last = rows[0], rows[-1]
     early, late = _size(first, first.backward), _size(last, last.backward)
     if early is None or late is None or not math.isfinite(early + late) or late == 0:
-        return
+        return None
     ratio = early / late
     allowed = math.exp(SCATTER * scatter(rows))
     # A branch that starts from zero (ReZero, zero gamma) gets a small gradient at every depth alike and is
@@ -111,23 +120,32 @@ def gradients(step: int, profile: Profile) -> Iterator[Finding]:
     sizes = [size for row in rows if (size := _size(row, row.backward)) is not None]
     late_layers = statistics.median(sizes[-max(3, len(sizes) // 4) :])
     fades = early <= late_layers * math.sqrt(VANISHED / allowed)
-    numbers = (
-        f"the gradient's norm is {compact(early)} here and {compact(late)} at {last.name!r}, "
-        f"{compact(ratio)} of it, {len(rows)} modules apart"
-    )
+    apart = f"{compact(ratio)} of it, {len(rows)} modules apart"
+    numbers = f"{compact(early)} at {first.name!r} and {compact(late)} at {last.name!r}, {apart}"
     if ratio < VANISHED / allowed and fades:
+        return Uneven("fades", first, numbers)
+    return Uneven("explodes", first, numbers) if ratio > EXPLODED * allowed else None
+
+
+def gradients(step: int, profile: Profile) -> Iterator[Finding]:
+    """Say why the gradient changes too much over the depth, if it does."""
+    ill = uneven_gradient(profile)
+    if ill is None:
+        return
+    if ill.verb == "fades":
+        symptom = "vanishing gradient"
         cause = (
             "The weights are too small for this depth and activation (or units are dead or saturated): the "
             "first layers learn nothing. Initialise with the activation's gain, or add norms or skips."
         )
-        yield _found(step, "vanishing gradient", first, f"{numbers}. {cause}")
-    elif ratio > EXPLODED * allowed:
+    else:
+        symptom = "exploding gradient"
         cause = (
             "The weights are too large for this depth and activation. Initialise with the activation's gain."
             if step == 0
             else "The weights have grown too large: lower the learning rate, clip the gradient."
         )
-        yield _found(step, "exploding gradient", first, f"{numbers}. {cause}")
+    yield _found(step, symptom, ill.row, f"the gradient's norm is {ill.numbers}. {cause}")
 
 
 def spreads(step: int, profile: Profile, first: Profile) -> Iterator[Finding]:

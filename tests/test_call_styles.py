@@ -103,6 +103,31 @@ def test_traced_models_are_refused(act) -> None:
         act(torch.jit.trace(nn.Linear(5, 3), torch.ones(2, 5)), "2x5")
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("act", [isometry.plan, isometry.init_, isometry.predict, isometry.measure])
+def test_a_traced_part_is_named(act) -> None:
+    model = nn.Sequential(nn.Linear(5, 3), torch.jit.trace(nn.Linear(3, 3), torch.ones(2, 3)))
+    with pytest.raises(ModelError, match="module '1' is a scripted model without hooks"):
+        act(model, "2x5")
+
+
+def test_a_compiled_part_is_predicted_like_the_module_itself() -> None:
+    def build(wrap) -> nn.Module:
+        part = nn.Sequential(nn.Linear(16, 64), nn.ReLU())
+        return nn.Sequential(nn.Linear(5, 16), wrap(part), nn.Linear(64, 3))
+
+    def run_by_the_compiler(graph, inputs):
+        raise AssertionError("compiled")
+
+    told = isometry.predict(
+        lambda: build(lambda part: torch.compile(part, backend=run_by_the_compiler)), "8x5"
+    )
+    plain = isometry.predict(lambda: build(lambda part: part), "8x5")
+    assert told.notes == plain.notes
+    assert [row.forward for row in told] == [row.forward for row in plain]
+    assert [row.backward for row in told.parameters] == [row.backward for row in plain.parameters]
+
+
 def test_a_batch_as_one_argument_is_a_tuple() -> None:
     assert isometry.plan(Batched(), ({"x": torch.ones(2, 5)},))["map.weight"].std > 0
 

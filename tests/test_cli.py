@@ -447,3 +447,21 @@ def test_recipes_are_listed(capsys, tmp_path):
 def test_audit_shows_before_and_after(capsys, file):
     out = ok(capsys, "audit", f"{file}:build", "-i", "16x64", "--fix")
     assert "After init_" in out
+
+
+def test_several_inputs_by_repetition_or_in_one(capsys, tmp_path):
+    path = tmp_path / "two_inputs.py"
+    path.write_text(
+        "from torch import nn\n\n\n"
+        "class Two(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.words, self.out = nn.Embedding(9, 16), nn.Linear(16, 3)\n\n"
+        "    def forward(self, x, ids):\n"
+        "        return self.out(x + self.words(ids))\n"
+    )
+    once = ok(capsys, "predict", f"{path}:Two", "-i", "4x16, 4:int64<9", "--json")
+    assert once == ok(capsys, "predict", f"{path}:Two", "-i", "4x16", "-i", "4:int64<9", "--json")
+    for command in ("measure", "audit"):
+        assert "words" in ok(capsys, command, f"{path}:Two", "-i", "4x16", "--inputs", "ids=4:int64<9")
+    assert "words.weight" in ok(capsys, "init", f"{path}:Two", "-i", "4x16", "-i", "4:int64<9", "--dry-run")

@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from isometry.errors import InvalidTypeError, InvalidValueError
-from isometry.inputs import Batch, batches, check_finite, map_tensors
+from isometry.inputs import Batch, batches, check_finite, map_tensors, mismatch
 
 
 def one(inputs):
@@ -144,3 +144,14 @@ def test_an_attention_mask_of_minus_infinity_passes():
     check_finite(Batch(args=(torch.nn.Transformer.generate_square_subsequent_mask(5), torch.arange(3))))
     with pytest.raises(InvalidValueError, match="1 infinite"):
         check_finite(Batch(args=(torch.tensor([1.0, -float("inf")]),)))
+
+
+def test_a_call_that_lacks_arguments_is_told_which():
+    def forward(x, ids, *rest, scale=1.0, **more): ...
+
+    x = torch.ones(2)
+    assert "it needs ids too: a tuple is" in mismatch(forward, (x,), {})
+    assert "it needs x and ids too" in mismatch(forward, (), {"scale": 2.0})
+    assert "it needs x too" in mismatch(forward, (), {"ids": x})
+    assert mismatch(forward, (x, x, x), {"other": x}) == ""
+    assert "keeps the target out" in mismatch(torch.nn.ReLU().forward, (x, x), {})

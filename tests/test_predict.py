@@ -227,6 +227,68 @@ def test_numbers_in_the_code_are_known():
     assert profile["a"].backward.rms == pytest.approx(2 * (3 / 64 / 3 / 2) ** 0.5, rel=1e-3)
 
 
+class Turning(nn.Module):
+    """A product with complex weights."""
+
+    def __init__(self, ins, outs):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(ins, outs, dtype=torch.complex64))
+
+    def forward(self, x):
+        return x @ self.weight
+
+
+def test_complex_numbers_are_told_by_their_parts_as_measured():
+    x = torch.randn(64, 40, dtype=torch.complex64)
+
+    def build():
+        return nn.Sequential(Turning(40, 30), Turning(30, 20))
+
+    model = build()
+    measured = measure(model, x)
+    for told in (predict(build, x), predict(model, x)):  # what a constructor draws, and values
+        for row in ("0", "1"):
+            assert told[row].forward.rms == pytest.approx(measured[row].forward.rms, rel=0.1)
+            assert told[row].backward.rms == pytest.approx(measured[row].backward.rms, rel=0.1)
+        for ours, theirs in zip(told.parameters, measured.parameters, strict=True):
+            assert ours.forward.rms == pytest.approx(theirs.forward.rms, rel=0.15)
+            assert ours.backward.rms == pytest.approx(theirs.backward.rms, rel=0.15)
+
+
+class Decaying(nn.Module):
+    """Rates that are constructed as a pattern, and mixing weights as a ramp, alike in every layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.rates = nn.Parameter(torch.arange(1.0, 9.0).log().repeat(16, 1))
+        self.mix = nn.Parameter(torch.linspace(0.0, 1.0, 16).view(1, 16))
+        self.linear = nn.Linear(16, 16)
+
+    def forward(self, x):
+        return torch.tanh(self.linear(x * self.mix)) @ self.rates @ self.rates.T
+
+
+def test_patterns_are_no_copies():
+    for source in (lambda: nn.Sequential(Decaying(), Decaying()), nn.Sequential(Decaying(), Decaying())):
+        assert not any("identical" in note for note in predict(source, "8x16").notes)
+    model = nn.Sequential(Decaying(), Decaying())
+    model[1].linear.load_state_dict(model[0].linear.state_dict())
+    assert any(
+        "identical values in 0.linear.weight, 1.linear.weight" in n for n in predict(model, "8x16").notes
+    )
+
+
+def test_a_module_with_two_names_is_tied_to_nothing():
+    layer, other = nn.Linear(16, 16), nn.Linear(16, 16)
+    model = nn.Sequential(nn.Sequential(layer, nn.ReLU()), nn.Linear(16, 3))
+    model[0].alias = layer
+    model[0].forward = lambda x: torch.relu(layer(x))
+    assert not any("tied" in note for note in predict(model, "8x16").notes)
+    other.weight = layer.weight
+    model.insert(1, other)
+    assert any("tied parameters (0.0.weight = 1.weight)" in note for note in predict(model, "8x16").notes)
+
+
 def test_functions_of_complex_numbers_are_told_as_unknown():
     profile = predict(lambda: Angles(), "12x16")
     assert any("exp" in note and "complex" in note for note in profile.notes)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from isometry.moments import record as rec
 from isometry.moments.record import Moments
 from isometry.moments.rules.base import Unknown, Value
 
@@ -49,7 +50,7 @@ def _cloned(model: nn.Module, values: Mapping[str, Value]) -> str:
     parameters = dict(model.named_parameters())
     for name, parameter in parameters.items():
         value = values.get(name)
-        if isinstance(value, Moments) and float(value.variance.max()) > 0 and parameter.dim() > 1:
+        if isinstance(value, Moments) and sum(n > 1 for n in parameter.shape) > 1 and _drawn(value):
             groups.setdefault(_identity(parameter, value), []).append(name)
     cloned = [names for names in groups.values() if len(names) > 1]
     if not cloned:
@@ -57,22 +58,35 @@ def _cloned(model: nn.Module, values: Mapping[str, Value]) -> str:
     return (
         f"assumption: identical values in {few(cloned[0])}"
         + (f" and in {len(cloned) - 1} more groups" if len(cloned) > 1 else "")
-        + "; their layers are not independent: a residual stream and its gradients grow faster"
+        + "; what their layers have in common is followed through matrix products, convolutions, attention, "
+        "norms, sums and gates; beyond them each is taken as new, independent weights"
     )
+
+
+def _drawn(value: Moments) -> bool:
+    """Whether entries seem to be independent draws: a pattern, as of decays, is the same by design."""
+    square, axes = float(value.square.max()), value.axes
+    pairs = (rec.average_differ(value.table, axes, (k,)) for k, axis in enumerate(axes) if sum(axis) > 1)
+    mean = rec.average(value.mean, axes) ** 2
+    return float(value.variance.max()) > 0 and all(abs(p - mean) <= 1e-6 * square for p in pairs)
 
 
 def _identity(parameter: Tensor, value: Moments) -> object:
     """What two parameters share if they hold the same values: numbers, or on meta their latent."""
     if parameter.is_meta:
         return tuple(f.key for term in value.terms for f in term.factors)
-    sample = parameter.detach().reshape(-1)[:64].to("cpu", torch.float64)
-    return (tuple(parameter.shape), float(parameter.detach().double().sum()), tuple(sample.tolist()))
+    values = parameter.detach()
+    values = torch.view_as_real(values) if values.is_complex() else values
+    sample = values.reshape(-1)[:64].to("cpu", torch.float64)
+    return (tuple(parameter.shape), float(values.double().sum()), tuple(sample.tolist()))
 
 
 def _tied(model: nn.Module) -> str:
+    """Parameters that several modules have; a module with several names is one, and tied to nothing."""
     names: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name)
+    for path, module in model.named_modules():
+        for leaf, parameter in module.named_parameters(path, recurse=False, remove_duplicate=False):
+            names.setdefault(id(parameter), []).append(leaf)
     tied = [" = ".join(group) for group in names.values() if len(group) > 1]
     if not tied:
         return ""
@@ -93,7 +107,8 @@ def _again(model: nn.Module, calls: Iterable[tuple[str, int]]) -> str:
         return ""
     return (
         f"assumption: {few(names)} used more than once in a pass; what the uses have in common is followed "
-        "through matrix products, sums and gates; beyond them each use is taken as new, independent weights"
+        "through matrix products, convolutions, attention, norms, sums and gates; beyond them each use is "
+        "taken as new, independent weights"
     )
 
 

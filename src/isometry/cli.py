@@ -39,6 +39,7 @@ from isometry.console import (
     require_plots,
     screen,
     show_table,
+    spec_of,
     write_json,
 )
 from isometry.datasets import DATASETS
@@ -190,13 +191,14 @@ def _measure(
     if plot is not None:
         require_plots()
     _check_activation(activation, [init] if init is not None else [])
+    spec = spec_of(inputs)
     torch.manual_seed(seed)
     model = builder(target, parse_arguments(arg or []))()
     if init is not None:
         contenders.contender(
-            _start(init), lambda: _activation(activation) or contenders.activation_of(model), lambda _: inputs
+            _start(init), lambda: _activation(activation) or contenders.activation_of(model), lambda _: spec
         ).initialise(model, seed)
-    profile = measure(model, inputs)
+    profile = measure(model, spec)
     console = screen(json)
     show_table(console, profile.table(depth=depth, leaves=leaves, parameters=parameters))
     if plot is not None:

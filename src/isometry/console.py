@@ -36,12 +36,12 @@ JsonFile = Annotated[
     ),
 ]
 Inputs = Annotated[
-    str,
+    list[str],
     typer.Option(
         "--inputs",
         "-i",
         metavar="SPEC",
-        help="The inputs: 32x1024 for floats, 4x128:int64<50257 for token ids.",
+        help="The inputs: 32x1024 for floats, 4x128:int64<50257 for token ids. May be repeated.",
     ),
 ]
 Parameters = Annotated[bool, typer.Option("--parameters", help="Show weights and their gradients instead.")]
@@ -51,6 +51,11 @@ Plot = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="Draw RMS by depth, forward and backward (.png, .svg, .pdf)."),
 ]
+
+
+def spec_of(inputs: list[str]) -> str:
+    """One spec of all inputs that were given."""
+    return ", ".join(inputs)
 
 
 def screen(json: str | None) -> Console:

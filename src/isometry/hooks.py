@@ -83,15 +83,11 @@ def checked_model(model: object) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise InvalidTypeError(f"model must be a torch.nn.Module, got {described(model)}")
     module = unwrap(model)
-    if isinstance(module, torch.jit.ScriptModule):
-        raise ModelError(
-            "a scripted model runs its submodules without hooks: give the model it was made from"
-        )
+    check_unscripted(module)
     parameters = dict(module.named_parameters())
     if not parameters:
-        raise ModelError(
-            f"{type(module).__name__} has no parameters: there is nothing to initialise or measure"
-        )
+        kind = type(module).__name__
+        raise ModelError(f"{kind} has no parameters: there is nothing to initialise or measure")
     for name, parameter in parameters.items():
         if nn.parameter.is_lazy(parameter):
             raise ModelError(
@@ -103,6 +99,13 @@ def checked_model(model: object) -> nn.Module:
                 "real device, or call model.to_empty(device=...) and initialise it"
             )
     return module
+
+
+def check_unscripted(model: nn.Module) -> None:
+    """Raise ModelError where a model or a part of it is scripted, which hides what happens inside."""
+    for name in (n for n, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)):
+        what = f"module {name!r}" if name else "the model"
+        raise ModelError(f"{what} is a scripted model without hooks: give the one it was made from")
 
 
 def tensors_in(value: object) -> Iterator[Tensor]:

@@ -204,16 +204,37 @@ def mismatch(forward: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[s
     except ValueError:  # a forward without a signature
         return ""
     except TypeError:
+        missing = _missing(forward, args, kwargs)
         given = [type(arg).__name__ for arg in args]
         given += [f"{name}={type(arg).__name__}" for name, arg in kwargs.items()]
         if args and all(isinstance(arg, int) for arg in args):
             hint = f'random inputs of a shape are written "{"x".join(map(str, args))}"'
+        elif missing:
+            hint = (
+                f"it needs {' and '.join(missing)} too: a tuple is model(*inputs), a dict model(**inputs), "
+                "and the last entry of a loader's item is the target"
+            )
         elif kwargs:
             hint = "a dict is model(**inputs): give one that is itself the argument as (batch,)"
         else:
             hint = "a tuple is model(*inputs): a list, [(x, target)], keeps the target out"
         return f"; it was called as model({', '.join(given)}), and {hint}"
     return ""
+
+
+def _missing(forward: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[str]:
+    """Return the names of the arguments that a call lacks; none where what it has does not fit either."""
+    try:
+        bound = signature(forward).bind_partial(*args, **kwargs)
+    except TypeError:
+        return []
+    return [
+        name
+        for name, parameter in bound.signature.parameters.items()
+        if name not in bound.arguments
+        and parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    ]
 
 
 def map_tensors(value: Any, change: Callable[[Tensor, str], Tensor], where: str = "inputs") -> Any:

@@ -11,7 +11,17 @@ import typer
 from rich.text import Text
 from torch import nn
 
-from isometry.console import Arguments, Inputs, JsonFile, Target, examples, screen, show_table, write_json
+from isometry.console import (
+    Arguments,
+    Inputs,
+    JsonFile,
+    Target,
+    examples,
+    screen,
+    show_table,
+    spec_of,
+    write_json,
+)
 from isometry.errors import InvalidValueError, MissingExtraError
 from isometry.init.structured import Kind
 from isometry.planning import plan
@@ -62,7 +72,7 @@ def _init(
     source = found if isinstance(found, nn.Module) else build
     made = plan(
         source,
-        inputs,
+        spec_of(inputs),
         recipe=recipe,
         objective=objective,  # type: ignore[arg-type]
         distribution=distribution,  # type: ignore[arg-type]

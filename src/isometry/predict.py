@@ -11,6 +11,7 @@ from isometry.assumptions import violations
 from isometry.hooks import has_values, main_tensor, named_modules, on_gradient, recomputing
 from isometry.moments.interpreter import Interpreter
 from isometry.moments.reading import stats_of
+from isometry.moments.rules.spectral import parts_of
 from isometry.names import canonical_name
 from isometry.profile import Profile, Signal, Stats
 from isometry.rehearsal import Builder, Loss, Rehearsal, Stage
@@ -165,8 +166,10 @@ class _Recorder:
 
 
 def read(interpreter: Interpreter, tensor: Tensor, *, samples: int = 0) -> Stats | None:
-    """Return the statistics of a tensor's record; None where it is unknown."""
+    """Return the statistics of a tensor's record, of a complex one those of its parts; None if unknown."""
     m = interpreter.moments(tensor)
+    if m is not None and tensor.is_complex():
+        m = parts_of(m)
     return None if m is None else stats_of(m, samples=samples, scatter=interpreter.spread.scatter(m))
 
 

@@ -22,6 +22,7 @@ from isometry.console import (
     require_plots,
     screen,
     show_table,
+    spec_of,
     write_json,
 )
 from isometry.diagnosis import before_and_after, diagnose, faults, sentences
@@ -60,7 +61,7 @@ def _predict(
     """Tell the signal in every module, forward and backward, without weights, data or memory."""
     if plot is not None:
         require_plots()
-    profile = predict(_source(target, parse_arguments(arg or [])), inputs)
+    profile = predict(_source(target, parse_arguments(arg or [])), spec_of(inputs))
     console = screen(json)
     show_table(console, profile.table(depth=depth, leaves=leaves, parameters=parameters))
     if plot is not None:
@@ -89,14 +90,15 @@ def _audit(
 ) -> None:
     """Set prediction and measurement side by side; name faults, and what causes them."""
     source = _source(target, parse_arguments(arg or []))
-    found = audit(source, inputs, draws=draws, seed=seed)
+    spec = spec_of(inputs)
+    found = audit(source, spec, draws=draws, seed=seed)
     console = screen(json)
     show_table(console, found.table(parameters=parameters))
-    told = faults(source, inputs, found.predicted, found.measured or found.predicted)
+    told = faults(source, spec, found.predicted, found.measured or found.predicted)
     for line in sentences(told):
         console.print(Text(line), soft_wrap=True)
     if fix:
-        show_table(console, before_and_after(source, inputs, seed=seed))
+        show_table(console, before_and_after(source, spec, seed=seed))
     write_json(found.to_json(), json)
 
 
@@ -112,7 +114,7 @@ def _diagnose(
     json: JsonFile = None,
 ) -> None:
     """Say what is wrong with an initialisation, why, and what to do; the exit code is 1 where anything is."""
-    found = diagnose(_source(target, parse_arguments(arg or [])), inputs, seed=seed)
+    found = diagnose(_source(target, parse_arguments(arg or [])), spec_of(inputs), seed=seed)
     console = screen(json)
     for line in sentences(found) or ["Nothing is wrong."]:
         console.print(Text(line), soft_wrap=not console.is_terminal)
@@ -135,20 +137,20 @@ def _report(
 ) -> None:
     """Write one HTML page: the signal predicted and measured, what is wrong, and what auto would write."""
     require_plots()
-    source = _source(target, parse_arguments(arg or []))
-    found = audit(source, inputs, draws=draws, seed=seed)
-    told = faults(source, inputs, found.predicted, found.measured or found.predicted)
+    source, spec = _source(target, parse_arguments(arg or [])), spec_of(inputs)
+    found = audit(source, spec, draws=draws, seed=seed)
+    told = faults(source, spec, found.predicted, found.measured or found.predicted)
     parts: dict[str, object] = (
         {"What is wrong": Section("What is wrong", sentences=sentences(told))} if told else {}
     )
     parts["The signal at the start"] = found
     try:
-        parts["What recipe auto would write"] = plan(source, inputs, seed=seed)
+        parts["What recipe auto would write"] = plan(source, spec, seed=seed)
         if found.draws:
-            parts["Before and after"] = before_and_after(source, inputs, seed=seed)
+            parts["Before and after"] = before_and_after(source, spec, seed=seed)
     except IsometryError as error:  # the page says what is known without it
         parts["No plan"] = str(error)
-    report(parts, out, title=f"{target} on {inputs}")
+    report(parts, out, title=f"{target} on {spec}")
     screen(None).print(f"wrote {out}", style="dim", soft_wrap=True)
 
 
@@ -177,7 +179,7 @@ def _scaling(
     def build(**size: int) -> Any:
         return builder(target, fixed | size)()
 
-    found = scaling(build, inputs, {argument: sizes})
+    found = scaling(build, spec_of(inputs), {argument: sizes})
     lines = found.breaks(optimizer)
     console = screen(json)
     if signals:

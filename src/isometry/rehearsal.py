@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -15,7 +15,14 @@ from torch.overrides import TorchFunctionMode
 
 import isometry.moments.rules  # noqa: F401  (registers the rules)
 from isometry.errors import InvalidTypeError, InvalidValueError, IsometryError, ModelError, described
-from isometry.hooks import checked_output, has_values, named_modules, tensors_in
+from isometry.hooks import (
+    check_unscripted,
+    checked_output,
+    has_values,
+    is_compiled,
+    named_modules,
+    tensors_in,
+)
 from isometry.inputs import Batch, batches, check_finite, loader_state, map_tensors, mismatch
 from isometry.moments.carrier import Assumed, Carrier, Kind, values_of
 from isometry.moments.interpreter import Interpreter
@@ -229,7 +236,9 @@ class Rehearsal(Generic[T]):
         )
         stage = Stage(kind, model, twin, interpreter, values, args, kwargs, self._note)
         watcher = begin(stage)
-        with interpreter, _EveryLayer(), Literals(interpreter), torch.set_grad_enabled(self.backward):
+        # The compiler would follow the rules' own code; its import takes a second.
+        eager = torch.compiler.set_stance("force_eager") if is_compiled(twin) else nullcontext()
+        with eager, interpreter, _EveryLayer(), Literals(interpreter), torch.set_grad_enabled(self.backward):
             try:
                 stage.output = checked_output(twin(*args, **kwargs))
             except IsometryError:
@@ -340,8 +349,7 @@ def _plain_kernels() -> Iterator[None]:
 
 
 def _check(model: nn.Module) -> None:
-    if isinstance(model, torch.jit.ScriptModule):
-        raise ModelError("a scripted model hides its operations: give the model it was made from")
+    check_unscripted(model)
     for name, parameter in model.named_parameters():
         if nn.parameter.is_lazy(parameter):
             raise ModelError(

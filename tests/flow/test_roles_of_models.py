@@ -166,6 +166,44 @@ def test_rows_taken_by_indexing_are_an_embedding_and_a_table_by_constants_is_non
     assert kinds(read)["place"] == "position"
 
 
+def test_rows_that_numbers_multiply_are_a_table_and_no_scale():
+    def forward(m, x):
+        tokens = x[..., None] * m.rows + m.place
+        return m.head(torch.relu(tokens * m.scale).mean(1)) + (x[..., None] * m.ones).sum(1)
+
+    read = roles(
+        Of(
+            forward,
+            rows=weight(T, D),
+            place=weight(T, D),
+            scale=weight(D),
+            ones=nn.Parameter(torch.ones(3)),
+            head=nn.Linear(D, 3),
+        ),
+        torch.randn(B, T),
+    )
+    assert kinds(read) == {
+        "rows": "embedding",
+        "place": "position",
+        "scale": "scale",
+        "ones": "scale",
+        "head.weight": "weight",
+        "head.bias": "bias",
+    }
+
+
+def test_a_contraction_written_out_has_no_scale():
+    def forward(m, x):
+        by_rows = (x[:, :, None, :] * m.matrix).sum(-1)  # as x @ matrix.T
+        shares = (torch.tanh(by_rows) * m.vector).sum(-1, keepdim=True).softmax(1)
+        return (m.scale * by_rows).sum(1) * shares.sum(1)
+
+    read = roles(
+        Of(forward, matrix=weight(D, D), vector=weight(D), scale=nn.Parameter(torch.ones(D))), tokens()
+    )
+    assert kinds(read) == {"matrix": "other", "vector": "other", "scale": "scale"}
+
+
 # --- parametrised weights -----------------------------------------------------------------------------------
 
 

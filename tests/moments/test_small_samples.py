@@ -57,6 +57,33 @@ def test_strong_directions_lose_by_the_division() -> None:
     assert table[0, 1] + lost[0, 1] == pytest.approx(together, abs=4 * 1.2 / math.sqrt(200_000))
 
 
+class Unlike(nn.Module):
+    """What tells samples apart."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x less the mean over all samples."""
+        return x - x.mean(0, keepdim=True)
+
+
+@pytest.mark.parametrize(("kernel", "bent", "size"), [(3, nn.ReLU, 4), (3, nn.SiLU, 8), (5, nn.ReLU, 8)])
+def test_images_differ_in_their_means_behind_a_depthwise_convolution(kernel, bent, size) -> None:
+    def build() -> nn.Module:
+        deep = nn.Conv2d(64, 64, kernel, padding=kernel // 2, groups=64, bias=False)
+        front = (nn.Conv2d(32, 64, 1), bent(), deep, nn.BatchNorm2d(64), bent())
+        return nn.Sequential(*front, nn.AdaptiveAvgPool2d(1), Unlike())
+
+    told = isometry.predict(build, f"4x32x{size}x{size}", backward=False)[""].forward
+    drawn = []
+    for seed in range(DRAWS):
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            drawn.append(float(build()(torch.randn(4, 32, size, size)).square().mean()))
+    error = float(np.std(drawn)) / math.sqrt(DRAWS)
+    assert told is not None
+    # asymptotic in the number of weights; a fourth too small where places are taken as independent
+    assert told.rms**2 == pytest.approx(np.mean(drawn), abs=4 * error + 0.08 * float(np.mean(drawn)))
+
+
 def test_the_inverse_of_a_size_of_nine_weights() -> None:
     v = np.random.default_rng(0).chisquare(9, 400_000) / 9
     assert fan.excess(Fan(9, 9, 9, 0.0), 1.0) == pytest.approx(9 / 7, rel=1e-4)
@@ -361,3 +388,12 @@ def test_slopes_at_one_place_are_steep_together() -> None:
         return nn.Sequential(*itertools.chain(*layers), nn.Conv2d(48, 8, 1))
 
     agrees(build, lambda: (torch.randn(8, 12, 8, 8),), ["6", "3", "0"], within=0.08)
+
+
+def test_a_gate_leaves_sums_their_mark() -> None:
+    x = marked(alg.normal((3, 4)), Fan(50, 40, 80, 0.3))
+    gate = alg.from_values(x.dims, np.ones((1, 1)), 0.5 + 0.1 * latents.NODES.reshape(1, 1, -1))
+    made = fan.of_sum(alg.multiply(x, gate).terms)
+    assert made is not None
+    assert made.directions == pytest.approx(40.0, rel=1e-3)
+    assert made.tail == pytest.approx(0.3, rel=1e-2)

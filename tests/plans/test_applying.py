@@ -136,6 +136,15 @@ def test_parametrised_weights_go_by_their_own_name():
         mixed.apply_(model)
 
 
+def test_a_parametrised_module_under_two_names_is_written_once():
+    layer = parametrizations.weight_norm(nn.Linear(5, 4))
+    model = nn.ModuleDict({"first": layer, "all": nn.Sequential(layer, nn.ReLU())})
+    rows = (row("first.weight", (4, 5)), row("first.bias", (4,)))
+    Plan(rows, "tested", "forward").apply_(model, seed=1)
+    drawn = fill_keyed_(torch.empty(4, 5), rows[0].law, seed=1, name="first.weight")
+    torch.testing.assert_close(layer.weight, drawn)
+
+
 class Lazy(nn.Module):
     def __init__(self):
         super().__init__()

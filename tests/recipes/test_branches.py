@@ -55,6 +55,42 @@ def test_a_branch_arrives_at_its_share(behind: Callable[[Tensor, Tensor], Tensor
         assert share == pytest.approx(aimed, rel=0.15)  # one draw of 96 entries
 
 
+class Unrolled(nn.Module):
+    """A differential equation, solved step by step with one network."""
+
+    def __init__(self, fourth_order: bool) -> None:
+        super().__init__()
+        self.enter, self.up, self.down, self.head = (
+            nn.Linear(a, b) for a, b in ((32, 64), (64, 128), (128, 64), (64, 10))
+        )
+        self.fourth_order = fourth_order
+
+    def slope(self, x: Tensor) -> Tensor:
+        return self.down(torch.tanh(self.up(x)))
+
+    def forward(self, x: Tensor, step: float = 0.2) -> Tensor:
+        x = self.enter(x)
+        for _ in range(5):
+            a = self.slope(x)
+            if self.fourth_order:
+                b = self.slope(x + step / 2 * a)
+                c = self.slope(x + step / 2 * b)
+                a = (a + 2 * b + 2 * c + self.slope(x + step * c)) / 6
+            x = x + step * a
+        return self.head(x)
+
+
+@pytest.mark.parametrize("fourth_order", [False, True])
+def test_the_steps_of_a_differential_equation_settle(fourth_order: bool) -> None:
+    x = torch.randn(256, 32, generator=torch.Generator().manual_seed(1))
+    sizes = []
+    for seed in range(6):
+        model = Unrolled(fourth_order)
+        isometry.init_(model, x, seed=seed)
+        sizes.append(model(x).detach().square().mean())
+    assert torch.stack(sizes).mean().sqrt().item() == pytest.approx(0.37, rel=0.15)
+
+
 def test_dropout_does_not_count() -> None:
     plain = isometry.plan(Branches(lambda y, _: y), "32x64")
     dropped = isometry.plan(Branches(lambda y, _: F.dropout(y, 0.5)), "32x64")

@@ -263,6 +263,16 @@ def test_weight_norm_gets_the_effective_weight_drawn(wrap):
     assert [p.data_ptr() for p in layer.parameters()] == pointers
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+@pytest.mark.parametrize("wrap", [parametrizations.weight_norm, nn.utils.weight_norm])
+def test_a_normed_module_may_have_two_names(wrap):
+    for name in ("first", "all.0"):
+        layer = wrap(nn.Linear(6, 4, bias=False))
+        model = nn.ModuleDict({"first": layer, "all": nn.Sequential(layer, nn.ReLU())})
+        write_(model, {f"{name}.weight": Normal(0.5)})
+        torch.testing.assert_close(layer(torch.eye(6)).T, keyed((4, 6), Normal(0.5), "first.weight"))
+
+
 def test_spectral_norm_and_orthogonal_are_honoured():
     drawn = keyed((4, 6), Normal(0.5), "weight").double()
     layer = parametrizations.spectral_norm(nn.Linear(6, 4), n_power_iterations=50)

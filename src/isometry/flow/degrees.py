@@ -11,6 +11,7 @@ from isometry.flow.walks import walk
 _POWERS = {
     "sqrt": 0.5, "rsqrt": -0.5, "reciprocal": -1.0, "abs": 1.0, "clamp": 1.0, "clamp_min": 1.0,
     "std": 1.0, "var": 2.0, "linalg_vector_norm": 1.0, "norm": 1.0, "amax": 1.0,
+    "maximum": 1.0,
 }  # fmt: skip
 _NOT_ZERO_AT_ZERO = SOFTMAX | {"exp", "exp2", "sigmoid", "softplus", "cos", "cosh"}
 _PAIRS = {"var_mean": (2.0, 1.0), "std_mean": (1.0, 1.0)}
@@ -19,8 +20,8 @@ _PAIRS = {"var_mean": (2.0, 1.0), "std_mean": (1.0, 1.0)}
 def degree_of(flow: Flow, node: Node, leaf: int) -> float | None:
     """Return the power of a factor on a parameter by which a node grows: f(c·w) = c^degree·f(w).
 
-    1 for a weight times a number, 0 for one that is divided by its own size. Numbers that are added, such as
-    the eps of a norm, are taken as small.
+    1 for a weight times a number, 0 for one that is divided by its own size. Numbers that are added, or below
+    which nothing falls, such as the eps of a norm, are taken as small.
 
     Args:
         flow: The graph.
@@ -88,7 +89,7 @@ def degree_through(flow: Flow, node: Node, known: Mapping[int, float | None]) ->
         return degrees[0] + (degrees[1] if node.op == "mul" else -degrees[1])
     if node.op in CONTRACTION:
         return math.fsum(degrees)
-    if node.op in ADD:  # an eps may be a tensor
+    if node.op in ADD or node.op == "maximum":  # an eps may be a tensor
         degrees = [d for d, i in zip(degrees, node.inputs, strict=True) if i in known or flow.nodes[i].shape]
     if len(set(degrees)) > 1:
         return None

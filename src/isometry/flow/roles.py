@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
@@ -37,8 +37,9 @@ class Role:
         name: Canonical first name, as in `sampling.write_`.
         shape: Its (logical) shape.
         kind: What it is: a "weight" of a linear map, a "bias", a "scale" that multiplies entry by entry, an
-            "embedding" table, a "position" that is added to a signal, a "token" that stands beside it, a
-            "slope"; "other" where it is used in another way, "unused" where no signal meets it.
+            "embedding" table, of rows that are looked up or multiplied by a number each, a "position" that is
+            added to a signal, a "token" that stands beside it, a "slope"; "other" where it is used in another
+            way, "unused" where no signal meets it.
         uses: Every operation that reads it beside a signal, in order of execution.
         fans: Of a weight its logical fans.
         parts: What a weight is part of, see `Part`.
@@ -127,6 +128,7 @@ class Roles:
     def lookups_by_place(self) -> frozenset[int]:
         """The nodes that look up rows of a table by what is no input: positions made on the way."""
         found = (u.node for r in self.by_name.values() for u in r.uses if u.kind == "embedding")
+        found = (node for node in found if node.op not in MULTIPLY)
         return frozenset(n.index for n in found if not any(self.flow.nodes[i].ids for i in n.inputs))
 
     def __getitem__(self, name: str) -> Role:
@@ -153,7 +155,7 @@ def roles_of(model: nn.Module, flow: Flow) -> Roles:
     leading = _leading_to_weights(flow)
     uses = uses_of(flow)
     for role in _named(model, flow):
-        role.uses = tuple(use for leaf in role.nodes for use in uses.get(leaf, []))
+        role.uses = tuple(_told(role, use) for leaf in role.nodes for use in uses.get(leaf, []))
         role.kind = _kind(role)
         roles.by_name[role.name] = role
         if role.kind == "weight":
@@ -211,6 +213,15 @@ def _owner(model: nn.Module, path: str) -> nn.Module:
     from isometry.hooks import named_modules
 
     return named_modules(model)[path]
+
+
+def _told(role: Role, use: Use) -> Use:
+    """Return a use of rows that numbers multiply as a scale's, where all entries are constructed alike."""
+    if use.kind != "embedding" or use.node.op not in MULTIPLY or role.owner is None:
+        return use
+    values = getattr(role.owner, role.leaf).detach()
+    even = not values.is_meta and bool((values == values.reshape(-1)[0]).all())
+    return replace(use, kind="scale") if even else use
 
 
 def _kind(role: Role) -> Kind:

@@ -93,7 +93,7 @@ def _use_kind(flow: Flow, node: Node, operand: Node) -> Kind:
             return "token"
         return "bias" if position == places[1] else "scale"
     if node.op in MULTIPLY:
-        return "scale" if _plain(flow, operand) else "other"
+        return _factor(flow, node, operand) if _plain(flow, operand) else "other"
     first = isinstance(node.args[0], Ref) and node.args[0].node == operand.index if node.args else False
     if node.op == "addcmul" and not first:
         return "scale" if _plain(flow, operand) else "other"
@@ -104,6 +104,25 @@ def _use_kind(flow: Flow, node: Node, operand: Node) -> Kind:
     if node.op in ("_prelu_kernel", "prelu"):
         return "slope"
     return "embedding" if node.op in ("index", "index_select", "gather", "take") else "other"
+
+
+def _factor(flow: Flow, node: Node, operand: Node) -> Kind:
+    """Tell what a parameter is that multiplies a signal entry by entry.
+
+    A scale, unless the products are then summed along an axis that it varies on: a contraction written out,
+    whose weights they are. Where the signal is one number along such an axis, x[:, None]·w, it says how much
+    there is of each row of w, as of those of a table.
+    """
+    varies = [k for k in range(-len(operand.shape), 0) if operand.shape[k] > 1]
+    readers = [flow.nodes[i] for i in flow.consumers[node.index] if flow.nodes[i].signal]
+    if len(readers) == 1 and readers[0].op in ("sum", "mean") and prod(readers[0].shape) > 1:
+        dims = readers[0].args[1] if len(readers[0].args) > 1 else None
+        summed = [k % len(node.shape) for k in dims or range(len(node.shape))]
+        if any(k % len(node.shape) in summed for k in varies):
+            return "other"
+    shapes = [s.shape for s in flow.signals(node) if s is not operand]
+    single = any(all(k < -len(shape) or shape[k] == 1 for shape in shapes) for k in varies)
+    return "embedding" if shapes and single and node.op == "mul" else "scale"
 
 
 def _plain(flow: Flow, operand: Node) -> bool:

@@ -20,6 +20,7 @@ from isometry.moments import algebra as alg
 from isometry.moments import singular
 from isometry.moments.concrete import LIMIT, Concrete, moments_of
 from isometry.moments.interpreter import Interpreter
+from isometry.moments.record import Moments
 from isometry.moments.recording import Recording, of_values
 from isometry.moments.rules.base import Value
 
@@ -166,6 +167,7 @@ def values_of(
         ModelError: A parameter has neither values nor an initialiser that was seen.
     """
     values: dict[str, Value] = {}
+    measured: dict[object, list[tuple[Tensor, Value]]] = {}
     for name, p in model.named_parameters():
         value = recording.value(p) if recording is not None else None
         if value is None and p.is_meta:
@@ -176,9 +178,25 @@ def values_of(
                 f"parameter {name!r} is on the meta device and has no values: give predict the function that "
                 "builds the model, so that its initialisers are recorded"
             )
-        values[name] = of_values(p) if value is None else value
+        values[name] = _measured(p, measured) if value is None else value
     for name, tensor in _owned(model):
         value = recording.value(tensor) if recording is not None and tensor.is_meta else None
         if value is not None:
             values[name] = value
     return values
+
+
+def _measured(parameter: Tensor, known: dict[object, list[tuple[Tensor, Value]]]) -> Value:
+    """Return the record of a parameter with values: the same where another has the same, as a copy does.
+
+    Those that were measured are kept in `known`.
+    """
+    value = of_values(parameter)
+    if not isinstance(value, Moments) or not value.variance.any():
+        return value
+    alike = known.setdefault((tuple(parameter.shape), float(value.square.flat[0])), [])
+    for other, its in alike:
+        if torch.equal(parameter, other):
+            return its
+    alike.append((parameter, value))
+    return value

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from string import ascii_lowercase
 
 import numpy as np
@@ -32,19 +33,32 @@ MASK = 1 << 16  # entries of a tensor with two values that is looked for among o
 
 @dataclass(frozen=True, eq=False)
 class Concrete:
-    """A tensor whose values are known."""
+    """A tensor whose values are known.
+
+    `view_of` is the tensor that it has all entries of, in other places, and the rule that puts them there:
+    both are functions of one latent, as long as the rule needs no other axes.
+    """
 
     tensor: Tensor
+    view_of: tuple[Concrete, Callable[[Moments], Moments]] | None = None
     _cut: dict[Dims, Moments] = field(default_factory=dict, repr=False)
 
-    @property
+    @cached_property
     def moments(self) -> Moments:
-        """The exact moments over the tensor's entries, as a function of a latent of its own."""
-        return self.beside(alg.plain_dims(self.tensor.shape))
+        """The exact moments over the tensor's entries, of a latent of its own or of what it is a view of."""
+        if self.view_of is not None:
+            whole, rule = self.view_of
+            made = rule(whole.moments)
+            if sorted(made.axes) == sorted(whole.moments.axes):
+                return made
+        return self._on(alg.plain_dims(self.tensor.shape))
 
     def beside(self, dims: Dims) -> Moments:
         """Return the exact moments on the axes and blocks that a tensor has which it meets elementwise."""
         own = met_axes(tuple(self.tensor.shape), dims)
+        return self.moments if own == self.moments.dims else self._on(own)
+
+    def _on(self, own: Dims) -> Moments:
         if own not in self._cut:
             made = _of_two_values(self.tensor, own)
             self._cut[own] = moments_of(self.tensor, own) if made is None else made

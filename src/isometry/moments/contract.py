@@ -64,8 +64,8 @@ def contract(spec: str, a: Moments, b: Moments) -> Moments:
     made = alg.gaussian(dims, table, mean)
     origins.contracted(
         made,
-        _in_few_terms(a),
-        _in_few_terms(b),
+        in_few_terms(a),
+        in_few_terms(b),
         (tuple(map(tuple, (*pos_a, *pos_b))), a.shape, b.shape),
         lambda x, y: _matmul(x, pos_a, y, pos_b, pair_weights),
     )
@@ -83,7 +83,7 @@ def contract(spec: str, a: Moments, b: Moments) -> Moments:
     return reg.transposed(made, tuple(order.index(x) for x in out))
 
 
-def _in_few_terms(m: Moments) -> Moments:
+def in_few_terms(m: Moments) -> Moments:
     """Return what a contraction remembers of a tensor: as one variable where it is a sum of many products."""
     few = len(m.terms) <= 2 or not any(origins.again(f) for t in m.terms for f in t.factors)
     return m if few else alg.collapse(m)

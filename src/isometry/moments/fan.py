@@ -51,19 +51,20 @@ def of_sum(terms: Sequence[Term]) -> Fan | None:
     """Return the fan of a sum of functions of marked sums; None where none is marked."""
     total, own, shared, tail, reach = 0.0, 0.0, 0.0, 0.0, 0.0
     for term in terms:
-        square = term.square
-        if len(term.factors) != 1:
-            total += float(np.mean(square))
-            continue
-        (factor,) = term.factors
-        total += float(np.mean(square - term.coef**2 * factor.mean**2))
-        mark = next((p.latent for p in factor.parts if isinstance(p.latent, Fan)), None)
-        if mark is not None:
+        means = term.coef**2
+        for factor in term.factors:
+            means = means * factor.mean**2
+        total += float(np.mean(term.square - means))
+        for factor in term.factors:
+            mark = next((p.latent for p in factor.parts if isinstance(p.latent, Fan)), None)
+            if mark is None:
+                continue
+            rest = replace(term, factors=tuple(f for f in term.factors if f is not factor)).square
             form = surfaces.form_of(factor)
             linear = factor.slope**2 * (latents.mean(form**2) - latents.mean(form) ** 2)
-            known = float(np.mean(term.coef**2 * linear)) ** 2
+            known = float(np.mean(rest * linear)) ** 2
             own, shared = own + known / mark.directions, shared + known / mark.shared
-            handed = float(np.mean(term.coef**2 * _growth(factor))) ** 2 * mark.tail
+            handed = float(np.mean(rest * _growth(factor))) ** 2 * mark.tail
             tail, reach = tail + handed, reach + handed * mark.reach
     if shared == 0.0:
         return None

@@ -28,6 +28,7 @@ from isometry.moments.concrete import LIMIT, Concrete
 from isometry.moments.record import Moments
 from isometry.moments.rules.base import RULES, Context, NoRule, Rule, Shifted, Unknown, Value, check_numbers
 from isometry.moments.rules.pointwise import UNTAGGED, as_moments, check_complex, pointwise
+from isometry.moments.rules.views import of_numbers
 from isometry.moments.spread import Spread
 from isometry.moments.symbolic import Lazy
 
@@ -371,7 +372,7 @@ class Interpreter(Mode):  # type: ignore[no-untyped-call]
         if "device" in real[1]:
             real[1]["device"] = "cpu"
         result = running.on_cpu(func, *real)
-        return [Concrete(t) for t in tensors_in(result)]
+        return [*of_numbers(name, args, self.value, tensors_in(result))]
 
     def _real(self, tensor: Tensor) -> Tensor:
         value = self.value(tensor)

@@ -7,9 +7,10 @@ is made from the other: with y = Σ_k w_k a_k at one step and y′ = Σ_k w_k a�
 
 which needs the relation of a and a′, and so on down to what both steps share: the past, biases, inputs. The
 correlation of two latents follows from those of what they were made from (see `origins`), the younger taken
-apart first. Correlations are those of latents' forms (see `Factor`). Sums are followed to first order in each
-of them (exact for linear functions), products and contractions factor by factor. Only what depends on weights
-that were used again is asked for: see `origins.alive`.
+apart first. Correlations are those of latents' forms (see `Factor`). Sums, and what is left of one latent
+less its mean, are followed to first order in each of them (exact for linear functions), products and
+contractions factor by factor. Only what depends on weights that were used again is asked for: see
+`origins.alive`.
 
 Reference: Chen, Pennington, Schoenholz 2018 (mean field theory of recurrent networks with gates).
 """
@@ -26,8 +27,21 @@ from isometry.moments import axes as ax
 from isometry.moments import latents
 from isometry.moments.axes import Array, Axis
 from isometry.moments.latents import Latent
-from isometry.moments.origins import Beside, Contraction, Product, Sum, alive, any_again
-from isometry.moments.places import Axes, View, all_of, blocks_seen, common, composed, seen, view, view_of
+from isometry.moments.origins import Beside, Centred, Contraction, Product, Sum, alive, any_again
+from isometry.moments.places import (
+    Axes,
+    View,
+    all_of,
+    blocks_seen,
+    common,
+    composed,
+    finer,
+    less_mean,
+    recut,
+    seen,
+    view,
+    view_of,
+)
 from isometry.moments.record import Factor, Moments, dual, first, mirror, outer, second
 
 NEGLIGIBLE = 0.003  # correlations below are taken as independence
@@ -231,9 +245,9 @@ def _taken_apart(x: View, y: View) -> View | None:
     A younger one that is a sum of no other sums is not, and is left whole.
     """
     ours, theirs = x.latent.origin, y.latent.origin
-    if not isinstance(ours, Sum):
-        return y if isinstance(theirs, Sum) else None
-    if not isinstance(theirs, Sum):
+    if not isinstance(ours, Sum | Centred):
+        return y if isinstance(theirs, Sum | Centred) else None
+    if not isinstance(theirs, Sum | Centred):
         return x
     younger, older = (x, y) if x.latent.birth >= y.latent.birth else (y, x)
     return older if younger.latent.origin.shallow and not older.latent.origin.shallow else younger
@@ -241,6 +255,8 @@ def _taken_apart(x: View, y: View) -> View | None:
 
 def _of_sum(child: View, other: View, axes: Axes) -> Asking:
     origin = child.latent.origin
+    if isinstance(origin, Centred):
+        return (yield from _of_centred(child, origin, other, axes))
     assert isinstance(origin, Sum)
     whole = child is all_of(child.latent) and axes == child.latent.axes
     total: Array | None = None
@@ -262,10 +278,20 @@ def _of_sum(child: View, other: View, axes: Axes) -> Asking:
     return total
 
 
+def _of_centred(child: View, origin: Centred, other: View, axes: Axes) -> Asking:
+    if child is not all_of(child.latent) or common(child.latent.axes, axes) != axes:
+        return None
+    found = yield origin.parent, other, axes
+    if found is None:
+        return None
+    weight = recut(origin.weight, child.latent.axes, axes, pairs=False)
+    return first(weight, axes) * less_mean(found, axes, origin.positions)
+
+
 def _independent(x: Latent, y: Latent) -> bool:
     """Return whether two latents are surely independent, at a glance."""
     ours, theirs = x.origin, y.origin
-    if x is y or isinstance(ours, Sum) or isinstance(theirs, Sum):
+    if x is y or isinstance(ours, Sum | Centred) or isinstance(theirs, Sum | Centred):
         return False
     if isinstance(ours, Contraction) and isinstance(theirs, Contraction):
         return ours.how != theirs.how
@@ -281,7 +307,7 @@ def _of_leaves(x: Latent, y: Latent, axes: Axes) -> Asking:
             return None
         return found * _inverse(outer(ours.size, theirs.size, axes))
     if isinstance(ours, Contraction) and isinstance(theirs, Contraction):
-        return (yield from _of_contractions(ours, theirs, axes))
+        return (yield from _of_contractions(x, y, axes))
     if isinstance(ours, Beside) and isinstance(theirs, Beside):
         return (yield from _of_neighbours(ours, theirs, axes))
     return None
@@ -334,17 +360,31 @@ def _in_place(table: Array, position: int, axis: Axis, starts: tuple[int, int], 
     return np.moveaxis(made, -1, position)
 
 
-def _of_contractions(x: Contraction, y: Contraction, axes: Axes) -> Asking:
-    if x.how != y.how:
+def _of_contractions(x: Latent, y: Latent, axes: Axes) -> Asking:
+    ours, theirs = x.origin, y.origin
+    if ours.how != theirs.how:
         return None
-    of_b: Array | None = np.ones(1)
-    if x.b is not None and y.b is not None:
-        of_b = yield from _joint(x.b, y.b)
-    of_a = None if of_b is None else (yield from _joint(x.a, y.a))
-    if of_a is None or of_b is None:
+    on = [common(p.axes, q.axes) for p, q in zip(_summed_by(ours), _summed_by(theirs), strict=True)]
+    made = next((z for z in (x, y) if [t.axes for t in _summed_by(z.origin)] == on), None)
+    if made is None:
         return None
-    table = x.summed(of_a, of_b) - outer(x.mean, y.mean, axes)
-    return table * _inverse(outer(x.std, y.std, axes))
+    tables: list[Array] = []
+    for p, q, fine in reversed([*zip(_summed_by(ours), _summed_by(theirs), on, strict=True)]):
+        found = None if fine is None else (yield from _joint(finer(p, fine), finer(q, fine)))
+        if found is None:
+            return None
+        tables.insert(0, found)
+    table = recut(made.origin.summed(*tables, *[np.ones(1)] * (2 - len(tables))), made.axes, axes)
+    mean, size = (
+        outer(recut(p, x.axes, axes, pairs=False), recut(q, y.axes, axes, pairs=False), axes)
+        for p, q in ((ours.mean, theirs.mean), (ours.std, theirs.std))
+    )
+    return (table - mean) * _inverse(size)
+
+
+def _summed_by(origin: Contraction) -> list[Moments]:
+    """Return the one or two tensors that a contraction sums."""
+    return [origin.a] if origin.b is None else [origin.a, origin.b]
 
 
 def _inverse(sizes: Array) -> Array:
@@ -355,8 +395,6 @@ def _joint(a: Moments, b: Moments) -> Asking:
     """Return E[a b′] by pair class, None where it vanishes."""
     if a is b:
         return a.table
-    if a.axes != b.axes:
-        return None
     views = (view_of(f.latent, f.labels) for t in a.terms for f in t.factors)
     known = next((v.latent.known for v in views if v is not None), {})
     if (a, b) not in known:

@@ -1,7 +1,7 @@
 """What latents were made from, so that their relations can be followed: see `kin`.
 
-A latent remembers its `Origin`: a `Sum` of functions of others, a `Product`, a `Contraction`, or tensors
-`Beside` one another.
+A latent remembers its `Origin`: a `Sum` of functions of others, one `Centred`, a `Product`, a `Contraction`,
+or tensors `Beside` one another.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import numpy as np
 
 from isometry.moments.axes import Array
 from isometry.moments.latents import Latent
-from isometry.moments.places import Axes, View, all_of, view_of
-from isometry.moments.record import Factor, Label, Moments, Run, Term
+from isometry.moments.places import Axes, View, all_of, less_mean, view_of
+from isometry.moments.record import Factor, Label, Moments, Run, Term, diagonal, mirror, outer
 
 FEW = 2  # summands that a sum takes over from one of its own
 
@@ -34,7 +34,21 @@ class Sum:
     @cached_property
     def shallow(self) -> bool:
         """Whether no summand is itself a sum."""
-        return not any(isinstance(v.latent.origin, Sum) for _, v in self.parents)
+        return not any(isinstance(v.latent.origin, Sum | Centred) for _, v in self.parents)
+
+
+@dataclass(frozen=True, eq=False)
+class Centred:
+    """A latent that is weight · (x − mean(x)), of a view x of another, over its own axes at `positions`."""
+
+    weight: Array
+    parent: View
+    positions: tuple[int, ...]
+
+    @property
+    def shallow(self) -> bool:
+        """Whether x is itself no sum."""
+        return not isinstance(self.parent.latent.origin, Sum | Centred)
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +83,7 @@ class Beside:
     parts: tuple[tuple[Axes, View | None], ...]
 
 
-Origin = Sum | Product | Contraction | Beside
+Origin = Sum | Centred | Product | Contraction | Beside
 
 _reuses = count(1)
 _now = [0]  # the latest reuse of weights; 0: there was none
@@ -83,8 +97,13 @@ def begin() -> None:
 # --- what latents are made from -----------------------------------------------------------------------------
 
 
-def made_of(factor: Factor, terms: Sequence[Term], by: Array | float = 1.0) -> None:
-    """Note that a new latent, in the form of a factor of it times `by`, is the sum of these terms."""
+def made_of(
+    factor: Factor, terms: Sequence[Term], by: Array | float = 1.0, less_mean: Sequence[int] = ()
+) -> None:
+    """Note that a new latent, in the form of a factor of it times `by`, is the sum of these terms.
+
+    Of that sum less its mean over the axes at these positions.
+    """
     if not isinstance(factor.latent, Latent):
         return
     size = np.sqrt(np.maximum(factor.square - factor.mean**2, 0.0)) * by
@@ -105,6 +124,10 @@ def made_of(factor: Factor, terms: Sequence[Term], by: Array | float = 1.0) -> N
     if parents:
         others = _latents_of([f for t in terms for f in t.factors])
         factor.latent.origin = Sum(tuple(parents), tuple(others))
+        if less_mean:
+            whole = Latent(factor.latent.axes, np.ones([max(n, 1) for n in factor.latent.rho.shape]))
+            whole.origin = factor.latent.origin
+            factor.latent.origin = Centred(np.ones([1] * len(whole.axes)), all_of(whole), tuple(less_mean))
 
 
 def _leaves(weight: Array, parent: View, axes: Axes) -> list[tuple[Array, View]]:
@@ -162,6 +185,23 @@ def contracted(
             own.again = first.again = True
 
 
+def centred(made: Factor, m: Moments, positions: Sequence[int]) -> None:
+    """Note that a new latent is m less its mean over the axes at these positions, in units of its size.
+
+    To first order in the form of m, which is a function of one latent.
+    """
+    ((coef, factors),) = ((t.coef, t.factors) for t in m.terms)
+    parent = view_of(factors[0].latent, factors[0].labels) if factors else None
+    if parent is None or not isinstance(made.latent, Latent):
+        return
+    table = m.table - outer(m.mean, m.mean, m.axes)
+    for _ in range(2):
+        table = mirror(less_mean(table, m.axes, positions), m.axes)
+    size = np.sqrt(np.maximum(diagonal(table, m.axes), 0.0))
+    weight = _ratio(coef * factors[0].slope * factors[0].size_of_form, size)
+    made.latent.origin = Centred(weight, parent, tuple(positions))
+
+
 def laid_beside(made: Factor, parts: Sequence[tuple[Axes, Factor | None]], position: int) -> None:
     """Note that a new latent is those of other factors side by side along an axis."""
     if isinstance(made.latent, Latent):
@@ -182,7 +222,7 @@ def _may_be_related(a: Moments, b: Moments) -> bool:
     ours, theirs = (
         {v.latent for t in m.terms for f in t.factors if (v := view_of(f.latent, f.labels))} for m in (a, b)
     )
-    return not ours.isdisjoint(theirs) or (any(x.origin for x in ours) and any(x.origin for x in theirs))
+    return not ours.isdisjoint(theirs) or any(x.origin for x in ours | theirs)
 
 
 def alive(latent: Latent) -> bool:
@@ -218,6 +258,8 @@ def again(factor: Factor) -> bool:
 def _parents(origin: Origin | None) -> list[Latent]:
     if isinstance(origin, Sum):
         return [*(view.latent for _, view in origin.parents), *origin.others]
+    if isinstance(origin, Centred):
+        return [origin.parent.latent]
     if isinstance(origin, Product):
         return _latents_of(origin.factors)
     if isinstance(origin, Beside):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import prod
 
 import numpy as np
@@ -13,8 +14,10 @@ from isometry.moments import record as rec
 from isometry.moments.averages import centred, one_block
 from isometry.moments.axes import Array
 from isometry.moments.marks import marked
-from isometry.moments.record import Fan, Moments
+from isometry.moments.record import Fan, Moments, Term
 from isometry.moments.taps import Window
+
+_ALONE = 0.003  # squares that have less in common are taken as independent
 
 
 def fan_of(x: Moments, w: Moments, windows: Sequence[Window]) -> Fan | None:
@@ -76,6 +79,46 @@ def summed(y: Moments, x: Moments, w: Moments, windows: Sequence[Window], mark: 
     own, handed = min(fourth / (terms + fourth - 1.0), 1.0), fan.of_sum(x.terms)
     tail = handed.tail if handed else 0.0
     return marked(fan.with_tails(y, own * fan.kurtosis(x) + (1.0 - own) * 3.0 * tail), mark)
+
+
+def with_powers(y: Moments, x: Moments, w: Moments, windows: Sequence[Window]) -> Moments:
+    """Return a convolution's output y of x with what the squares of one channel's places have in common.
+
+    Two places p and q of a channel that read K entries each, n of them both, have, given weights w with
+    Σ w² = 1, the correlation ρ = Σ w_k w_l over these: 0 in the mean over channels, and n/(K(K + 2)) in the
+    mean square for normal weights. With entries x of kurtosis κ their squares have the covariance
+
+        cov(y_p², y_q²) = 2ρ² + (κ − 3) Σ w_k² w_l² = (κ − 1)·n/(K(K + 2)).
+
+    Of few weights, as in a depthwise convolution, a bent y of one image is more alike by that. Weights of
+    kurtosis λ have λ − 1 in place of 2. Assumes independent x, and n/K² of borders like that of the rest.
+    """
+    (term,) = y.terms
+    if len(term.factors) != 1 or not gram.is_white(w):
+        return y
+    weights = x.shape[2] * prod(window.terms for window in windows)
+    common = 0.5 * (fan.kurtosis(x) + 2.0) / x.shape[2] * weights / (weights + fan.kurtosis(w) + 2.0)
+    table: Array = np.full(1, common)
+    for d, dim in enumerate(y.dims):
+        for axis in dim:
+            same, differ = _in_common(windows[d - 3]) if d > 2 else (1.0, 0.0)
+            table = np.multiply.outer(table, same + (differ - same) * (1.0 - ax.same_classes(axis)))
+    table = table[0]
+    rec.diagonal(table, y.axes)[...] = 0.0
+    if table.max(initial=0.0) < _ALONE:
+        return y
+    return replace(y, terms=(Term(term.coef, (replace(term.factors[0], length=table),)),))
+
+
+def _in_common(window: Window) -> tuple[float, float]:
+    """Return the means of n/K² over equal and over different outputs."""
+    o, _, i = window.taps()
+    reads = np.zeros((window.outputs, window.inputs))
+    reads[o, i] = 1.0
+    read = np.maximum(reads.sum(1), 1.0)
+    share = (reads @ reads.T) / np.multiply.outer(read, read)
+    own, count = float(share.trace()), window.outputs
+    return own / count, float(share.sum() - own) / max(count * (count - 1), 1)
 
 
 def _used(window: Window) -> Array:

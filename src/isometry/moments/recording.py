@@ -11,7 +11,9 @@ tensors. They find out by reading `tensor.is_meta`; the function mode answers th
 they were about to draw. So it does not matter under which name a library has imported them.
 
 A small real tensor that is drawn into (`nn.Parameter(torch.zeros(d)).normal_()`) has a meta *twin* on which
-every write is repeated; its record is the twin's.
+every write is repeated; its record is the twin's. One that a meta tensor is written into
+(`pos.data.copy_(torch.randn(n, d))`) is *hollow* from then on: its own values mean nothing, and the twin
+stands for it in all that follows.
 """
 
 from __future__ import annotations
@@ -130,6 +132,7 @@ class _OnMeta(Mode):  # type: ignore[no-untyped-call]
         self.interpreter = interpreter
         self.written: set[int] = set()
         self.twins: dict[Any, Tensor] = {}
+        self.hollow: dict[int, Tensor] = {}  # by storage; kept, so that no other tensor takes their place
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -139,11 +142,14 @@ class _OnMeta(Mode):  # type: ignore[no-untyped-call]
             kwargs["device"] = torch.device("meta")
             kwargs.pop("pin_memory", None)
         elif (
-            not any(t.is_meta for t in tensors) and torch.device(kwargs.get("device") or "cpu").type != "meta"
+            not any(t.is_meta or self._is_hollow(t) for t in tensors)
+            and torch.device(kwargs.get("device") or "cpu").type != "meta"
         ):
             self._repeat(func, name, args, kwargs)
             with _disable_current_modes():
                 return func(*args, **kwargs)
+        if func._schema.is_mutable and args and isinstance(args[0], Tensor):
+            self._hollow_out(args[0])
         args, kwargs = (mapped(x, self._meta) for x in (args, kwargs))
         out = kwargs.get("out")
         if isinstance(out, Tensor):
@@ -185,9 +191,27 @@ class _OnMeta(Mode):  # type: ignore[no-untyped-call]
             return
         func(self.twins[key], *args[1:], **{k: v for k, v in kwargs.items() if k != "generator"})
 
+    def _is_hollow(self, tensor: Tensor) -> bool:
+        return not tensor.is_meta and tensor.untyped_storage()._cdata in self.hollow
+
+    def _hollow_out(self, tensor: Tensor) -> None:
+        """Let a twin stand for a real tensor that a meta tensor is about to be written into."""
+        if tensor.is_meta or self._is_hollow(tensor):
+            return
+        storage = tensor.untyped_storage()
+        if tensor.numel() * tensor.element_size() != storage.nbytes():
+            raise ModelError("random values are written into a part of a tensor of known values")
+        if key_of(tensor) not in self.twins:
+            self.twins[key_of(tensor)] = self._meta(tensor)
+        self.hollow[storage._cdata] = tensor
+
     def _meta(self, tensor: Tensor) -> Tensor:
         if tensor.is_meta:
             return tensor
+        if self._is_hollow(tensor):
+            if key_of(tensor) not in self.twins:
+                raise ModelError("a view is read of a tensor that random values were written into since")
+            return self.twins[key_of(tensor)]
         with _disable_current_modes():
             twin = torch.empty_like(tensor, device="meta")
             known = tensor.detach().clone()
@@ -238,6 +262,9 @@ class _Initialisers(TorchFunctionMode):
             if draw is not None:
                 self._draw(args[0], draw, frame)
                 return True
+        if func == Tensor.__deepcopy__ and not args[0].is_meta:
+            with _disable_current_modes():  # a number, as a batch norm's counter: its copy is no meta tensor
+                return func(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
     def _draw(self, tensor: Tensor, draw: Callable[..., Value], frame: FrameType) -> None:
@@ -319,6 +346,8 @@ def of_values(parameter: Tensor) -> Moments | Concrete:
     Where pairs of entries along an axis are correlated far beyond chance (frequencies, equal rows), the exact
     table of the values; where most entries of a matrix are the same (an identity), the values themselves.
     """
+    if parameter.is_complex():
+        return _of_complex_values(parameter.detach().to("cpu", torch.complex128))
     values = parameter.detach().to("cpu", torch.float64)
     mean = float(values.mean()) if values.numel() else 0.0
     variance = float((values - mean).square().mean()) if values.numel() else 0.0
@@ -329,6 +358,14 @@ def of_values(parameter: Tensor) -> Moments | Concrete:
     if parameter.dim() > 1 and values.numel() <= LIMIT // 4 and _structured(values, mean, variance):
         return moments_of(values)
     return alg.normal(parameter.shape, mean, math.sqrt(variance))
+
+
+def _of_complex_values(values: Tensor) -> Moments:
+    """Return the record of complex numbers, E|x|² in all; with a mean beyond chance, their exact table."""
+    square = float(values.abs().square().mean()) if values.numel() else 0.0
+    if values.numel() and float(values.mean().abs()) ** 2 > 64.0 * square / values.numel():
+        return moments_of(values)
+    return alg.normal(values.shape, 0.0, math.sqrt(square))
 
 
 def _structured(values: Tensor, mean: float, variance: float) -> bool:

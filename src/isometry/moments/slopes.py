@@ -18,8 +18,8 @@ from isometry.moments.terms import changed
 KEPT = 1e-3  # of a sum's square: what merging some of its terms may change
 
 
-def with_table(g: Moments, table: Array) -> Moments:
-    """Return a gradient like g, of mean 0, with other second moments.
+def with_table(g: Moments, table: Array, less_mean: Sequence[int] = ()) -> Moments:
+    """Return a gradient like g, of mean 0, with other second moments; less its mean over axes, if told.
 
     Where g = γ·f′(z) with a normal γ, the slope is kept, so that another slope of the same z which follows
     (that of a relu before a norm, whose own output went through a relu) is not taken as independent of it:
@@ -29,10 +29,10 @@ def with_table(g: Moments, table: Array) -> Moments:
     if len(g.terms) == 1:
         carrier, rest = split(g.terms[0])
         if carrier is not None and rest:
-            return carried(g, rest, table, _of_size(g, table).terms)
+            return carried(g, rest, table, _of_size(g, table).terms, less_mean)
     made = alg.gaussian(g.dims, table, np.zeros([1] * len(g.axes)))
     for factor in made.terms[0].factors:
-        origins.made_of(factor, _of_size(g, table).terms)
+        origins.made_of(factor, _of_size(g, table).terms, less_mean=less_mean)
     return made
 
 
@@ -109,10 +109,16 @@ def _square_given(f: Factor, z: Factor) -> Array:
     return squared.mean[..., None] + lineage.given(squared, f.plain[(*z.key, ())])
 
 
-def carried(g: Moments, rest: Sequence[Factor], table: Array, of: Sequence[Term] = ()) -> Moments:
+def carried(
+    g: Moments,
+    rest: Sequence[Factor],
+    table: Array,
+    of: Sequence[Term] = (),
+    less_mean: Sequence[int] = (),
+) -> Moments:
     """Return slopes times a normal γ whose second moments make those of the product.
 
-    `of` are terms that the product is made of.
+    `of` are terms that the product is made of, less their mean over some axes.
     """
     one = np.ones([1] * len(g.axes))
     slopes = alg.assemble(g.dims, (Term(one, tuple(rest)),))
@@ -121,5 +127,5 @@ def carried(g: Moments, rest: Sequence[Factor], table: Array, of: Sequence[Term]
     gamma = alg.gaussian(g.dims, ratio, np.zeros_like(one))
     (term,) = gamma.terms
     if term.factors:
-        origins.made_of(term.factors[0], of, slopes.mean)
+        origins.made_of(term.factors[0], of, slopes.mean, less_mean)
     return alg.assemble(g.dims, (Term(term.coef, (*rest, *term.factors)),))

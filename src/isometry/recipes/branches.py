@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from isometry.flow.factors import multiplied
 from isometry.flow.roles import Role, Roles
-from isometry.flow.streams import Residual
+from isometry.flow.streams import Residual, ends_of
 from isometry.solving.passes import Balance
 from isometry.solving.solver import Aim, Solver
 
@@ -59,10 +59,22 @@ def branch_balances(roles: Roles, aims: Sequence[Aim]) -> list[Balance]:
         A balance for each branch that is multiplied.
     """
     found = []
+    ended = [(aim, _ended(roles, aim)) for aim in aims if aim.role.ends is not None]
     for residual in roles.streams.residuals.values():
-        ends = [aim for aim in aims if aim.role.ends is residual]
+        ends = [aim for aim, its in ended if its is residual]
         if ends and multiplied(roles.flow, residual, [aim.node.index for aim in ends]):
-            target = math.sqrt(summed_ends(roles, ends[0].role, residual))
+            first = ends[0].role
+            target = math.sqrt(summed_ends(roles, first, first.ends or residual))
             names = tuple(aim.role.name for aim in ends)
             found.append(Balance(residual.branch, names, target, of=ends[0].node.index))
     return found
+
+
+def _ended(roles: Roles, aim: Aim) -> Residual | None:
+    """Return the branch that an aim's weight ends where it is solved: of a loop that of its last step."""
+    if len(aim.role.uses) > 1:
+        residuals = roles.streams.residuals
+        for residual in reversed(residuals.values()):
+            if any(n is aim.node for n in ends_of(roles.flow, residual, residuals)):
+                return residual
+    return aim.role.ends

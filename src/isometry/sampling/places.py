@@ -66,8 +66,8 @@ class Place(NamedTuple):
 class Places:
     """All places of a model, with the names that lead to each.
 
-    A tied parameter is one place under the first of its names; the others are aliases. A parametrised weight
-    is a place of its own beside the parameters it is computed from.
+    A tied parameter, and one of a module with several names, is one place under the first of its names; the
+    others are aliases. A parametrised weight is a place of its own beside the parameters it is computed from.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -83,7 +83,14 @@ class Places:
             else:
                 first[id(parameter)] = name
                 self.parameters[name] = parameter
-        self.computed = {place.name: place for place in _computed(model)}
+        self.computed: dict[str, Place] = {}
+        whole: dict[tuple[int, str], str] = {}
+        for place in _computed(model):
+            name = whole.setdefault((id(place.owner), place.leaf), place.name)
+            if name == place.name:
+                self.computed[name] = place
+            else:
+                self.aliases[place.name] = name
 
     def find(self, name: str) -> Place:
         """The place of a name, canonical or as a wrapper gives it.
@@ -115,7 +122,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def _computed(model: nn.Module) -> Iterable[Place]:
-    for path, module in model.named_modules():
+    """Yield the weights that parametrisations compute, those of a shared module under each of its names."""
+    for path, module in model.named_modules(remove_duplicate=False):
         base = canonical_name(path)
         prefix = f"{base}." if base else ""
         if parametrize.is_parametrized(module):

@@ -17,6 +17,7 @@ from isometry.sampling import Constant, Distribution
 from isometry.solving.solver import Aim, Measuring, Solved, Solver, shift_of
 
 _CLOSE = 0.01  # relative: what is nearer than this to its aim has settled
+_LAG = 0.1  # relative: a weight that a pass changes by more is not yet what its earlier uses read
 PASSES = 4
 
 
@@ -128,7 +129,7 @@ def settled(
     for number in range(1, PASSES + 1):
         stage, solver = _pass(problem, current, aims, balances, followers, factors, measuring)
         found = Settled(solver.solved, solver.missed, number, stage.kind, current)
-        moved = _rebalance(solver, balances, factors) | _follow(solver, followers, current)
+        moved = _rebalance(solver, balances, factors, current) | _follow(solver, followers, current)
         changed = several and _changed(current, solver.solved)
         for name, solved in solver.solved.items():
             current[name] = (_at(problem.roles[name], *current[name], solved.scale), solved.scale)
@@ -181,10 +182,19 @@ def _times(aim: Aim, factor: float) -> Callable[[Solver], float]:
     return lambda solver: factor * aim.size(solver)
 
 
-def _rebalance(solver: Solver, balances: Sequence[Balance], factors: dict[str, float]) -> bool:
+def _rebalance(
+    solver: Solver,
+    balances: Sequence[Balance],
+    factors: dict[str, float],
+    laws: Mapping[str, tuple[Distribution, float]],
+) -> bool:
     """Multiply the aims of each balance's weights by their share of what it lacks."""
     lacking: dict[str, list[tuple[float, float]]] = {}
+    moved = False
     for balance in balances:
+        if balance.of is not None and any(_lags(solver, name, laws) for name in balance.names):
+            moved = True
+            continue
         size = solver.spread(balance.node) if balance.spread else solver.rms(balance.node)
         base = 1.0 if balance.of is None else solver.rms(balance.of)
         if size is not None and size > 0.0 and base:
@@ -192,7 +202,6 @@ def _rebalance(solver: Solver, balances: Sequence[Balance], factors: dict[str, f
                 there = 1.0 if balance.of is None else factors.get(name, 1.0)
                 log = math.log(balance.target * base / (there * size))
                 lacking.setdefault(name, []).append((log, balance.power))
-    moved = False
     for name, own in lacking.items():
         # A weight that is read step after step is in a balance for each: it makes up for their average.
         if abs(math.expm1(math.fsum(log for log, _ in own) / len(own))) > _CLOSE:
@@ -200,6 +209,13 @@ def _rebalance(solver: Solver, balances: Sequence[Balance], factors: dict[str, f
             factors[name] = factors.get(name, 1.0) * math.exp(share)
             moved = True
     return moved
+
+
+def _lags(solver: Solver, name: str, laws: Mapping[str, tuple[Distribution, float]]) -> bool:
+    """Return whether a weight had, where it was read before it was solved, clearly another scale."""
+    if name not in solver.solved or len(solver.roles[name].uses) < 2:
+        return False
+    return abs(solver.solved[name].scale - laws[name][1]) > _LAG * abs(laws[name][1])
 
 
 def _follow(

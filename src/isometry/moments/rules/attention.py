@@ -19,7 +19,7 @@ import numpy as np
 
 from isometry.moments import algebra as alg
 from isometry.moments import axes as ax
-from isometry.moments import latents, lineage, saturation
+from isometry.moments import latents, lineage, origins, saturation
 from isometry.moments import record as rec
 from isometry.moments import regrouping as reg
 from isometry.moments.axes import Array, Axis
@@ -147,6 +147,7 @@ def _marked(
     parts = [replace(p, values=p.values * size) for p in lineage.grams_of(scores.terms)]
     parts.append(Part(Keys(shift), (None,) * len(made.axes), (), crowd[..., None]))
     (factor,) = term.factors
+    origins.centred(factor, alg.collapse(scores), (key,))
     return replace(made, terms=(Term(term.coef, (replace(factor, parts=tuple(parts), form=factor.values),)),))
 
 

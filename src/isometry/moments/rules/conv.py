@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from isometry.moments import across, fan, near, patches, steep
+from isometry.moments import across, fan, near, origins, patches, steep
 from isometry.moments import algebra as alg
 from isometry.moments import axes as ax
 from isometry.moments import contract as con
@@ -77,10 +77,16 @@ def windowed(
     result = [*out, *[f"{roles[2]}{d}" for d in range(len(windows))]]
     channels = set(in_a) & set(in_b)
     pairs = [tap_pairs(w, *(axes[f"{r}{d}"][0] for r in _ROLES)) for d, w in enumerate(windows)]
-    table = _summed([a.table, b.table], names, [p for p, _ in pairs], result, axes, channels, of_pairs=True)
+
+    def summed(x: Array, y: Array) -> Array:
+        return _summed([x, y], names, [p for p, _ in pairs], result, axes, channels, of_pairs=True)
+
     mean = _summed([a.mean, b.mean], names, [m for _, m in pairs], result, axes, channels, of_pairs=False)
     dims = tuple(axes[x] for x in result)
-    return _dropped(alg.gaussian(dims, table, mean), len(out))
+    made = alg.gaussian(dims, summed(a.table, b.table), mean)
+    how = (spec, roles, tuple(windows), a.shape, b.shape)
+    origins.contracted(made, con.in_few_terms(a), con.in_few_terms(b), how, summed)
+    return _dropped(made, len(out))
 
 
 def _summed(
@@ -222,6 +228,7 @@ def convolution(
     else:
         y = windowed("ngc,goc->ngo", x, w, "iko", windows)
         y = patches.summed(y, x, w, windows, patches.fan_of(_spatial(x, 3), w, windows))
+        y = patches.with_powers(y, x, w, windows)
         y = near.mixed(y, _spatial(x, 3), [window.stride for window in windows])
     y = _ungrouped(y, 1)
     if b is not None:  # one number per channel, of which nothing is left in a channel's variance

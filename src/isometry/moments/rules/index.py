@@ -23,30 +23,30 @@ from isometry.moments.concrete import Concrete, equal_share
 from isometry.moments.drawing import draw
 from isometry.moments.marks import marked
 from isometry.moments.record import Label, Moments, Run
-from isometry.moments.rules.base import Context, NoRule, rule
+from isometry.moments.rules.base import Context, rule
 from isometry.moments.rules.pointwise import as_moments
 from isometry.moments.rules.reduce import keep_dims
 from isometry.moments.running import masks_as_positions
 
 
-def _equal(ids: Any, rows: int) -> tuple[Array, rec.Dims]:
+def _equal(ctx: Context, ids: Any, rows: int) -> tuple[Array, rec.Dims]:
     """Return the share of equal ids by pair class, and the dims of the ids."""
-    if isinstance(ids, Concrete):
-        return equal_share(ids.tensor), alg.plain_dims(ids.tensor.shape)
-    raise NoRule("indices whose values are not known")
+    known = ids if isinstance(ids, Concrete) else Concrete(positions(ctx, ids).clamp_(max=rows - 1))
+    return equal_share(known.tensor), alg.plain_dims(known.tensor.shape)
 
 
 @rule("embedding", accuracy="exact", raw=(1,))
 def embedding(ctx: Context, w: Moments, ids: Any, *_: Any) -> Moments:
-    """Rows of a table by known ids.
+    """Rows of a table by ids.
 
-    Two positions share a row where their ids are equal. Exact second moments.
+    Two positions share a row where their ids are equal. Exact second moments for known ids; ids that chance
+    has a part in, as labels dropped at random, are one typical draw.
     """
     w = reg.single_axis(w, 0)
     if not w.dims[0]:
         return gathered(w, [0], [positions(ctx, ids)])
     w = reg.recut_axis(w, 0, (ax.size(w.axes[0]),))
-    share, dims = _equal(ids, w.shape[0])
+    share, dims = _equal(ctx, ids, w.shape[0])
     same, differ = w.table.take(0, axis=0), w.table.take(-1, axis=0)
     table = np.multiply.outer(share, same) + np.multiply.outer(1.0 - share, differ)
     lead = [1] * share.ndim
@@ -66,7 +66,7 @@ def embedding_backward(ctx: Context, g: Moments, ids: Any, rows: int, *_: Any) -
 
     Assumes that the ids do not depend on the gradient.
     """
-    share, dims = _equal(ids, rows)
+    share, dims = _equal(ctx, ids, rows)
     count = sum(len(d) for d in dims)
     for k in range(len(dims)):
         g = reg.single_axis(g, k)

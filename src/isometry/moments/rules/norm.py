@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from isometry.moments import across, apart, fan, latents, lengths, lineage, near, slopes, uneven
+from isometry.moments import across, apart, fan, latents, lengths, lineage, near, origins, slopes, uneven
 from isometry.moments import algebra as alg
 from isometry.moments import axes as ax
 from isometry.moments import contract as con
@@ -17,8 +17,9 @@ from isometry.moments import regrouping as reg
 from isometry.moments.averages import average_over, centred, mean_over
 from isometry.moments.axes import Array
 from isometry.moments.inverse import inverse_variance, loss_of_strong
+from isometry.moments.latents import Latent
 from isometry.moments.marks import mark_of, marked
-from isometry.moments.record import Fan, Moments, Term
+from isometry.moments.record import Factor, Fan, Moments, Term
 from isometry.moments.rules.base import Context, rule
 from isometry.moments.rules.linear import plus, with_shape
 from isometry.moments.rules.pointwise import times
@@ -69,13 +70,27 @@ def normalise(
     made = alg.with_marginal(m.dims, table, mean, values)
     (term,) = made.terms
     parts = lineage.centred(lineage.parts_of(m.terms, divisor), positions, m.axes)
-    # The backward pass centres the same tensor again and must find the same variable.
-    latent = ("centred", factor.latent, factor.labels, tuple(positions))
-    own = replace(term.factors[0], latent=latent, parts=parts, form=term.factors[0].values)
+    own = _centred_once(term.factors[0], m, positions)
+    own = replace(own, parts=parts, form=own.values, length=factor.length)
     made = near.kept(replace(made, terms=(Term(term.coef, (own,)),)), m)
     for mark in (mark_of(m, Fan), uneven.of_sum(m.terms, m.axes)):
         made = marked(made, mark)
     return _of_length_one(made, m, dims, eps), sigma
+
+
+def _centred_once(made: Factor, m: Moments, positions: list[int]) -> Factor:
+    """Return a factor that m centred is a function of, of one latent for m.
+
+    The backward pass centres the same tensor again and must find the same variable.
+    """
+    (factor,) = m.terms[0].factors
+    key = ("centred", factor.latent, factor.labels, tuple(positions))
+    if not isinstance(factor.latent, Latent) or not isinstance(made.latent, Latent):
+        return replace(made, latent=key)
+    known = factor.latent.views.setdefault(key, made.latent)
+    if known is made.latent:
+        origins.centred(made, m, positions)
+    return replace(made, latent=known)
 
 
 def _with_loss(table: Array, strong: Array, m: Moments, positions: list[int]) -> Array:
@@ -108,7 +123,8 @@ def _of_length_one(unit: Moments, m: Moments, dims: tuple[int, ...], eps: float 
     values = latents.at_points(factor.values, latents.places(latents.on_sphere(round(n, 1))))
     values = reg.respread(values, factor.square)
     positions = [p for d in dims for p in m.positions(d)]
-    own = replace(factor, values=values, length=_bound(factor.table.shape, m, positions, -1.0 / (n + 2.0)))
+    length = _bound(factor.table.shape, m, positions, -1.0 / (n + 2.0))
+    own = replace(factor, values=values, length=length if factor.length is None else length + factor.length)
     return replace(unit, terms=(Term(term.coef, (own,)),))
 
 
@@ -151,7 +167,7 @@ def normalise_backward(
     table = centred(g, dims) - removed
     inverse = np.sqrt(scatter(x, dims, added)) / sigma
     table = table * rec.outer(inverse, inverse, g.axes)
-    dx = near.like(slopes.with_table(g, table), g)
+    dx = near.like(slopes.with_table(g, table, [p for d in dims for p in g.positions(d)]), g)
     return marked(dx, apart.behind(unit)), unit
 
 

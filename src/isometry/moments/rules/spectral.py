@@ -38,6 +38,11 @@ def view_as_complex(ctx: Context, m: Moments, *_: Any) -> Moments:
 def view_as_real(ctx: Context, m: Moments, *_: Any) -> Moments:
     """Both parts of complex numbers along a new last dim; they are taken as circular."""
     ctx.note(_CIRCULAR)
+    return parts_of(m)
+
+
+def parts_of(m: Moments) -> Moments:
+    """Return the record of both parts of circular complex numbers, along a new last dim."""
     table = np.stack([m.table / 2.0, np.zeros_like(m.table)], axis=-1)
     return alg.gaussian((*m.dims, ((2,),)), table, np.zeros((*m.mean.shape, 1)))
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from isometry.moments import algebra as alg
 from isometry.moments import regrouping as reg
 from isometry.moments.concatenation import concatenate
 from isometry.moments.concrete import Concrete
 from isometry.moments.record import Moments
-from isometry.moments.rules.base import Context, NoRule, Shifted, rule
+from isometry.moments.rules.base import RULES, Context, NoRule, Shifted, Value, rule
 from isometry.moments.rules.linear import with_shape
 from isometry.moments.rules.pointwise import as_moments
 
@@ -72,6 +73,31 @@ def squeeze(ctx: Context, m: Moments, dim: int | Sequence[int] | None = None) ->
     listed = range(len(m.dims)) if dim is None else [dim] if isinstance(dim, int) else dim
     drop = {d % len(m.dims) for d in listed} if m.dims else set()
     return replace(m, dims=tuple(d for k, d in enumerate(m.dims) if d or k not in drop))
+
+
+_PLACED = (*reg.UNVIEWED, "clone")  # the same entries in other places
+
+
+def of_numbers(
+    op: str, args: tuple[Any, ...], value: Callable[[Any], Any], results: Sequence[Tensor]
+) -> list[Value | None]:
+    """Return known values that an operation gave, and of views of numbers what they are views of.
+
+    Args:
+        op: The operation's name.
+        args: Its arguments.
+        value: Tells what is known about one.
+        results: What it gave.
+    """
+    if op not in _PLACED or not results[0].is_floating_point():
+        return [Concrete(t) for t in results]
+    shape = tuple(results[0].shape)
+
+    def moved(m: Moments) -> Moments:
+        made: Moments = RULES[op].fn(Context(op, (shape,)), m, *args[1:])
+        return made
+
+    return [Concrete(results[0], (value(args[0]), moved))]
 
 
 @rule("expand", accuracy="exact")

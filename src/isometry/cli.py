@@ -190,6 +190,7 @@ def _measure(
     """Run a model once on random inputs and show the signal in every module, forward and backward."""
     if plot is not None:
         require_plots()
+    _check_activation(activation, [init] if init is not None else [])
     spec = spec_of(inputs)
     torch.manual_seed(seed)
     model = builder(target, parse_arguments(arg or []))()
@@ -276,6 +277,8 @@ def _compare(
     }
     if starts := [*(init or []), *(inits.split(",") if inits else [])]:
         options["inits"] = [_start(name.strip()) for name in starts]
+        if not show:
+            _check_activation(activation, [name.strip() for name in starts])
     if lr:
         options["lr"] = lr
     arguments = parse_arguments(arg or [])
@@ -328,6 +331,17 @@ def _title(target: str) -> str:
 def _activation(text: str | None) -> contenders.Activation | None:
     """An activation by its name, or by where to find it; a class from torch.nn counts as its module."""
     return find(text) if text is not None and ":" in text else text
+
+
+def _check_activation(text: str | None, starts: Sequence[str]) -> None:
+    """Refuse an activation that none of the starts asks for, which would change nothing."""
+    if text is None or not contenders.WITH_GAIN.isdisjoint(starts):
+        return
+    given = ", ".join(f"--init {name}" for name in starts) or "no --init"
+    known = ", ".join(sorted(contenders.WITH_GAIN))
+    raise InvalidValueError(
+        f"--activation {text} changes nothing with {given}: only {known} have the gain of an activation"
+    )
 
 
 # --- printing -----------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from isometry.compare.contenders import STARTS, activation_of, contender, no_mirror
+from isometry.compare.contenders import STARTS, WITH_GAIN, activation_of, contender, no_mirror
 from isometry.errors import InvalidTypeError, InvalidValueError, NotFoundError
 from isometry.gain import gain
 from isometry.planning import init_
@@ -93,6 +93,13 @@ def test_the_same_seed_gives_the_same_weights_and_the_global_state_stays():
         assert torch.equal(first[0].weight, second[0].weight), name
         assert torch.equal(first[0].weight, other[0].weight) == (name == "torch"), name
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_which_starts_ask_for_the_activation():
+    asked = set()
+    for name in STARTS:
+        contender(name, lambda name=name: asked.add(name) or "relu", lambda _: "8x300")
+    assert asked == WITH_GAIN
 
 
 def test_ones_own_start_by_function_and_by_pair():

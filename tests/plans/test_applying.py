@@ -6,6 +6,7 @@ from plan_cases import Model, Unregistered, plan_of, same, state
 from torch import nn
 from torch.nn.utils import parametrizations
 
+import isometry
 from isometry import Mirrored
 from isometry.errors import InvalidTypeError, InvalidValueError, ModelError, NotFoundError
 from isometry.plans import Plan, Row
@@ -72,9 +73,37 @@ def test_a_model_on_meta_becomes_the_same():
 def test_a_parameter_on_meta_cannot_be_kept():
     with torch.device("meta"):
         model = Model()
-    with pytest.raises(ModelError, match=r"'up.weight' is to be kept but is on the meta device"):
+    kept = r"on the meta device and without values: 'up.weight'\. .*assign=True.*`overrides`"
+    with pytest.raises(ModelError, match=kept):
         plan_of(model, laws={"up.weight": None}).apply_(model, build=Model)
     assert all(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
+
+
+def test_a_frozen_weight_on_meta_is_loaded_before_or_given_a_law():
+    """What the message asks for works: values before the plan, which is then made for them, or a law."""
+
+    def build():
+        model = nn.Sequential(nn.Linear(8, 16, bias=False), nn.ReLU(), nn.Linear(16, 4, bias=False))
+        model[0].weight.requires_grad_(False)
+        return model
+
+    def on_meta():
+        with torch.device("meta"):
+            return build()
+
+    x, values = torch.ones(4, 8), {"0.weight": torch.full((16, 8), 0.5)}
+    with pytest.raises(ModelError, match=r"without values: '0.weight'"):
+        isometry.init_(on_meta(), x)
+    loaded, expected = on_meta(), build()
+    loaded.load_state_dict(values, strict=False, assign=True)
+    expected.load_state_dict(values, strict=False)
+    for model in (loaded, expected):
+        isometry.init_(model, x)
+    assert same(state(loaded), state(expected))
+    assert not loaded[0].weight.requires_grad
+    drawn = on_meta()
+    isometry.init_(drawn, x, overrides={"0.weight": 0.1})
+    assert drawn[0].weight.std().item() == pytest.approx(0.1, rel=0.3)  # 128 entries
 
 
 def test_a_device_is_for_meta():

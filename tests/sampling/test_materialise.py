@@ -166,7 +166,7 @@ def test_values_of_buffers_may_be_given():
             {"proj.weight": None},
             {"build": Attention, "keep": ["proj.weight"]},
             ModelError,
-            "to be kept but is on the meta",
+            "on the meta device and without values",
         ),
         ({}, {"build": Attention, "device": "meta"}, InvalidValueError, "must not be 'meta'"),
         ({}, {"build": Attention, "device": "gpu"}, InvalidValueError, "device='gpu' cannot be used"),

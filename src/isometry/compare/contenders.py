@@ -236,3 +236,6 @@ _MAKE: dict[str, Callable[[Callable[[], Activation]], _Made]] = {
 }
 
 STARTS: Sequence[str] = (*_MAKE, "auto")
+WITH_GAIN = frozenset(
+    ["kaiming", "orthogonal", "mirrored", "wrong_gain"]
+)  # those that ask for the activation

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from isometry.flow.graph import ADD, BLANK, CONTRACTION, LINEAR, MULTIPLY, NORM, SOFTMAX, Flow, Node
 from isometry.flow.walks import walk
@@ -33,7 +34,7 @@ def degree_of(flow: Flow, node: Node, leaf: int) -> float | None:
     known: dict[int, float | None] = {}
     needed = _between(flow, node, leaf)
     for i in needed:
-        known[i] = 1.0 if i == leaf else _degree(flow, flow.nodes[i], known)
+        known[i] = 1.0 if i == leaf else degree_through(flow, flow.nodes[i], known)
     return known.get(node.index, 0.0)
 
 
@@ -65,8 +66,17 @@ def _between(flow: Flow, node: Node, leaf: int) -> list[int]:
     return sorted(n.index for n in walk([node], before))
 
 
-def _degree(flow: Flow, node: Node, known: dict[int, float | None]) -> float | None:
-    """Return a node's degree, given those of what it reads; what is not known does not depend on it."""
+def degree_through(flow: Flow, node: Node, known: Mapping[int, float | None]) -> float | None:
+    """Return a node's degree, given those of what it reads.
+
+    Args:
+        flow: The graph.
+        node: The node.
+        known: The degrees of the nodes before it; what is not named there does not depend on the parameter.
+
+    Returns:
+        The degree; None where the node is no power of the parameter's scale.
+    """
     if node.op in BLANK:
         return 0.0
     read = [known.get(i, 0.0) for i in node.inputs]

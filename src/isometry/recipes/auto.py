@@ -19,11 +19,12 @@ What is aimed at, in RMS:
   that is also the table of tokens has rows of the size that tokens want, and the scale of the norm before it
   makes the logits' size: were the rows small, so were the stream that begins with them, and the first steps
   of an optimiser that knows no sizes would bury the tokens. Without such a scale the rows are small, and what
-  is added to them is as small.
+  is added to them is as small;
+- 0.02 in place of 1 for the sum of rows of tables that nothing reads but a norm: see `recipes.rows`.
 
-The constants 0.3, 0.3 and 0.06 are empirical: larger branches and positions learn more slowly in the short
-runs of benchmarks/trainability.py, much smaller ones no faster; behind a norm smaller branches do. So is the
-third root: with the fourth, gated branches diverge there at rates at which they learn well with the third.
+The constants 0.3, 0.3, 0.06 and 0.02 are empirical: larger branches, positions and rows learn more slowly in
+the short runs of benchmarks/trainability.py, much smaller ones no faster; behind a norm smaller branches do.
+So is the third root: with the fourth, gated branches diverge there where they learn well with the third.
 
 Where a small signal arrives that will grow in training no weight is enlarged to make up for it: behind an
 attention, which begins as an average of unrelated tokens, by 2 at most; in a loop, whose state begins at
@@ -50,7 +51,7 @@ from isometry.flow.stages import stages_of
 from isometry.flow.streams import Residual
 from isometry.flow.sums import parallel_terms, score_sums, sums_behind
 from isometry.flow.tied import tied_tables
-from isometry.init.structured import Gates, of_kind
+from isometry.init.structured import Gates
 from isometry.names import canonical_name
 from isometry.plans import std_of
 from isometry.recipes.base import Choice, Subject, neutral, recipe
@@ -58,6 +59,8 @@ from isometry.recipes.branches import branch_balances, stream_size, summed_ends
 from isometry.recipes.given import chosen_bias
 from isometry.recipes.gradients import for_gradients
 from isometry.recipes.isometric import plain_choices
+from isometry.recipes.laws import law_of
+from isometry.recipes.rows import ROWS, small_tables
 from isometry.recipes.scores import score_balances
 from isometry.sampling import Constant, Distribution, Normal
 from isometry.solving.evening import even_sizes
@@ -119,6 +122,7 @@ class Draft:
         self._stages = stages_of(self.flow, subject.roles.streams)
         self._tied = tied_tables(subject.roles)
         self._last = {table.scale: name for name, table in self._tied.items() if table.scale}
+        self._small = small_tables(subject, self._tied)
         self._targets: list[Balance] = []
         self._powers: dict[int, float] = {}
         self._gains = {role.gain for role in subject.roles.by_name.values()} - {*subject.settled}
@@ -200,7 +204,7 @@ class Draft:
     def _table(self, role: Role) -> None:
         """Aim at rows of the size that tokens want, of a table whose scale as a head is another's."""
         node = self.flow.nodes[self._tied[role.name].lookups[0]]
-        size, what = self._share(role, node)
+        size, what = self._rows(role, node)
         self.laws[role.name] = Normal(size), size
         self.aims.append(Aim(role, node, lambda _: size))
         self.reasons[role.name] = (
@@ -302,7 +306,7 @@ class Draft:
         if self._biases & sums_behind(self.flow, use.node):
             self._fix(role, Choice(Constant(0.0), "added to attention scores: it starts at zero"))
             return
-        std, what = self._share(role, use.node)
+        std, what = self._rows(role, use.node)
         terms = parallel_terms(self.subject.roles, use.node)
         if tied := self._small_rows(terms.signals):
             by_place = self._by_place(role, use.node)
@@ -311,6 +315,12 @@ class Draft:
             std *= max((self.laws[name][1] for name in tied.values() if name in self.laws), default=1.0)
         self.laws[role.name] = Normal(std), std
         self.reasons[role.name] = what or "rows of unit size"
+
+    def _rows(self, role: Role, node: Node) -> tuple[float, str]:
+        """Return the size of a table's rows, and its name."""
+        size, what = self._share(role, node)
+        small = f"{what or 'rows'}, times {ROWS:g}: only a norm reads them, and small ones learn sooner"
+        return (ROWS * size, small) if role.name in self._small else (size, what)
 
     def _share(self, role: Role, node: Node) -> tuple[float, str]:
         """Return the size of one term of a sum of unit size, and its name; 1 where there is no sum."""
@@ -420,14 +430,6 @@ class Draft:
             return Choice(found.laws[name][0], reason)
         fixed = self.fixed[name]
         return Choice(fixed.law, reason, fixed.rate, fixed.marks)
-
-
-def law_of(role: Role, std: float, family: str | None) -> Distribution:
-    """Return the distribution of a weight with a standard deviation."""
-    layout = role.fans.layout if role.fans is not None else None
-    if family == "orthogonal" and layout is None:
-        family = None  # nobody knows which axes the map has
-    return of_kind(family or "normal", std, layout=layout)  # type: ignore[arg-type]
 
 
 def _same(node: int, solver: Solver) -> float:

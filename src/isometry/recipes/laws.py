@@ -12,7 +12,7 @@ from isometry.fans import Fans, Mode
 from isometry.flow.arrivals import Arrival, arrival_of
 from isometry.flow.roles import Role
 from isometry.gain import Direction, gain
-from isometry.init.structured import Kind, check_finite
+from isometry.init.structured import Kind, check_finite, of_kind
 from isometry.initialisers import VarianceScaling
 from isometry.initialisers.chain import Weight
 from isometry.parametrised import dtype_of
@@ -70,6 +70,23 @@ def scaled(
     if role.fans is None or not role.fans.forward * role.fans.backward:
         return Choice(Constant(0.0), "it has no fan", marks=("unused",))
     return Choice(law_over_fan(role, role.fans, std_over_fan, mode, family), reason)
+
+
+def law_of(role: Role, std: float, family: str | None) -> Distribution:
+    """Return the distribution of a weight with a standard deviation.
+
+    Args:
+        role: The weight.
+        std: The deviation.
+        family: The kind of distribution; None for a normal one.
+
+    Returns:
+        The distribution; a normal one in place of orthogonal, where nobody knows which axes the map has.
+    """
+    layout = role.fans.layout if role.fans is not None else None
+    if family == "orthogonal" and layout is None:
+        family = None
+    return of_kind(family or "normal", std, layout=layout)  # type: ignore[arg-type]
 
 
 def law_over_fan(role: Role, fans: Fans, gain_: float, mode: Mode, family: Kind) -> Distribution:

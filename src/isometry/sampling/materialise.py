@@ -76,13 +76,7 @@ def materialize_(
     target = _target(device)
     places = Places(model)
     jobs = list(check(places, distributions, seed=seed, keep=keep, on_meta=True))
-    for name in keep:
-        for part, parameter in places.find(name).parameters.items():
-            if parameter.is_meta:
-                raise ModelError(
-                    f"{part!r} is to be kept but is on the meta device and has no values: build the model "
-                    "with memory, or say what it is drawn from"
-                )
+    _check_kept(places, keep)
     sources = find_buffers(model, build=build, given=buffers or {}, seed=seed)
     fresh = [(name, p, _allocate(p, target)) for name, p in places.parameters.items() if p.is_meta]
     with unfinished(model, [part for job in jobs for part in job.parts]):
@@ -93,6 +87,18 @@ def materialize_(
         # Some parameters may be new objects now.
         jobs = list(check(Places(model), distributions, seed=seed, keep=keep))
         write_jobs(model, jobs, seed=seed, finish=finish)
+
+
+def _check_kept(places: Places, keep: Collection[str]) -> None:
+    """Raise where parameters are to be left as they are, and have no values that could be left."""
+    parts = [(part, p) for name in keep for part, p in places.find(name).parameters.items()]
+    if blank := [part for part, parameter in parts if parameter.is_meta]:
+        shown = ", ".join(map(repr, blank[:8])) + (", …" if len(blank) > 8 else "")
+        raise ModelError(
+            f"kept as they are, but on the meta device and without values: {shown}. Load them before, with "
+            "model.load_state_dict(values, strict=False, assign=True), or give them a law (a plan's "
+            "`overrides`), or build the model with memory"
+        )
 
 
 def _target(device: torch.device | str | None) -> torch.device:

@@ -103,7 +103,7 @@ MODULES: dict[str, type[nn.Module]] = {
 MLP_WIDTH, CNN_WIDTH = 64, 16
 # depth → (steps, steps between two evaluations): fewer steps where each costs more.
 MLP_STEPS = {10: (150, 10), 30: (150, 10), 100: (120, 10), 300: (80, 5), 1000: (40, 5)}
-CNN_STEPS = {30: (60, 5), 100: (60, 5), 300: (40, 5), 1000: (40, 5)}
+CNN_STEPS = {30: (60, 5), 100: (60, 5), 300: (40, 5), 1000: (60, 5)}
 
 
 def mlp(depth: int, activation: str, width: int = MLP_WIDTH) -> nn.Sequential:

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -33,6 +34,8 @@ from isometry.sampling import (
     fill_keyed_,
     haar,
     kernels,
+    transforms,
+    words,
     write_,
 )
 from isometry.tables import Table
@@ -193,6 +196,27 @@ def many_parameters(budget: float) -> list[Row]:
     return rows
 
 
+def one_tile(budget: float) -> list[Row]:
+    """What compiled code takes for one tile on one thread, beside NumPy (in the column of torch)."""
+    native = kernels.compiled()
+    if native is None:
+        return []
+    size, state = 2**18, bytes(range(24))
+    bits, out = np.empty(size, np.int32), np.empty(size, np.float32)
+    pieces: dict[str, Callable[[Any, Any], Any]] = {
+        "words of a tile": lambda draw, _: draw.streams(state, bits),
+        "normal values of them": lambda _, turn: turn.normal(bits, out, 0.02),
+        "truncated values of them": lambda _, turn: turn.truncated(bits, out, 0.02, 0.954, 0.046),
+    }
+    rows = []
+    for what, run in pieces.items():
+        ours, numpys = rivals(
+            lambda run=run: run(native, native), lambda run=run: run(words, transforms), budget=budget
+        )
+        rows.append(row(f"{what}, beside NumPy", "2.6e5", "float32", ours, numpys, size))
+    return rows
+
+
 def threads(budget: float) -> list[Row]:
     """Growth with threads, on 16 million elements; `ratio` is against torch with as many."""
     mine = torch.get_num_threads()
@@ -270,6 +294,7 @@ def main() -> None:
     rows += orthogonal(options.max_side, options.budget)
     rows += whole_model(options.gpt, options.budget)
     rows += many_parameters(options.budget)
+    rows += one_tile(options.budget)
     rows += threads(options.budget)
     rows += on_gpu(options.budget)
     print(table(rows))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from isometry.hooks import tensors_in as returned
 from isometry.moments.aliasing import Key, disjoint, key_of
-from isometry.moments.calls import functional, mapped, tensors_in
+from isometry.moments.calls import Call, Numbering, functional, mapped, tensors_in
 
 # Views and copies that hand every entry on as it is: a residual stream runs through these.
 IDENTITY = frozenset(
@@ -176,7 +176,7 @@ class Node:
         op: The ATen operation's name, without the underscore of in-place twins.
         shape: The output's shape.
         module: Path of the module that ran it.
-        call: The operation's number in the run, the same in any run of the same code; -1 for a leaf.
+        call: The operation's number in the run, the same in any run of the same code; None for a leaf.
         slot: Which output of the operation.
         func: The operation, to run it again; in-place ones as their functional twins.
         args: Its arguments, tensors as `Ref`.
@@ -196,7 +196,7 @@ class Node:
     op: str
     shape: tuple[int, ...]
     module: str = ""
-    call: int = -1
+    call: Call | None = None
     slot: int = 0
     func: Any = None
     args: tuple[Any, ...] = ()
@@ -301,7 +301,7 @@ class Tracer:
     ) -> None:
         self.flow = Flow([], {})
         self._running, self._value = running, known
-        self._calls = 0
+        self._numbering = Numbering()
         self._known: dict[int, dict[Key, int]] = {}
         self._last: dict[int, int] = {}
         self._kept: list[Any] = []  # storages, so that no address is used again
@@ -314,13 +314,13 @@ class Tracer:
 
     def __call__(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         """Record one operation."""
+        call = self._numbering.next(func)
         name = func._schema.name.split("::")[1]
         written = func._schema.is_mutable and name.endswith("_") and isinstance(args[0], Tensor)
         if written:
             func, name = functional(func) or func, name[:-1]
         refs = mapped((tuple(args), dict(kwargs)), lambda t: Ref(self._find(t)))
         inputs = tuple(r.node for r in _refs(refs))
-        call, self._calls = self._calls, self._calls + 1
         for slot, tensor in enumerate([args[0]] if written else list(tensors_in(out))):
             read = inputs
             if written and (name == "copy" or name in BLANK):

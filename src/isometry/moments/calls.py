@@ -33,6 +33,27 @@ def functional(func: Any) -> Any:
     return getattr(packet, "int" if func._schema.name == "aten::transpose_" else func._overloadname, None)
 
 
+Call = tuple[str, int]
+
+
+class Numbering:
+    """Numbers the operations of a run, each kind by itself.
+
+    So an operation keeps its number in any run of the same code, though torch puts in one of its own now and
+    then: a `detach` where autograd keeps a tensor, or where a factory is first used in a process.
+    """
+
+    def __init__(self) -> None:
+        self._count: dict[str, int] = {}
+
+    def next(self, func: Any) -> Call:
+        """Return the number of an operation that runs now; an in-place one counts with its twin."""
+        name = func._schema.name
+        kind = name.removesuffix("_") if func._schema.is_mutable else name
+        number = self._count[kind] = self._count.get(kind, -1) + 1
+        return kind, number
+
+
 def part_of_split(
     func: Any, args: tuple[Any, ...], part: Tensor, k: int, start: int
 ) -> tuple[Any, tuple[Any, ...]]:

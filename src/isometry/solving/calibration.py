@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from isometry.flow.roles import Role, Use
 from isometry.flow.tracing import assumption, study
+from isometry.moments.calls import Call
 from isometry.rehearsal import Rehearsal, Stage
 from isometry.sampling import Constant, Distribution
 from isometry.solving.passes import Problem
@@ -101,7 +102,7 @@ def _run(
     sizes: Mapping[str, float],
     channels: Container[str],
 ) -> Solver:
-    aims: dict[int, list[Aim]] = {}
+    aims: dict[Call | None, list[Aim]] = {}
     for name, size in sizes.items():
         role = problem.roles[name]
         use = _first(role)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
 
 from torch import Tensor
 
@@ -20,7 +19,6 @@ from isometry.errors import IsometryError
 from isometry.flow.stages import Stage
 from isometry.flow.tracing import assumption
 from isometry.hooks import on_gradient
-from isometry.moments.calls import functional
 from isometry.rehearsal import Rehearsal
 from isometry.rehearsal import Stage as Run
 from isometry.sampling import Distribution
@@ -75,16 +73,7 @@ class _Products:
         self.sizes: dict[int, float] = {}
         self.gradients: dict[int, float] = {}
         self.solver = Solver(run, problem.roles, laws, {}, frozenset(nodes), "never", problem.seed)
-        self._recorded = {node.call: node.func for node in problem.roles.flow.nodes if node.call >= 0}
-        self._call = 0
-        run.interpreter.observer, run.between = self, self._between
-
-    def __call__(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        """Hand the model's own operations on: between them autograd copies what it saves."""
-        recorded = self._recorded.get(self._call)
-        if recorded is None or recorded in (func, functional(func)):
-            self._call += 1
-            self.solver(func, args, kwargs, out)
+        run.between = self._between
 
     def _between(self) -> None:
         for index in self.nodes:

@@ -11,6 +11,7 @@ from torch import nn
 from isometry.errors import IsometryError
 from isometry.flow.roles import Role, Roles
 from isometry.flow.tracing import assumption
+from isometry.moments.calls import Call
 from isometry.plans import scaled
 from isometry.rehearsal import REAL_LIMIT, Rehearsal, Stage
 from isometry.sampling import Constant, Distribution
@@ -155,7 +156,7 @@ def _pass(
     measuring: Measuring,
 ) -> tuple[Stage, Solver]:
     """Run the model once; again on real tensors where records are unknown and it fits."""
-    by_call: dict[int, list[Aim]] = {}
+    by_call: dict[Call | None, list[Aim]] = {}
     for aim in aims:
         factor = factors.get(aim.role.name, 1.0)
         own = replace(aim, size=_times(aim, factor)) if factor != 1.0 else aim

@@ -24,6 +24,7 @@ from isometry.flow.graph import CONTRACTION, Node, Ref
 from isometry.flow.roles import Role, Roles
 from isometry.moments import algebra as alg
 from isometry.moments import record as rec
+from isometry.moments.calls import Call, Numbering
 from isometry.moments.record import Moments
 from isometry.moments.rules.base import Shifted
 from isometry.moments.rules.pointwise import as_moments
@@ -96,7 +97,7 @@ class Solver:
     stage: Stage
     roles: Roles
     laws: Mapping[str, tuple[Distribution, float]]
-    aims: Mapping[int, list[Aim]]
+    aims: Mapping[Call | None, list[Aim]]
     watched: frozenset[int] = frozenset()
     measuring: Measuring = "unknown"
     seed: int = 0
@@ -104,9 +105,9 @@ class Solver:
     missed: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._calls = 0
+        self._numbering = Numbering()
         self._tensors: dict[int, Tensor] = {}
-        self._nodes: dict[int, list[int]] = {}
+        self._nodes: dict[Call | None, list[int]] = {}
         for index in self.watched:
             self._nodes.setdefault(self.roles.flow.nodes[index].call, []).append(index)
         self._parameters = {canonical_name(n): p for n, p in self.stage.twin.named_parameters()}
@@ -154,7 +155,7 @@ class Solver:
 
     def __call__(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         """Solve the aims of an operation."""
-        call, self._calls = self._calls, self._calls + 1
+        call = self._numbering.next(func)
         aims = self.aims.get(call, ())
         if aims or call in self._nodes:
             outputs = list(out) if isinstance(out, tuple | list) else [out]

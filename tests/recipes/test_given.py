@@ -140,3 +140,69 @@ def test_a_bias_does_not_count_for_the_scale_of_its_weight(calibrate: bool) -> N
     product = model[0](x).detach() - 3.0
     assert plan["0.weight"].std == pytest.approx(27**-0.5, rel=0.2 if calibrate else 0.02)
     assert float(product.square().mean().sqrt()) == pytest.approx(1.0, rel=1e-3 if calibrate else 0.2)
+
+
+class Modulated(nn.Module):
+    """Blocks whose norms are shifted and scaled, and whose branches are gated, by a condition."""
+
+    def __init__(self, *, zero: bool, width: int = 32) -> None:
+        super().__init__()
+        self.maps = nn.ModuleList(nn.Linear(width, width) for _ in range(4))
+        self.sets = nn.ModuleList(nn.Linear(width, 3 * width) for _ in range(4))
+        self.head = nn.Linear(width, 5)
+        if zero:
+            for sets in self.sets:
+                nn.init.zeros_(sets.weight)
+
+    def forward(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        for maps, sets in zip(self.maps, self.sets, strict=True):
+            shift, scale, gate = sets(F.silu(condition)).chunk(3, -1)
+            x = x + gate * torch.tanh(maps(F.layer_norm(x, x.shape[-1:]) * (1 + scale) + shift))
+        return self.head(x)
+
+
+@pytest.mark.parametrize("zero", [True, False])
+def test_modulations_that_begin_at_zero_stay_so(zero):
+    inputs = (torch.randn(64, 32), torch.randn(64, 32))
+    plan = isometry.plan(lambda: Modulated(zero=zero), inputs)
+    laws = {plan[f"sets.{i}.weight"].law for i in range(4)}
+    assert (laws == {Constant(0.0)}) == zero
+    assert all(plan[f"maps.{i}.weight"].std for i in range(4))
+    assert plan["head.weight"].std
+
+
+def test_weights_that_are_zero_because_memory_was_cleared_are_drawn():
+    class Gated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gate, self.up, self.down = (nn.Parameter(torch.zeros(64, 64)) for _ in range(3))
+
+        def forward(self, x):
+            return (F.silu(x @ self.gate) * (x @ self.up)) @ self.down
+
+    plan = isometry.plan(Gated(), "32x64")
+    assert all(row.std for row in plan)
+
+
+def test_matrices_whose_determinant_is_taken_are_kept():
+    class Flow(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mixing = nn.Parameter(torch.linalg.qr(torch.randn(8, 8))[0])
+            self.inner, self.last = nn.Linear(4, 16), nn.Linear(16, 8)
+            nn.init.zeros_(self.last.weight)
+
+        def forward(self, x):
+            x = x @ self.mixing
+            kept, moved = x.chunk(2, -1)
+            scale, shift = self.last(torch.relu(self.inner(kept))).chunk(2, -1)
+            scale = torch.sigmoid(scale + 2.0)
+            size = torch.linalg.slogdet(self.mixing)[1] + scale.log().sum(-1)
+            return torch.cat([kept, moved * scale + shift], -1), size
+
+    torch.manual_seed(0)
+    plan = isometry.plan(Flow(), "32x8")
+    assert plan["mixing"].law is None
+    assert "determinant" in plan["mixing"].reason
+    assert plan["last.weight"].law == Constant(0.0)
+    assert plan["inner.weight"].std

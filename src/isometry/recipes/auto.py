@@ -56,7 +56,7 @@ from isometry.names import canonical_name
 from isometry.plans import std_of
 from isometry.recipes.base import Choice, Subject, neutral, recipe
 from isometry.recipes.branches import branch_balances, stream_size, summed_ends
-from isometry.recipes.given import chosen_bias
+from isometry.recipes.given import chosen_bias, set_weights
 from isometry.recipes.gradients import for_gradients
 from isometry.recipes.isometric import plain_choices
 from isometry.recipes.laws import law_of
@@ -125,15 +125,16 @@ class Draft:
         self._small = small_tables(subject, self._tied)
         self._targets: list[Balance] = []
         self._powers: dict[int, float] = {}
-        self._gains = {role.gain for role in subject.roles.by_name.values()} - {*subject.settled}
+        self._settled = set_weights(subject.roles, subject.constructed) | dict(subject.settled)
+        self._gains = {role.gain for role in subject.roles.by_name.values()} - {*self._settled}
         plain = subject.objective == "forward" and subject.family is None
         self._woven = plain_choices(subject, activations=PLAIN) if plain else {}
         for role in subject.roles.by_name.values():
             self._add(role)
 
     def _add(self, role: Role) -> None:
-        if role.name in self.subject.settled:
-            self._fix(role, self.subject.settled[role.name])
+        if role.name in self._settled:
+            self._fix(role, self._settled[role.name])
         elif role.name in self._woven:
             self._fix(role, self._woven[role.name])
         elif role.name in self._tied and self._tied[role.name].scale:
@@ -153,9 +154,7 @@ class Draft:
         elif role.kind in ("embedding", "position", "token"):
             self._source(role)
         elif role.kind == "bias" and sets_decay(self.flow, role.uses[0].node):
-            self._fix(
-                role, Choice(None, "it sets how long a state lasts: kept as constructed", marks=("kept",))
-            )
+            self._fix(role, Choice(None, "it sets how long a state lasts: kept", marks=("kept",)))
         else:
             self._fix(role, self._bias(role) or neutral(role))
 

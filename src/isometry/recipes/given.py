@@ -22,6 +22,10 @@ from isometry.recipes.base import Choice
 from isometry.sampling import Constant
 
 _LEARNT = ("weight", "embedding")
+# Functions of a square matrix as a whole.
+_OF_MATRICES = frozenset(
+    ["_linalg_slogdet", "_linalg_det", "linalg_inv_ex", "linalg_matrix_exp", "_linalg_solve_ex"]
+)
 
 
 def given_choices(roles: Roles, values: Mapping[str, Value], copies: Mapping[str, str]) -> dict[str, Choice]:
@@ -53,6 +57,33 @@ def given_choices(roles: Roles, values: Mapping[str, Value], copies: Mapping[str
         reason = "zero as constructed: training begins at what the frozen weights compute"
         found |= {role.name: Choice(Constant(0.0), reason) for role in zeros}
     return held | found
+
+
+def set_weights(roles: Roles, values: Mapping[str, Value]) -> dict[str, Choice]:
+    """Return the choices for weights that the model's code set and that work as they are.
+
+    A matrix whose determinant, inverse or exponential is taken is one step of a map that can be inverted: it
+    is kept. A weight that begins at zero and makes gates, shifts or factors lets each begin neutral, while a
+    signal goes on beside it. Where half of a model's weights are zero, their memory was only cleared.
+
+    Args:
+        roles: The roles.
+        values: The records of the parameters as constructed, by name.
+
+    Returns:
+        The choices by name.
+    """
+    names = {index: name for name, index in roles.flow.parameters.items()}
+    whole = {names[i] for node in roles.flow.nodes if node.op in _OF_MATRICES for i in node.parameters}
+    reason = "its determinant, inverse or exponential is taken: kept as constructed"
+    kept = {name: Choice(None, reason, marks=("kept",)) for name in whole if name in roles.by_name}
+    weights = [role for role in roles.by_name.values() if role.kind == "weight"]
+    zeros = [role for role in weights if _is_zero(role, values)]
+    if 2 * len(zeros) >= len(weights):
+        return kept
+    neutral = (role for role in zeros if role.parts & {"gate", "gated"})
+    reason = "zero as constructed: what it gates or shifts begins neutral"
+    return kept | {role.name: Choice(Constant(0.0), reason) for role in neutral}
 
 
 def chosen_bias(role: Role, parameter: Tensor | None, value: Value | None) -> Choice | None:

@@ -117,9 +117,7 @@ def added(w):
     w.add_(torch.rand_like(w)).copy_(0.5 * w)
 
 
-@pytest.mark.parametrize(
-    ("init", "square"), [(whole, 0.25), (scaled_afterwards, 0.25), (added, 7 / 12)], ids=lambda x: str(x)
-)
+@pytest.mark.parametrize(("init", "square"), [(whole, 0.25), (scaled_afterwards, 0.25), (added, 7 / 12)])
 def test_draws_that_are_copied_into_a_small_known_tensor(init, square):
     recording = recorded(owner(init, start=torch.ones), Interpreter())
     m = as_moments(recording.value(recording.model.weight))

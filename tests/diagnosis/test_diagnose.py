@@ -127,6 +127,24 @@ def test_saturated_and_dead_units_are_seen() -> None:
     assert any("units are dead" in fault.symptom for fault in isometry.diagnose(model, torch.randn(512, 64)))
 
 
+def test_units_that_are_dead_in_a_branch_are_seen() -> None:
+    class Block(nn.Module):
+        def __init__(self, bias: float) -> None:
+            super().__init__()
+            self.up, self.relu, self.down = nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64)
+            nn.init.constant_(self.up.bias, bias)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.down(self.relu(self.up(x)))
+
+    torch.manual_seed(0)
+    model = nn.Sequential(Block(0.0), Block(-9.0), Block(0.0), nn.Linear(64, 10))
+    told = [fault.symptom for fault in isometry.diagnose(model, torch.randn(256, 64))]
+    assert told[0].startswith("2 of 7 weights get no gradient")
+    assert told[1].startswith("units are dead: 100% at '1.relu' (ReLU)")
+    assert len(told) == 2
+
+
 def test_branches_that_begin_at_zero_are_healthy() -> None:
     class Block(nn.Module):
         def __init__(self) -> None:
@@ -198,8 +216,11 @@ def test_each_check_on_numbers() -> None:
     assert alike(chain([1.0] * 3, cosine=1.0)) is None  # nothing with weights
     assert saturated(chain([1.0], saturated=0.4)) is None
     assert "60% at '0' (Linear)" in str(saturated(chain([1.0], saturated=0.6)))
-    assert silent(chain([1.0], zeros=0.5)) is None
-    assert "99.9% at '0' (Linear) and 1 more" in str(silent(chain([1.0, 1.0], zeros=0.999)))
+    assert silent(chain([1.0, 1.0], zeros=0.5)) is None
+    assert "99.9% at '1' (Linear) and 1 more" in str(silent(chain([1.0, 1.0, 1.0], zeros=0.999)))
+    assert silent(chain([0.0, 0.0, 0.0], zeros=1.0)) is None  # of nothing comes nothing
+    infinite = Signal(name="0.weight", shape=(2, 2), backward=Stats(rms=float("inf")))
+    assert "1 of 1 gradients are nan or infinite, of '0.weight'" in str(gradients(Profile((), (infinite,))))
 
 
 def test_a_sigmoid_behind_the_head_is_no_fault() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Literal
 
 from isometry.profile import Profile, Signal
@@ -66,6 +67,9 @@ def gradients(profile: Profile) -> str | None:
     behind an opening; see `_opens`.
     """
     known = [row for row in profile.parameters if row.backward is not None and row.backward.rms is not None]
+    broken = [row.name for row in known if not math.isfinite(_rms(row, "backward"))]
+    if broken:
+        return f"{len(broken)} of {len(known)} gradients are nan or infinite, of {broken[0]!r} first"
     most = max((_rms(row, "backward") for row in known), default=0.0)
     if known and not most > 0.0:
         return f"no parameter of {len(known)} gets a gradient: all are zero"
@@ -84,7 +88,7 @@ def alike(profile: Profile) -> str | None:
 
     What follows the last weights is not judged: a sigmoid's outputs are all near ½.
     """
-    owners = {row.name.rpartition(".")[0] for row in profile.parameters}
+    owners = _owners(profile)
     rows = [row for row in _leaves(profile) if row.forward is not None and row.forward.cosine is not None]
     while rows and rows[-1].name not in owners:
         rows.pop()
@@ -105,12 +109,16 @@ def saturated(profile: Profile) -> str | None:
 
 
 def silent(profile: Profile) -> str | None:
-    """Tell where an activation gives nothing but zeros."""
-    rows = [
-        row
-        for row in _leaves(profile)
-        if row.forward and row.forward.rms and SILENT < (row.forward.zeros or 0.0) < 1.0
-    ]
+    """Tell where an activation gives nothing but zeros, of something else.
+
+    Not where zeros come from a scale: of a module with parameters, or of a part of one.
+    """
+    owners = _owners(profile)
+    rows = []
+    for before, row in pairwise(row for row in _leaves(profile) if row.forward is not None):
+        scaled = row.name in owners or row.name.rpartition(".")[0] in owners
+        if row.forward and (row.forward.zeros or 0.0) > SILENT and _rms(before) > 0.0 and not scaled:
+            rows.append(row)
     return None if not rows else f"units are dead: {_shares(rows, 'zeros')} of what they give is zero"
 
 
@@ -128,6 +136,11 @@ def _leaves(profile: Profile) -> Iterator[Signal]:
     """Rows of modules without submodules: a module that holds others is told before them."""
     holders = {row.name.rpartition(".")[0] for row in profile.signals}
     yield from (row for row in profile.signals if row.name and row.name not in holders)
+
+
+def _owners(profile: Profile) -> set[str]:
+    """Names of the modules that have parameters of their own."""
+    return {row.name.rpartition(".")[0] for row in profile.parameters}
 
 
 def _opens(profile: Profile) -> bool:

@@ -93,6 +93,8 @@ def test_a_target_needs_both_halves(target):
 def test_what_is_not_there_comes_with_the_nearest_name(file):
     with pytest.raises(NotFoundError, match=r"no file .*did you mean 'model_for_targets\.py'"):
         find(f"{file.parent}/model_for_target.py:build")
+    with pytest.raises(NotFoundError, match=r"no file [^;]*$"):  # only the ending is alike
+        find(f"{file.parent}/xyz.py:build")
     with pytest.raises(NotFoundError, match="no file"):
         find("/no/such/folder/x.py:build")
     with pytest.raises(NotFoundError, match="no attribute 'bulld'; did you mean 'build'"):

@@ -140,8 +140,8 @@ def parse_arguments(pairs: Iterable[str]) -> dict[str, Any]:
 
 def _import_file(path: Path) -> ModuleType:
     if not path.is_file():
-        siblings = [file.name for file in path.parent.glob("*.py")] if path.parent.is_dir() else []
-        raise NotFoundError(f"there is no file {path}{_nearest(path.name, siblings)}")
+        siblings = [file.stem for file in path.parent.glob("*.py")] if path.parent.is_dir() else []
+        raise NotFoundError(f"there is no file {path}{_nearest(path.stem, siblings, '.py')}")
     path = path.resolve()
     _put_first(path.parent)
     specification = importlib.util.spec_from_file_location(path.stem, path)
@@ -207,9 +207,9 @@ def _put_first(directory: Path) -> None:
         sys.path.insert(0, text)
 
 
-def _nearest(name: str, names: Iterable[str]) -> str:
+def _nearest(name: str, names: Iterable[str], ending: str = "") -> str:
     near = get_close_matches(name, list(names), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    return f"; did you mean {near[0] + ending!r}?" if near else ""
 
 
 def _example(target: str) -> str:

@@ -116,6 +116,12 @@ def test_the_right_gain_is_healthy_at_any_depth(activation: type[nn.Module], gai
     assert not any("'s gain" in cause for fault in told for cause in fault.causes)
 
 
+def test_the_typical_weight_of_a_group_is_told() -> None:
+    """Of tanh layers the first needs to be small, the others larger than torch's default."""
+    told = isometry.diagnose(lambda: plain(20, nn.Tanh), "32x64")
+    assert "*.weight ×19 (weight → tanh) has RMS 0.072 (torch's default) and needs 0.13" in told[0].causes
+
+
 def test_saturated_and_dead_units_are_seen() -> None:
     told = isometry.diagnose(lambda: plain(6, nn.Tanh, 1.0), "32x64")
     assert [fault.symptom.split(":")[0] for fault in told] == ["units are saturated"]

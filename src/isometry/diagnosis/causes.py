@@ -23,7 +23,7 @@ class Cause:
 
     Attributes:
         who: Their names and role.
-        have: The RMS of the one that is furthest off.
+        have: The RMS of a typical one.
         want: What it should have.
         rule: The rule that gave it its size, where one is recognised.
         foreign: Whether that is the gain of another activation than the one it feeds.
@@ -70,13 +70,21 @@ def causes(planned: Plan, profile: Profile) -> tuple[Cause, ...]:
         groups.setdefault(who, []).append(_cause(row, stats.rms, wanted))
     ranked = []
     for (name, role), members in groups.items():
-        worst = max(members, key=lambda cause: cause.distance)
-        if worst.foreign or worst.distance > _FAR:
+        shown = _typical(members)
+        if shown.foreign or shown.distance > _FAR:
             many = f" ×{len(members)}" if len(members) > 1 else ""
             off = sum(cause.distance for cause in members)
-            ranked.append((off, replace(worst, who=f"{name}{many} ({role})")))
+            ranked.append((off, replace(shown, who=f"{name}{many} ({role})")))
     ranked.sort(key=lambda pair: -pair[0])
     return tuple(cause for _, cause in ranked[:SHOWN])
+
+
+def _typical(members: list[Cause]) -> Cause:
+    """Return the one in the middle of like parameters, or the furthest off, where the middle is not off."""
+    middle = sorted(members, key=lambda cause: cause.have / cause.want)[len(members) // 2]
+    if middle.foreign or middle.distance > _FAR:
+        return middle
+    return max(members, key=lambda cause: cause.distance)
 
 
 def _cause(row: Row, have: float, wanted: float) -> Cause:

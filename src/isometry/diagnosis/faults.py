@@ -21,7 +21,7 @@ class Fault:
 
     Attributes:
         symptom: What is ill, with its size.
-        causes: The parameters whose scale is furthest from what the signal needs, and by how much.
+        causes: The parameters whose scale is furthest from what the signal needs, with a typical one's size.
         remedy: What to do.
     """
 

@@ -45,6 +45,8 @@ Inputs = Annotated[
     ),
 ]
 Parameters = Annotated[bool, typer.Option("--parameters", help="Show weights and their gradients instead.")]
+Draws = Annotated[int, typer.Option(help="How many models are drawn and measured.")]
+Seed = Annotated[int, typer.Option(help="Of the first draw.")]
 Leaves = Annotated[bool, typer.Option("--leaves", help="Only modules without submodules.")]
 Depth = Annotated[int | None, typer.Option(help="Only modules at most so many levels down.")]
 Plot = Annotated[

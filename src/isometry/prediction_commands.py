@@ -12,11 +12,13 @@ from isometry.audit import audit
 from isometry.console import (
     Arguments,
     Depth,
+    Draws,
     Inputs,
     JsonFile,
     Leaves,
     Parameters,
     Plot,
+    Seed,
     Target,
     examples,
     require_plots,
@@ -82,8 +84,8 @@ def _audit(
     target: Target,
     inputs: Inputs,
     arg: Arguments = None,
-    draws: Annotated[int, typer.Option(help="How many models are drawn and measured.")] = 1,
-    seed: Annotated[int, typer.Option(help="Of the first draw.")] = 0,
+    draws: Draws = 1,
+    seed: Seed = 0,
     parameters: Parameters = False,
     fix: Annotated[bool, typer.Option("--fix", help="Show what recipe auto would make of it.")] = False,
     json: JsonFile = None,
@@ -94,7 +96,7 @@ def _audit(
     found = audit(source, spec, draws=draws, seed=seed)
     console = screen(json)
     show_table(console, found.table(parameters=parameters))
-    told = faults(source, spec, found.predicted, found.measured or found.predicted)
+    told = faults(source, spec, found.predicted, found.measured)
     for line in sentences(told):
         console.print(Text(line), soft_wrap=True)
     if fix:
@@ -131,15 +133,15 @@ def _report(
     target: Target,
     inputs: Inputs,
     arg: Arguments = None,
-    draws: Annotated[int, typer.Option(help="How many models are drawn and measured.")] = 1,
-    seed: Annotated[int, typer.Option(help="Of the first draw.")] = 0,
+    draws: Draws = 1,
+    seed: Seed = 0,
     out: Annotated[Path, typer.Option(metavar="FILE", help="The page.")] = Path("report.html"),
 ) -> None:
     """Write one HTML page: the signal predicted and measured, what is wrong, and what auto would write."""
     require_plots()
     source, spec = _source(target, parse_arguments(arg or [])), spec_of(inputs)
     found = audit(source, spec, draws=draws, seed=seed)
-    told = faults(source, spec, found.predicted, found.measured or found.predicted)
+    told = faults(source, spec, found.predicted, found.measured)
     parts: dict[str, object] = (
         {"What is wrong": Section("What is wrong", sentences=sentences(told))} if told else {}
     )

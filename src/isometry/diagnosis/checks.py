@@ -48,7 +48,7 @@ def signal(profile: Profile) -> str | None:
     A branch that begins small, as with a last weight of zero, is not ill: behind its sum the signal is back.
     The last module is not judged: its scale is the targets'.
     """
-    rows = [row for row in _leaves(profile) if row.forward is not None and row.forward.rms is not None][:-1]
+    rows = [row for row in symptoms.leaves(profile) if row.forward and row.forward.rms is not None][:-1]
     sizes = [_rms(row) for row in rows]
     first = next((size for size in sizes if size > 0.0), 0.0)
     for place, (row, size) in enumerate(zip(rows, sizes, strict=True)):
@@ -89,7 +89,7 @@ def alike(profile: Profile) -> str | None:
     What follows the last weights is not judged: a sigmoid's outputs are all near ½.
     """
     owners = _owners(profile)
-    rows = [row for row in _leaves(profile) if row.forward is not None and row.forward.cosine is not None]
+    rows = [row for row in symptoms.leaves(profile) if row.forward and row.forward.cosine is not None]
     while rows and rows[-1].name not in owners:
         rows.pop()
     cosines = [row.forward.cosine or 0.0 for row in rows if row.forward is not None]
@@ -104,7 +104,7 @@ def alike(profile: Profile) -> str | None:
 
 def saturated(profile: Profile) -> str | None:
     """Tell where a bounded activation is flat for most of what it reads; known of measured profiles."""
-    rows = [row for row in _leaves(profile) if row.forward and (row.forward.saturated or 0.0) > FLAT]
+    rows = [row for row in symptoms.leaves(profile) if row.forward and (row.forward.saturated or 0.0) > FLAT]
     return None if not rows else f"units are saturated: {_shares(rows, 'saturated')}"
 
 
@@ -115,7 +115,7 @@ def silent(profile: Profile) -> str | None:
     """
     owners = _owners(profile)
     rows = []
-    for before, row in pairwise(row for row in _leaves(profile) if row.forward is not None):
+    for before, row in pairwise(symptoms.leaves(profile)):
         scaled = row.name in owners or row.name.rpartition(".")[0] in owners
         if row.forward and (row.forward.zeros or 0.0) > SILENT and _rms(before) > 0.0 and not scaled:
             rows.append(row)
@@ -130,12 +130,6 @@ def _shares(rows: list[Signal], statistic: str) -> str:
     worst = max(rows, key=lambda row: getattr(row.forward, statistic))
     more = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
     return f"{percent(getattr(worst.forward, statistic))} at {_place(worst)}{more}"
-
-
-def _leaves(profile: Profile) -> Iterator[Signal]:
-    """Rows of modules without submodules: a module that holds others is told before them."""
-    holders = {row.name.rpartition(".")[0] for row in profile.signals}
-    yield from (row for row in profile.signals if row.name and row.name not in holders)
 
 
 def _owners(profile: Profile) -> set[str]:

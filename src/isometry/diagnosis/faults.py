@@ -78,16 +78,16 @@ def diagnose(
         ['the signal vanishes', 'the gradient fades']
     """
     if profile is not None:
-        return faults(model, inputs, profile, profile)
+        return faults(model, inputs, profile, None)
     seen = audit(model, inputs, loss=loss, seed=seed)
-    return faults(model, inputs, seen.predicted, seen.measured or seen.predicted)
+    return faults(model, inputs, seen.predicted, seen.measured)
 
 
 def faults(
-    model: nn.Module | Callable[[], nn.Module], inputs: object, profile: Profile, units: Profile
+    model: nn.Module | Callable[[], nn.Module], inputs: object, profile: Profile, measured: Profile | None
 ) -> tuple[Fault, ...]:
-    """`diagnose` for profiles that are known: how the signal travels, and what activations do."""
-    symptoms = list(found(profile, units))
+    """`diagnose` for profiles that are known: how the signal travels, and what a draw's activations do."""
+    symptoms = list(found(profile, measured or profile))
     uneven = [] if symptoms else list(changes(evidence(profile)))
     if not symptoms and not uneven:
         return ()

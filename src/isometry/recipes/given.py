@@ -1,4 +1,4 @@
-"""What a model's author has settled: parameters that are not trained, and zeros beside pretrained weights."""
+"""What a model's author has settled: parameters that are not trained, numbers that the code sets."""
 
 from __future__ import annotations
 

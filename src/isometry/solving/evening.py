@@ -69,7 +69,7 @@ class _Products:
         laws: Mapping[str, tuple[Distribution, float]],
         nodes: Sequence[int],
     ) -> None:
-        self.run, self.nodes = run, nodes
+        self.nodes = nodes
         self.sizes: dict[int, float] = {}
         self.gradients: dict[int, float] = {}
         self.solver = Solver(run, problem.roles, laws, {}, frozenset(nodes), "never", problem.seed)

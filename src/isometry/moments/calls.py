@@ -65,6 +65,11 @@ def part_of_split(
     return torch.ops.aten.slice.Tensor, (base, dim, start, start + part.shape[dim])
 
 
+def listed(result: Any) -> list[Any]:
+    """The results of an operation, one or several."""
+    return list(result) if isinstance(result, tuple | list) else [result]
+
+
 def tensors_in(tree: Any) -> list[Tensor]:
     """All tensors among an operation's arguments or results, in order."""
     if isinstance(tree, Tensor):

@@ -13,7 +13,6 @@ Operations whose inputs are all known values are run on those values. An operati
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -22,38 +21,27 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from isometry.moments import factories, masked, origins, running, symbolic
 from isometry.moments import regrouping as reg
-from isometry.moments.aliasing import Key, disjoint, key_of
-from isometry.moments.calls import Mode, functional, identity, mapped, name_of, part_of_split, tensors_in
+from isometry.moments.aliasing import disjoint, key_of
+from isometry.moments.calls import (
+    Mode,
+    functional,
+    identity,
+    listed,
+    mapped,
+    name_of,
+    part_of_split,
+    tensors_in,
+)
 from isometry.moments.concrete import LIMIT, Concrete
 from isometry.moments.record import Moments
 from isometry.moments.rules.base import RULES, Context, NoRule, Rule, Shifted, Unknown, Value, check_numbers
 from isometry.moments.rules.pointwise import UNTAGGED, as_moments, check_complex, pointwise
 from isometry.moments.rules.views import of_numbers
 from isometry.moments.spread import Spread
+from isometry.moments.storages import Storage, StorageView
 from isometry.moments.symbolic import Lazy
 
 _RESHAPING = ("transpose_", "t_", "squeeze_", "unsqueeze_", "swapdims_", "swapaxes_", "as_strided_")
-
-
-@dataclass(frozen=True, eq=False)
-class _View:
-    """How a view was made, so that a write to it reaches its base and a write to the base reaches it."""
-
-    base: Tensor
-    func: Any
-    args: tuple[Any, ...]
-
-
-@dataclass
-class _Storage:
-    """The records of one storage; holding it keeps its address from being used again.
-
-    Not a tensor of it: that holds its history, whose hooks hold whoever reads gradients, and so this run.
-    """
-
-    keep: torch.UntypedStorage
-    values: dict[Key, Value] = field(default_factory=dict)
-    views: dict[Key, _View] = field(default_factory=dict)
 
 
 class Observer(Protocol):
@@ -87,7 +75,7 @@ class Interpreter(Mode):  # type: ignore[no-untyped-call]
         self.spread = Spread()
         self.observer: Observer | None = None
         self._ran = running.Ran()
-        self._storages: dict[int, _Storage] = {}
+        self._storages: dict[int, Storage] = {}
         self._known: dict[object, tuple[list[Value | None], list[Value | None] | None]] = {}
         origins.begin()
 
@@ -137,7 +125,7 @@ class Interpreter(Mode):  # type: ignore[no-untyped-call]
         key = key_of(tensor)
         entry = self._storages.get(key[0])
         if entry is None:
-            entry = self._storages[key[0]] = _Storage(tensor.untyped_storage())
+            entry = self._storages[key[0]] = Storage(tensor.untyped_storage())
         entry.values[key] = value
 
     def write(self, tensor: Tensor, value: Value) -> None:
@@ -164,7 +152,7 @@ class Interpreter(Mode):  # type: ignore[no-untyped-call]
         for target, its in chain:
             self.assign(target, its)
 
-    def _into_base(self, view: _View, part: Tensor, value: Value) -> Value:
+    def _into_base(self, view: StorageView, part: Tensor, value: Value) -> Value:
         """Return the base's record after its view was overwritten."""
         name = name_of(view.func)
         base = self.value(view.base)
@@ -179,7 +167,7 @@ class Interpreter(Mode):  # type: ignore[no-untyped-call]
             return masked.with_mask_written(made, base, value, lambda t: view.func(t, *view.args[1:]))
         return self._into_random(view, part, base, value)
 
-    def _into_random(self, view: _View, part: Tensor, base: Value, value: Value) -> Value:
+    def _into_random(self, view: StorageView, part: Tensor, base: Value, value: Value) -> Value:
         name = name_of(view.func)
         if name in reg.UNVIEWED and part.numel() == view.base.numel():
             return reg.unviewed(name, view.args, as_moments(value), tuple(view.base.shape))
@@ -298,8 +286,10 @@ class Interpreter(Mode):  # type: ignore[no-untyped-call]
                 how = part_of_split(func, args, tensor, k, start)
                 start += tensor.shape[how[1][1]] if how[0] is torch.ops.aten.slice.Tensor else 0
             if key != key_of(base):
-                alone = base.detach()  # without a history, as for `_Storage`
-                self._storages[storage].views.setdefault(key, _View(alone, how[0], (alone, *how[1][1:])))
+                alone = base.detach()  # without a history, as for `Storage`
+                self._storages[storage].views.setdefault(
+                    key, StorageView(alone, how[0], (alone, *how[1][1:]))
+                )
 
     def _scalar(self, tensor: Tensor) -> Any:
         value = self.value(tensor)
@@ -419,13 +409,11 @@ class Interpreter(Mode):  # type: ignore[no-untyped-call]
         self.notes.update(context.notes)
         if found is not None:
             self.used[context.op] += 1
-        results = _listed(result)
+        results = listed(result)
         self.spread.follow(context.op, (ready, named), results)
         return results + [None] * (len(outputs) - len(results))
 
-    def _masked(
-        self, func: Any, rule: Rule, context: Context, args: Any, kwargs: dict[str, Any]
-    ) -> Shifted | None:
+    def _masked(self, func: Any, rule: Rule, context: Context, args: Any, kwargs: Any) -> Shifted | None:
         """Regroup a tensor that has a known part beside it; None for any other operation."""
         value = self.value(args[0]) if args and isinstance(args[0], Tensor) else None
         if not isinstance(value, Shifted) or not masked.regroups(func):
@@ -450,7 +438,3 @@ class Interpreter(Mode):  # type: ignore[no-untyped-call]
         made = Unknown(name, self.module, reason)
         self.unknown[made] += 1
         return made
-
-
-def _listed(result: Any) -> list[Any]:
-    return list(result) if isinstance(result, tuple | list) else [result]

@@ -25,7 +25,7 @@ import numpy as np
 
 from isometry.moments import axes as ax
 from isometry.moments import latents
-from isometry.moments.axes import Array, Axis
+from isometry.moments.axes import Array
 from isometry.moments.latents import Latent
 from isometry.moments.origins import Beside, Centred, Contraction, Product, Sum, alive, any_again
 from isometry.moments.places import (
@@ -36,6 +36,7 @@ from isometry.moments.places import (
     common,
     composed,
     finer,
+    in_place,
     less_mean,
     recut,
     seen,
@@ -347,7 +348,7 @@ def _of_neighbours(x: Beside, y: Beside, axes: Axes) -> Asking:
             if ours != theirs or (i != j and ours[at] != (1,)):
                 continue
             found = yield p, q, ours
-            part = None if found is None else _in_place(found, at, axes[at], (i, j), ours[at])
+            part = None if found is None else in_place(found, at, axes[at], (i, j), ours[at])
             if part is not None:
                 total = part if total is None else total + part
     return total
@@ -362,38 +363,16 @@ def _placed(x: Beside) -> list[tuple[int, Axes, View]]:
     ]
 
 
-def _in_place(table: Array, position: int, axis: Axis, starts: tuple[int, int], own: Axis) -> Array | None:
-    """Return a table of two parts of an axis, which begin where `starts` says, as one along all of it.
-
-    None where the axis is cut into other blocks than the parts.
-    """
-    edges, count = [0, *itertools.accumulate(axis)], len(axis)
-    if any(start not in edges for start in starts):
-        return None
-    i, j = (edges.index(start) for start in starts)
-    if axis[i : i + len(own)] != own or axis[j : j + len(own)] != own:
-        return None
-    first_, second_ = np.arange(i, i + len(own)), np.arange(j, j + len(own))
-    pairs = (count * (1 + first_[:, None]) + second_).ravel()
-    table = np.moveaxis(table, position, -1)
-    made = np.zeros((*table.shape[:-1], count * (count + 1)))
-    if i == j:
-        made[..., np.concatenate([first_, pairs])] = table  # one that is the same for all pairs is spread
-    else:
-        made[..., pairs] = table[..., -1:]
-    return np.moveaxis(made, -1, position)
-
-
 def _of_contractions(x: Latent, y: Latent, axes: Axes) -> Asking:
     ours, theirs = x.origin, y.origin
     if ours.how != theirs.how:
         return None
-    on = [common(p.axes, q.axes) for p, q in zip(_summed_by(ours), _summed_by(theirs), strict=True)]
-    made = next((z for z in (x, y) if [t.axes for t in _summed_by(z.origin)] == on), None)
+    on = [common(p.axes, q.axes) for p, q in zip(ours.summands, theirs.summands, strict=True)]
+    made = next((z for z in (x, y) if [t.axes for t in z.origin.summands] == on), None)
     if made is None:
         return None
     tables: list[Array] = []
-    for p, q, fine in reversed([*zip(_summed_by(ours), _summed_by(theirs), on, strict=True)]):
+    for p, q, fine in reversed([*zip(ours.summands, theirs.summands, on, strict=True)]):
         found = None if fine is None else (yield from _joint(finer(p, fine), finer(q, fine)))
         if found is None:
             return None
@@ -404,11 +383,6 @@ def _of_contractions(x: Latent, y: Latent, axes: Axes) -> Asking:
         for p, q in ((ours.mean, theirs.mean), (ours.std, theirs.std))
     )
     return (table - mean) * _inverse(size)
-
-
-def _summed_by(origin: Contraction) -> list[Moments]:
-    """Return the one or two tensors that a contraction sums."""
-    return [origin.a] if origin.b is None else [origin.a, origin.b]
 
 
 def _inverse(sizes: Array) -> Array:

@@ -74,6 +74,11 @@ class Contraction:
     std: Array
     again: bool = False
 
+    @property
+    def summands(self) -> list[Moments]:
+        """The one or two tensors that it sums over."""
+        return [self.a] if self.b is None else [self.a, self.b]
+
 
 @dataclass(frozen=True, eq=False)
 class Beside:

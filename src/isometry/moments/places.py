@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -179,6 +180,28 @@ def _finer(m: Moments, axes: Axes) -> Moments:
 
     terms = tuple(Term(on_blocks(t.coef), tuple(map(on_factor, t.factors))) for t in m.terms)
     return Moments(tuple((a,) for a in axes), terms, on_pairs(m.table), on_blocks(m.mean))
+
+
+def in_place(table: Array, position: int, axis: Axis, starts: tuple[int, int], own: Axis) -> Array | None:
+    """Return a table of two parts of an axis, which begin where `starts` says, as one along all of it.
+
+    None where the axis is cut into other blocks than the parts.
+    """
+    edges, count = [0, *itertools.accumulate(axis)], len(axis)
+    if any(start not in edges for start in starts):
+        return None
+    i, j = (edges.index(start) for start in starts)
+    if axis[i : i + len(own)] != own or axis[j : j + len(own)] != own:
+        return None
+    first_, second_ = np.arange(i, i + len(own)), np.arange(j, j + len(own))
+    pairs = (count * (1 + first_[:, None]) + second_).ravel()
+    table = np.moveaxis(table, position, -1)
+    made = np.zeros((*table.shape[:-1], count * (count + 1)))
+    if i == j:
+        made[..., np.concatenate([first_, pairs])] = table  # one that is the same for all pairs is spread
+    else:
+        made[..., pairs] = table[..., -1:]
+    return np.moveaxis(made, -1, position)
 
 
 def seen(table: Array, own: Axes, ours: Places, theirs: Places, axes: Axes) -> Array | None:

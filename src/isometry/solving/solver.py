@@ -24,7 +24,7 @@ from isometry.flow.graph import CONTRACTION, Node, Ref
 from isometry.flow.roles import Role, Roles
 from isometry.moments import algebra as alg
 from isometry.moments import record as rec
-from isometry.moments.calls import Call, Numbering
+from isometry.moments.calls import Call, Numbering, listed
 from isometry.moments.record import Moments
 from isometry.moments.rules.base import Shifted
 from isometry.moments.rules.pointwise import as_moments
@@ -158,7 +158,7 @@ class Solver:
         call = self._numbering.next(func)
         aims = self.aims.get(call, ())
         if aims or call in self._nodes:
-            outputs = list(out) if isinstance(out, tuple | list) else [out]
+            outputs = listed(out)
             for index in self._nodes.get(call, ()):
                 node = self.roles.flow.nodes[index]
                 self._tensors[index] = outputs[node.slot]

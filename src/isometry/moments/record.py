@@ -79,7 +79,9 @@ class Fan(NamedTuple):
     channel scatters between channels by 2/`directions`. `shared` is the number of directions of all channels
     together, more where groups of channels read different x; `tail` is the relative variance, from entry to
     entry, of the mean square over all channels, which is a mean over `reach` neighbours along each axis of
-    space. `normed` entries of each channel have since been divided by their size, if not 0. See `fan`.
+    space. `normed` entries of each channel have since been divided by their size, if not 0. `light` is by how
+    much the weights' kurtosis is below that of normal ones, 3. For given weights and n entries the relative
+    variance of a channel's mean square is 2/n and `extra`/n more. See `fan`.
     """
 
     weights: float
@@ -88,20 +90,23 @@ class Fan(NamedTuple):
     tail: float
     normed: int = 0
     reach: float = 1.0
+    light: float = 0.0
+    extra: float = 0.0
 
 
 class Normed(NamedTuple):
     """Marks a `Part` of a gradient that was divided by the sizes of sums with a `Fan` of so many weights.
 
     `share` is the part of what it was divided by that is theirs, in the square; the rest is a norm's ε.
-    `latent` is that of the sums. By `rise` slopes of the sums had made its square grow with theirs; see
-    `steep`.
+    `light` is as for `Fan`. `latent` is that of the sums. By `rise` slopes of the sums had made its square
+    grow with theirs; see `steep`.
     """
 
     weights: float
     share: float
     latent: object
     rise: float = 0.0
+    light: float = 0.0
 
 
 class Steep(NamedTuple):
@@ -182,9 +187,7 @@ class Dot(NamedTuple):
     whole: float
 
 
-Loose = (
-    Keys | Fan | Normed | Steep | Across | Near | Uneven | Apart | Length | Dot
-)  # marks that belong to no variable
+Loose = Keys | Fan | Normed | Steep | Across | Near | Uneven | Apart | Length | Dot  # of no variable
 Mark = Gram | Loose  # what stands in the place of a latent and is none
 
 
@@ -429,10 +432,7 @@ def pooled(values: Array, axes: Sequence[Axis]) -> Array:
 
 
 def average_differ(table: Array, axes: tuple[Axis, ...], positions: Sequence[int]) -> float:
-    """Return the mean of a pair array over pairs that differ on some of the axes given and agree elsewhere.
-
-    The pairs that agree everywhere are taken off those that are free on the axes given.
-    """
+    """Return the mean of a pair array over pairs that differ on some of these axes and agree elsewhere."""
     free, same, pairs, entries = table, table, 1.0, 1.0
     for k, axis in reversed(list(enumerate(axes))):
         n = float(ax.size(axis))

@@ -109,7 +109,9 @@ def _scatter(x: Moments, over: tuple[int, ...], eps: float | Array) -> Array:
     if known is None:
         return scatter_of_variance(x, over, eps)
     # A channel's sums are normal for given entries, whatever those are.
-    return inverse_variance(x, over, eps, 2.0 * known.tail) * fan.excess(known, _share(x, over, eps))
+    return inverse_variance(x, over, eps, 2.0 * known.tail + known.extra) * fan.excess(
+        known, _share(x, over, eps)
+    )
 
 
 def _batch_norm_backward(
@@ -126,7 +128,7 @@ def _batch_norm_backward(
             share, own = _share(x, over, eps), steep.of_slopes(weighted, latent)
             gain, rise = steep.met(weighted, known, latent)
             dx = marked(alg.scale(dx, (gain * fan.of_slopes(known, share, own)) ** 0.5), rise)
-            dx = marked(dx, Normed(known.weights, share, latent, own))
+            dx = marked(dx, Normed(known.weights, share, latent, own, known.light))
     else:
         unit, inverse = _standardised(x, mean, var, eps)
         dx = times(weighted, inverse)

@@ -61,7 +61,7 @@ def test_blocks_have_the_eigenvalues_of_the_matrix_of_all_pairs() -> None:
 
 
 def ratio(build, shape: tuple[int, ...], behind: str, before: str) -> tuple[float, float, float]:
-    """Return E[g²] of the gradient at one module by that at another, as told and as measured, and its error."""
+    """Return E[g²] of the gradient at one module by that at another, told, measured, and its error."""
     told = isometry.predict(build, "x".join(map(str, shape)))
     squares = np.zeros((DRAWS, 2))
     for seed in range(DRAWS):

@@ -101,7 +101,7 @@ def test_tails_have_the_kurtosis_asked_for() -> None:
 @pytest.mark.parametrize(
     ("window", "inputs", "blocks"),
     [
-        (Window(10, 3, 10, low=1), (10,), (1, 8, 1)),
+        (Window(18, 3, 18, low=1), (18,), (1, 16, 1)),
         (Window(8, 3, 8, low=1), (8,), (1, 1, 4, 1, 1)),
         (Window(16, 5, 16, low=2), (16,), (1, 1, 12, 1, 1)),
         (Window(20, 7, 20, low=3), (20,), (3, 14, 3)),

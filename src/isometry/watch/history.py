@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast, get_args
 
 from isometry.errors import InvalidValueError
 from isometry.plots import heat_map
-from isometry.profile import Profile
+from isometry.profile import Profile, Side
 from isometry.strictjson import Record, expect, number_from_data, number_to_data, refuse_unknown
 from isometry.tables import Column, Table, compact
 
@@ -26,7 +26,6 @@ Symptom = Literal[
     "dead units",
     "saturated units",
 ]
-Side = Literal["forward", "backward"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,7 +152,7 @@ class History(Record):
             )
         columns = []
         for snapshot in self.snapshots:
-            rows = {(row.name, row.call): getattr(row, side) for row in snapshot.profile.leaves()}
+            rows = {(row.name, row.call): row.stats(side) for row in snapshot.profile.leaves()}
             columns.append(
                 {key: getattr(stats, statistic) for key, stats in rows.items() if stats is not None}
             )

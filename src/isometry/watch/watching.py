@@ -17,10 +17,10 @@ from torch.utils.hooks import RemovableHandle
 from isometry.errors import InvalidTypeError, InvalidValueError, IsometryWarning, ModelError
 from isometry.hooks import Key, Recorder, checked_model, fetch, has_values, is_compiled
 from isometry.names import canonical_name
-from isometry.profile import Profile, Signal
+from isometry.profile import Profile, Side, Signal
 from isometry.statistics import Pool, reduce_entries
 from isometry.watch import symptoms
-from isometry.watch.history import Finding, History, Side, Snapshot
+from isometry.watch.history import Finding, History, Snapshot
 from isometry.watch.units import Units, can_fall_silent
 
 if TYPE_CHECKING:

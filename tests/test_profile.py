@@ -37,8 +37,10 @@ def test_look_up_by_name_call_and_parameter(profile):
 
 def test_a_side_of_a_row():
     row = Signal(name="fc", forward=Stats(rms=2.0))
-    assert row.stats("forward") is row.forward and row.rms() == 2.0
-    assert row.stats("backward") is None and row.rms("backward") is None
+    assert row.stats("forward") is row.forward
+    assert row.rms() == 2.0
+    assert row.stats("backward") is None
+    assert row.rms("backward") is None
     assert Signal(name="fc", forward=Stats(mean=1.0)).rms() is None
 
 

@@ -202,8 +202,7 @@ def scaling(
         over: One argument and its values, at least two: `{"hidden": (256, 512, 1024)}`.
         loss: As for `predict`; without one every output has an i.i.d. unit gradient.
         rate: Learning rate by parameter name, shape and size, so that a rule such as μP's can be checked;
-        None for
-            the same rate everywhere.
+            None for the same rate everywhere.
 
     Returns:
         The growth of every module call and parameter that exists at all sizes.

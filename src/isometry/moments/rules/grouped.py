@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from isometry.moments import regrouping as reg
 from isometry.moments.concrete import moments_of
-from isometry.moments.contract import contract
+from isometry.moments.contract import contract, meet
 from isometry.moments.record import Moments
 from isometry.moments.rules.base import Context, NoRule, rule
 from isometry.moments.rules.index import gathered, positions
@@ -30,8 +31,10 @@ def grouped_mm(
         elif len(a.dims) == 3:
             made = contract("mtk,kt->mt", reg.transposed(gathered(a, [0], [groups]), (1, 0, 2)), b)
         else:
-            member = moments_of((groups[None] == torch.arange(ctx.shape[0])[:, None]).to(torch.float64))
-            rows = times(reg.regrouped(member, (*member.shape, 1)), b)
+            a, b = meet(a, "kt", b, "tn")
+            members = (groups[None] == torch.arange(ctx.shape[0])[:, None]).to(torch.float64)
+            member = moments_of(members, (((ctx.shape[0],),), b.dims[0]))
+            rows = times(replace(member, dims=(*member.dims, ())), b)
             made = contract("kt,etn->ekn", a, rows)
     return made if bias is None else plus(made, bias)
 

@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 
 from isometry.moments.axes import Array, Axis, AxisMap, Index, pair_counts, size
 
-RUNS = 8  # an output axis is cut where the input's block changes, if that gives no more blocks than this
-ROUTED = 64  # or than this, where the input's blocks are the entries of an axis, such as the samples of a batch
+RUNS = 64  # an output axis is cut where the input's block changes, if that gives no more blocks than this
 HISTOGRAM = 1 << 24  # entries of the largest histogram of blocks by group
 
 Ids = NDArray[np.int64]
@@ -31,7 +30,7 @@ def blocks_of(axis: Axis, ids: Ids) -> Index:
     return np.searchsorted(np.cumsum(axis), ids, side="right").astype(np.intp)
 
 
-def runs(axis: Axis, ids: Ids, most: int = RUNS) -> Axis:
+def runs(axis: Axis, ids: Ids) -> Axis:
     """Return the output's axis for a one-dimensional index.
 
     Cut where the input's block changes, if rarely; else where all of a block is on one side, so that rows
@@ -39,7 +38,7 @@ def runs(axis: Axis, ids: Ids, most: int = RUNS) -> Axis:
     """
     block = blocks_of(axis, ids)
     edges = np.flatnonzero(np.diff(block)) + 1
-    if 0 < len(edges) < most:
+    if 0 < len(edges) < RUNS:
         return _cut(len(ids), edges)
     return stretches(len(ids), np.arange(len(ids)), block)
 
@@ -52,7 +51,7 @@ def stretches(n: int, places: Ids, block: Index) -> Axis:
     by_first = np.argsort(first)
     first, reached = first[by_first], np.maximum.accumulate(last[by_first])
     edges = first[1:][first[1:] > reached[:-1]]
-    return _cut(n, edges) if len(edges) < ROUTED else (n,)
+    return _cut(n, edges) if len(edges) < RUNS else (n,)
 
 
 def _cut(n: int, edges: Ids) -> Axis:

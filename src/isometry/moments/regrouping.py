@@ -67,7 +67,14 @@ def remap(
     def on_term(t: Term) -> Term:
         if averaging and any(n > 1 for n in t.coef.shape[position:stop]):
             t = _without_coef(t, axes)
-        return Term(how.on_blocks(t.coef, position), tuple(on_factor(f) for f in t.factors))
+        made = Term(how.on_blocks(t.coef, position), tuple(on_factor(f) for f in t.factors))
+        unlike = [f for f in t.factors if averaging and any(n > 1 for n in f.values.shape[position:stop])]
+        if len(unlike) < 2:
+            return made
+        wanted, got = how.on_blocks(t.square, position), made.square
+        shape = np.broadcast_shapes(wanted.shape, got.shape)
+        ratio = np.divide(wanted, got, out=np.ones(shape), where=got > 0)
+        return replace(made, coef=made.coef * np.sqrt(ratio))
 
     terms = tuple(on_term(t) for t in m.terms)
     dims = tuple((a,) for a in given)

@@ -10,6 +10,7 @@ import torch
 from isometry.moments import regrouping as reg
 from isometry.moments.concrete import moments_of
 from isometry.moments.contract import contract, meet
+from isometry.moments.lookup import RUNS
 from isometry.moments.record import Moments
 from isometry.moments.rules.base import Context, NoRule, rule
 from isometry.moments.rules.index import gathered, positions
@@ -27,9 +28,9 @@ def grouped_mm(
     else:
         groups = _groups(ctx, offs, a, b)
         if len(b.dims) == 3:
-            made = contract("tk,tkn->tn", a, gathered(b, [0], [groups]))
+            made = contract("tk,tkn->tn", a, gathered(_apart(b), [0], [groups]))
         elif len(a.dims) == 3:
-            made = contract("mtk,kt->mt", reg.transposed(gathered(a, [0], [groups]), (1, 0, 2)), b)
+            made = contract("mtk,kt->mt", reg.transposed(gathered(_apart(a), [0], [groups]), (1, 0, 2)), b)
         else:
             a, b = meet(a, "kt", b, "tn")
             members = (groups[None] == torch.arange(ctx.shape[0])[:, None]).to(torch.float64)
@@ -37,6 +38,12 @@ def grouped_mm(
             rows = times(replace(member, dims=(*member.dims, ())), b)
             made = contract("kt,etn->ekn", a, rows)
     return made if bias is None else plus(made, bias)
+
+
+def _apart(m: Moments) -> Moments:
+    """Return matrices of which each is a block of its own, so that rows know which they have in common."""
+    n = m.shape[0]
+    return reg.recut_axis(m, 0, (1,) * n) if m.dims[0] and n <= RUNS else m
 
 
 def _groups(ctx: Context, offs: Any, a: Moments, b: Moments) -> torch.Tensor:

@@ -127,7 +127,6 @@ def gathered(m: Moments, dims: Sequence[int], ids: Sequence[Tensor]) -> Moments:
     """
     shape = tuple(ids[0].shape)
     row = len(ids) == 1 and len(shape) == 1
-    routed = row and len(m.dims[dims[0]]) > 1
     for d in dims:
         m = _by_sample(m, d) if row else reg.single_axis(m, d)
     rest = [d for d in range(len(m.dims)) if d not in dims]
@@ -138,7 +137,7 @@ def gathered(m: Moments, dims: Sequence[int], ids: Sequence[Tensor]) -> Moments:
     given: list[Axis] = [(n,) for n in shape if n != 1]
     taken = m.axes[: len(used)]
     if len(given) == 1 and len(used) == 1:
-        given = [lookup.runs(taken[0], used[0], lookup.ROUTED if routed else lookup.RUNS)]
+        given = [lookup.runs(taken[0], used[0])]
     elif prod(len(a) for a in taken) * codes[0].numel() > lookup.HISTOGRAM >> 4:
         for p in range(len(used)):
             m = reg.recut_axis(m, p, (ax.size(m.axes[p]),))

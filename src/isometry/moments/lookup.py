@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from itertools import pairwise, product
+from itertools import product
 from math import prod
 
 import numpy as np
@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from isometry.moments.axes import Array, Axis, AxisMap, Index, pair_counts, size
 
-RUNS = 64  # an output axis is cut where the input's block changes, if that gives no more blocks than this
 HISTOGRAM = 1 << 24  # entries of the largest histogram of blocks by group
 
 Ids = NDArray[np.int64]
@@ -28,34 +27,6 @@ Ids = NDArray[np.int64]
 def blocks_of(axis: Axis, ids: Ids) -> Index:
     """Return the block of an axis in which each index lies."""
     return np.searchsorted(np.cumsum(axis), ids, side="right").astype(np.intp)
-
-
-def runs(axis: Axis, ids: Ids) -> Axis:
-    """Return the output's axis for a one-dimensional index.
-
-    Cut where the input's block changes, if rarely; else where all of a block is on one side, so that rows
-    which were sorted, by expert say, and are put back find their samples.
-    """
-    block = blocks_of(axis, ids)
-    edges = np.flatnonzero(np.diff(block)) + 1
-    if 0 < len(edges) < RUNS:
-        return _cut(len(ids), edges)
-    return stretches(len(ids), np.arange(len(ids)), block)
-
-
-def stretches(n: int, places: Ids, block: Index) -> Axis:
-    """Return an axis of n entries cut where no block of what lands at `places` has entries on both sides."""
-    order = np.argsort(block, kind="stable")
-    starts = np.flatnonzero(np.diff(block[order], prepend=-1))
-    first, last = (f.reduceat(places[order], starts) for f in (np.minimum, np.maximum))
-    by_first = np.argsort(first)
-    first, reached = first[by_first], np.maximum.accumulate(last[by_first])
-    edges = first[1:][first[1:] > reached[:-1]]
-    return _cut(n, edges) if len(edges) < RUNS else (n,)
-
-
-def _cut(n: int, edges: Ids) -> Axis:
-    return tuple(high - low for low, high in pairwise([0, *edges.tolist(), n]))
 
 
 def counts(taken: Sequence[Axis], given: Sequence[Axis], ids: Sequence[Ids]) -> tuple[Array, Array]:
@@ -146,19 +117,6 @@ def _shares(found: Array) -> Array:
     total = found.sum(1, keepdims=True)
     everywhere = found.sum(0) / max(float(found.sum()), 1.0)
     return np.asarray(np.where(total > 0, found / np.maximum(total, 1.0), everywhere))
-
-
-def landing(n: int, axis: Axis, ids: Ids) -> Axis:
-    """Return an axis of n entries cut where those that are hit begin and end, if they lie together.
-
-    Where all are hit, by entries of an axis with blocks, it is cut as in `stretches`.
-    """
-    hit = np.zeros(n, dtype=np.int64)
-    hit[ids] = 1
-    edges = np.flatnonzero(np.diff(hit)) + 1
-    if len(edges) == 0:
-        return stretches(n, ids, blocks_of(axis, np.arange(len(ids))))
-    return _cut(n, edges) if len(edges) < RUNS else (n,)
 
 
 def total(how: Array | Index, array: Array, old: Sequence[int], new: Sequence[int]) -> Array:

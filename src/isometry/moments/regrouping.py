@@ -144,12 +144,12 @@ def _moved(m: Moments, move: Move) -> Moments:
     if move.kind == "recut":
         return remap(m, p, ax.recut(axes[p], move.axis), lambda ls: ls)
     if move.kind == "split":
-        return remap(m, p, ax.split(axes[p], move.inner), lambda ls: _split_label(ls[0], move.inner))
+        return remap(m, p, ax.split(axes[p], move.inner), lambda ls: split_label(ls[0], move.inner))
     inner = ax.size(axes[p + 1])
     return remap(m, p, ax.fuse(axes[p], axes[p + 1]), lambda ls: (_fuse_labels(ls[0], ls[1], inner),))
 
 
-def _split_label(label: Label, inner: int) -> tuple[Label, Label]:
+def split_label(label: Label, inner: int) -> tuple[Label, Label]:
     """Splitting a run gives an outer part with a longer stride and leaves the inner part."""
     if label is None:
         return None, None

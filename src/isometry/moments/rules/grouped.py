@@ -10,12 +10,12 @@ import torch
 from isometry.moments import regrouping as reg
 from isometry.moments.concrete import moments_of
 from isometry.moments.contract import contract, meet
-from isometry.moments.lookup import RUNS
 from isometry.moments.record import Moments
 from isometry.moments.rules.base import Context, NoRule, rule
 from isometry.moments.rules.index import gathered, positions
 from isometry.moments.rules.linear import plus
 from isometry.moments.rules.pointwise import times
+from isometry.moments.sorted_rows import RUNS
 
 
 @rule("_grouped_mm", accuracy="asymptotic", raw=(2,))

@@ -15,7 +15,7 @@ from torch import Tensor
 from isometry.moments import algebra as alg
 from isometry.moments import axes as ax
 from isometry.moments import contract as con
-from isometry.moments import latents, lookup, uneven
+from isometry.moments import latents, lookup, sorted_rows, uneven
 from isometry.moments import record as rec
 from isometry.moments import regrouping as reg
 from isometry.moments.axes import Array, Axis
@@ -27,10 +27,6 @@ from isometry.moments.rules.base import Context, rule
 from isometry.moments.rules.pointwise import as_moments
 from isometry.moments.rules.reduce import keep_dims
 from isometry.moments.running import masks_as_positions
-
-
-SAMPLES = 16  # rows of at most so many samples know their own when they are sorted
-ALIKE = 0.2  # relative difference of squares up to which samples count as exchangeable
 
 
 def _equal(ctx: Context, ids: Any, rows: int) -> tuple[Array, rec.Dims]:
@@ -128,7 +124,7 @@ def gathered(m: Moments, dims: Sequence[int], ids: Sequence[Tensor]) -> Moments:
     shape = tuple(ids[0].shape)
     row = len(ids) == 1 and len(shape) == 1
     for d in dims:
-        m = _by_sample(m, d) if row else reg.single_axis(m, d)
+        m = sorted_rows.by_sample(m, d) if row else reg.single_axis(m, d)
     rest = [d for d in range(len(m.dims)) if d not in dims]
     m = reg.transposed(m, (*dims, *rest))
     codes = [i.reshape(-1).to(torch.int64) % m.shape[k] for k, i in enumerate(ids)]
@@ -137,14 +133,14 @@ def gathered(m: Moments, dims: Sequence[int], ids: Sequence[Tensor]) -> Moments:
     given: list[Axis] = [(n,) for n in shape if n != 1]
     taken = m.axes[: len(used)]
     if len(given) == 1 and len(used) == 1:
-        given = [lookup.runs(taken[0], used[0])]
+        given = [*sorted_rows.picked(taken[0], used[0])]
     elif prod(len(a) for a in taken) * codes[0].numel() > lookup.HISTOGRAM >> 4:
         for p in range(len(used)):
             m = reg.recut_axis(m, p, (ax.size(m.axes[p]),))
         taken = m.axes[: len(used)]
     tail = m.dims[len(used) :]
     axes = iter(given)
-    dims_given = tuple((next(axes),) if n != 1 else () for n in shape)
+    dims_given = (tuple(given),) if row else tuple((next(axes),) if n != 1 else () for n in shape)
     if not used:
         lead = replace(m, dims=((),) * len(shape) + m.dims)
         return reg.broadcast(lead, (*dims_given, *m.dims))
@@ -153,41 +149,14 @@ def gathered(m: Moments, dims: Sequence[int], ids: Sequence[Tensor]) -> Moments:
     def relabel(labels: tuple[Label, ...]) -> tuple[Label, ...]:
         if all(label is None for label in labels):
             return (None,) * len(given)
-        if len(labels) == len(given) == 1:
-            return (_chosen(labels[0], used[0], ax.size(taken[0])),)
+        if len(labels) == 1 and len(shape) == 1:
+            chosen = _chosen(labels[0], used[0], ax.size(taken[0]))
+            return (chosen,) if len(given) == 1 else reg.split_label(chosen, ax.size(given[1]))
         mark = tuple(c.tobytes() for c in used)
         return tuple(Run(("index", mark, labels, k), 1, 0) for k in range(len(given)))
 
     made = replace(reg.remap(m, 0, how, relabel), dims=(*dims_given, *tail))
-    return _as_samples(made) if row else made
-
-
-def _by_sample(m: Moments, dim: int) -> Moments:
-    """Return the record with a dim's axes fused into one, whose blocks are the entries of the outermost.
-
-    So rows of a batch that are sorted, by expert say, know to which sample they belong, where there are few
-    samples and they differ.
-    """
-    position = m.positions(dim).start
-    if len(m.dims[dim]) > 1 and m.table.shape[position] > 1 and ax.size(m.axes[position]) <= SAMPLES:
-        m = reg.recut_axis(m, position, (1,) * ax.size(m.axes[position]))
-    return reg.single_axis(m, dim)
-
-
-def _as_samples(m: Moments) -> Moments:
-    """Return the record with equal blocks of its first dim that are alike as exchangeable samples.
-
-    They were so before rows were sorted; what differs is chance, as in how many rows an expert got.
-    """
-    if len(m.dims[0]) != 1:
-        return m
-    (axis,) = m.dims[0]
-    square = m.square
-    if len(axis) == 1 or len(set(axis)) > 1 or len(square) != len(axis):
-        return m
-    if float((square.max(0) - square.min(0)).max()) > ALIKE * float(square.mean()):
-        return m
-    return reg.recut_axis(reg.with_sizes(m, 0, (len(axis), axis[0])), 0, (len(axis),))
+    return sorted_rows.as_samples(made) if row else made
 
 
 def _chosen(label: Label, ids: NDArray[np.int64], n: int) -> Label:
@@ -208,13 +177,13 @@ def added(m: Moments, count: int, sizes: Sequence[int], ids: Sequence[Tensor]) -
     """
     row = count == len(sizes) == 1
     for d in range(count):
-        m = _by_sample(m, d) if row else reg.single_axis(m, d)
+        m = sorted_rows.by_sample(m, d) if row else reg.single_axis(m, d)
     taken = m.axes[: sum(1 for d in range(count) if m.dims[d])]
     codes = [i.reshape(-1).to(torch.int64) % n for i, n in zip(ids, sizes, strict=True)]
     used = [c.numpy() for c, n in zip(codes, sizes, strict=True) if n != 1]
     given: list[Axis] = [(n,) for n in sizes if n != 1]
     if row and taken:
-        given = [lookup.landing(sizes[0], taken[0], used[0])]
+        given = [sorted_rows.landing(sizes[0], taken[0], used[0])]
     axes = iter(given)
     dims = (*((next(axes),) if n != 1 else () for n in sizes), *m.dims[count:])
     how = lookup.adding(taken, given, used)
@@ -222,7 +191,7 @@ def added(m: Moments, count: int, sizes: Sequence[int], ids: Sequence[Tensor]) -
     table = lookup.total(how.pairs, m.table, [b * (b + 1) for b in old], [b * (b + 1) for b in new])
     make = con.positive if con.is_positive(m) else alg.gaussian
     made = make(dims, table, lookup.total(how.blocks, m.mean, old, new))
-    return _as_samples(made) if row else made
+    return sorted_rows.as_samples(made) if row else made
 
 
 def _indices(ctx: Context, indices: Any) -> tuple[list[int], list[Tensor]]:

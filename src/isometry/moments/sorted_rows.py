@@ -1,0 +1,106 @@
+"""Rows that are picked in another order, as tokens are sorted by expert, and put back: what their places tell.
+
+Sorted rows lie expert by expert and, within an expert, sample by sample, so that cutting the axis where the
+source's block changes keeps whom a row has what in common with. Put back into order, rows of one sample lie
+together again, and so do the rows of one token, each from another expert. All of it is read from the indices.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+
+from isometry.moments import axes as ax
+from isometry.moments import regrouping as reg
+from isometry.moments.axes import Axis, Index
+from isometry.moments.lookup import Ids, blocks_of
+from isometry.moments.record import Moments
+
+RUNS = 64  # most blocks that an axis is cut into
+SAMPLES = 16  # most samples that are told apart
+SLOTS = 16  # most rows of one token
+ALIKE = 0.2  # relative difference of squares up to which samples count as exchangeable
+
+
+def by_sample(m: Moments, dim: int) -> Moments:
+    """Return the record with a dim's axes fused into one, whose blocks are the entries of the outermost.
+
+    Where there are few, and they differ; else all become one block.
+    """
+    position = m.positions(dim).start
+    if len(m.dims[dim]) > 1 and m.table.shape[position] > 1 and ax.size(m.axes[position]) <= SAMPLES:
+        m = reg.recut_axis(m, position, (1,) * ax.size(m.axes[position]))
+    return reg.single_axis(m, dim)
+
+
+def picked(axis: Axis, ids: Ids) -> tuple[Axis, ...]:
+    """Return the axes of entries picked from an axis by a one-dimensional index.
+
+    One axis, cut where the source's block changes, if that is rare. Else it is cut where no block has entries
+    on both sides, and split where neighbours come in groups of r, each from r blocks, as the rows of a token.
+    """
+    block = blocks_of(axis, ids)
+    edges = np.flatnonzero(np.diff(block)) + 1
+    if 0 < len(edges) < RUNS:
+        return (_cut(len(ids), edges),)
+    outer = _stretches(len(ids), np.arange(len(ids)), block)
+    r = _group(block, outer)
+    return (outer,) if r == 1 else (tuple(n // r for n in outer), (r,))
+
+
+def landing(n: int, axis: Axis, ids: Ids) -> Axis:
+    """Return an axis of n entries to which those of another are added at `ids`.
+
+    It is cut where those that are hit begin and end, if they lie together. Where all are hit, it is cut where
+    no block of the source has entries on both sides.
+    """
+    hit = np.zeros(n, dtype=np.int64)
+    hit[ids] = 1
+    edges = np.flatnonzero(np.diff(hit)) + 1
+    if len(edges) == 0:
+        return _stretches(n, ids, blocks_of(axis, np.arange(len(ids))))
+    return _cut(n, edges) if len(edges) < RUNS else (n,)
+
+
+def as_samples(m: Moments) -> Moments:
+    """Return the record with equal blocks of its first axis that are alike as exchangeable samples.
+
+    They were so before rows were sorted; what differs is chance, as in how many rows an expert got.
+    """
+    if not m.dims[0]:
+        return m
+    axis, *inner = m.dims[0]
+    square = m.square
+    if len(axis) == 1 or len(set(axis)) > 1 or len(square) != len(axis):
+        return m
+    if float((square.max(0) - square.min(0)).max()) > ALIKE * float(square.mean()):
+        return m
+    m = reg.with_sizes(m, 0, (len(axis), axis[0], *map(ax.size, inner)))
+    return reg.recut_axis(m, 0, (len(axis),))
+
+
+def _stretches(n: int, places: Ids, block: Index) -> Axis:
+    """Return an axis of n entries cut where no block of what lands at `places` has entries on both sides."""
+    order = np.argsort(block, kind="stable")
+    starts = np.flatnonzero(np.diff(block[order], prepend=-1))
+    first, last = (f.reduceat(places[order], starts) for f in (np.minimum, np.maximum))
+    by_first = np.argsort(first)
+    first, reached = first[by_first], np.maximum.accumulate(last[by_first])
+    edges = first[1:][first[1:] > reached[:-1]]
+    return _cut(n, edges) if len(edges) < RUNS else (n,)
+
+
+def _group(block: Index, outer: Axis) -> int:
+    """Return the largest r so that each r neighbours come from r different blocks; 1 where there is none."""
+    for r in range(min(SLOTS, len(np.unique(block))), 1, -1):
+        if any(n % r for n in outer):
+            continue
+        rows = np.sort(block.reshape(-1, r), axis=1)
+        if bool((np.diff(rows, axis=1) > 0).all()):
+            return r
+    return 1
+
+
+def _cut(n: int, edges: Ids) -> Axis:
+    return tuple(high - low for low, high in pairwise([0, *edges.tolist(), n]))

@@ -1,4 +1,4 @@
-"""Rows that are picked in another order, as tokens are sorted by expert, and put back: what their places tell.
+"""Rows that are picked in another order, as tokens sorted by expert, and put back: what their places tell.
 
 Sorted rows lie expert by expert and, within an expert, sample by sample, so that cutting the axis where the
 source's block changes keeps whom a row has what in common with. Put back into order, rows of one sample lie
@@ -7,6 +7,7 @@ together again, and so do the rows of one token, each from another expert. All o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -63,21 +64,43 @@ def landing(n: int, axis: Axis, ids: Ids) -> Axis:
     return _cut(n, edges) if len(edges) < RUNS else (n,)
 
 
-def as_samples(m: Moments) -> Moments:
-    """Return the record with equal blocks of its first axis that are alike as exchangeable samples.
+def as_samples(m: Moments, dim: int = 0) -> Moments:
+    """Return the record with equal blocks of a dim's first axis that are alike as exchangeable samples.
 
     They were so before rows were sorted; what differs is chance, as in how many rows an expert got.
     """
-    if not m.dims[0]:
+    if not m.dims[dim]:
         return m
-    axis, *inner = m.dims[0]
-    square = m.square
+    axis, *inner = m.dims[dim]
+    position = m.positions(dim).start
+    square = np.moveaxis(m.square, position, 0)
     if len(axis) == 1 or len(set(axis)) > 1 or len(square) != len(axis):
         return m
     if float((square.max(0) - square.min(0)).max()) > ALIKE * float(square.mean()):
         return m
-    m = reg.with_sizes(m, 0, (len(axis), axis[0], *map(ax.size, inner)))
-    return reg.recut_axis(m, 0, (len(axis),))
+    m = reg.with_sizes(m, dim, (len(axis), axis[0], *map(ax.size, inner)))
+    return reg.recut_axis(m, position, (len(axis),))
+
+
+def in_place(codes: Sequence[Ids], shape: Sequence[int], sizes: Sequence[int]) -> dict[int, int]:
+    """Return the indexed dims along which entries stay where they are, with the index's dim that counts them.
+
+    As along all dims but one of `gather` and `scatter`.
+
+    Args:
+        codes: The indices of each indexed dim, flat.
+        shape: Their shape.
+        sizes: The sizes of the indexed dims.
+    """
+    found = {}
+    for j, (code, n) in enumerate(zip(codes, sizes, strict=True)):
+        grid = code.reshape(shape)
+        for k in (k for k, length in enumerate(shape) if length == n > 1):
+            if np.array_equal(
+                grid, np.broadcast_to(np.arange(n).reshape([-1] + [1] * (len(shape) - k - 1)), shape)
+            ):
+                found[j] = k
+    return found
 
 
 def _stretches(n: int, places: Ids, block: Index) -> Axis:

@@ -122,41 +122,43 @@ def gathered(m: Moments, dims: Sequence[int], ids: Sequence[Tensor]) -> Moments:
         ids: For each of them its indices, all of one shape.
     """
     shape = tuple(ids[0].shape)
-    row = len(ids) == 1 and len(shape) == 1
-    for d in dims:
-        m = sorted_rows.by_sample(m, d) if row else reg.single_axis(m, d)
+    codes = [(i.reshape(-1).to(torch.int64) % m.shape[d]).numpy() for d, i in zip(dims, ids, strict=True)]
+    row = len(dims) == len(shape) == 1
+    stay = sorted_rows.in_place(codes, shape, [m.shape[d] for d in dims])
+    for k, d in enumerate(dims):
+        m = sorted_rows.by_sample(m, d) if row or k in stay else reg.single_axis(m, d)
     rest = [d for d in range(len(m.dims)) if d not in dims]
     m = reg.transposed(m, (*dims, *rest))
-    codes = [i.reshape(-1).to(torch.int64) % m.shape[k] for k, i in enumerate(ids)]
-    used = [c.numpy() for k, c in enumerate(codes) if m.dims[k]]
-    m = replace(m, dims=tuple(d for k, d in enumerate(m.dims) if d or k >= len(dims)))
-    given: list[Axis] = [(n,) for n in shape if n != 1]
-    taken = m.axes[: len(used)]
-    if len(given) == 1 and len(used) == 1:
-        given = [*sorted_rows.picked(taken[0], used[0])]
-    elif prod(len(a) for a in taken) * codes[0].numel() > lookup.HISTOGRAM >> 4:
+    used = [c for k, c in enumerate(codes) if m.dims[k]]
+    given: list[tuple[Axis, ...]] = [((n,),) if n != 1 else () for n in shape]
+    if row and used:
+        given = [sorted_rows.picked(m.dims[0][0], used[0])]
+    elif prod(len(a) for d in m.dims[: len(dims)] for a in d) * len(codes[0]) > lookup.HISTOGRAM >> 4:
         for p in range(len(used)):
             m = reg.recut_axis(m, p, (ax.size(m.axes[p]),))
-        taken = m.axes[: len(used)]
+    for j, k in stay.items():
+        given[k] = m.dims[j] or given[k]
+    taken, axes = m.axes[: len(used)], [a for d in given for a in d]
+    m = replace(m, dims=tuple(d for k, d in enumerate(m.dims) if d or k >= len(dims)))
     tail = m.dims[len(used) :]
-    axes = iter(given)
-    dims_given = (tuple(given),) if row else tuple((next(axes),) if n != 1 else () for n in shape)
     if not used:
         lead = replace(m, dims=((),) * len(shape) + m.dims)
-        return reg.broadcast(lead, (*dims_given, *m.dims))
-    how = lookup.gathering(taken, given, used)
+        return reg.broadcast(lead, (*given, *m.dims))
+    how = lookup.gathering(taken, axes, used)
 
     def relabel(labels: tuple[Label, ...]) -> tuple[Label, ...]:
         if all(label is None for label in labels):
-            return (None,) * len(given)
+            return (None,) * len(axes)
         if len(labels) == 1 and len(shape) == 1:
             chosen = _chosen(labels[0], used[0], ax.size(taken[0]))
-            return (chosen,) if len(given) == 1 else reg.split_label(chosen, ax.size(given[1]))
+            return (chosen,) if len(axes) == 1 else reg.split_label(chosen, ax.size(axes[1]))
         mark = tuple(c.tobytes() for c in used)
-        return tuple(Run(("index", mark, labels, k), 1, 0) for k in range(len(given)))
+        return tuple(Run(("index", mark, labels, k), 1, 0) for k in range(len(axes)))
 
-    made = replace(reg.remap(m, 0, how, relabel), dims=(*dims_given, *tail))
-    return sorted_rows.as_samples(made) if row else made
+    made = replace(reg.remap(m, 0, how, relabel), dims=(*given, *tail))
+    for k in (0,) if row else stay.values():
+        made = sorted_rows.as_samples(made, k)
+    return made
 
 
 def _chosen(label: Label, ids: NDArray[np.int64], n: int) -> Label:
@@ -175,23 +177,28 @@ def added(m: Moments, count: int, sizes: Sequence[int], ids: Sequence[Tensor]) -
     Exact second moments; taken as normal, or as lognormal where all are positive. Entries that nothing is
     added to are blocks of their own where they lie together.
     """
+    shape = m.shape[:count]
+    codes = [(i.reshape(-1).to(torch.int64) % n).numpy() for i, n in zip(ids, sizes, strict=True)]
     row = count == len(sizes) == 1
+    stay = sorted_rows.in_place(codes, shape, sizes)
     for d in range(count):
-        m = sorted_rows.by_sample(m, d) if row else reg.single_axis(m, d)
+        m = sorted_rows.by_sample(m, d) if row or d in stay.values() else reg.single_axis(m, d)
     taken = m.axes[: sum(1 for d in range(count) if m.dims[d])]
-    codes = [i.reshape(-1).to(torch.int64) % n for i, n in zip(ids, sizes, strict=True)]
-    used = [c.numpy() for c, n in zip(codes, sizes, strict=True) if n != 1]
-    given: list[Axis] = [(n,) for n in sizes if n != 1]
-    if row and taken:
-        given = [sorted_rows.landing(sizes[0], taken[0], used[0])]
-    axes = iter(given)
-    dims = (*((next(axes),) if n != 1 else () for n in sizes), *m.dims[count:])
-    how = lookup.adding(taken, given, used)
-    old, new = ([len(a) for a in x] for x in (taken, given))
+    used = [c for c, n in zip(codes, sizes, strict=True) if n != 1]
+    given: list[tuple[Axis, ...]] = [((n,),) if n != 1 else () for n in sizes]
+    if row and taken and used:
+        given = [(sorted_rows.landing(sizes[0], taken[0], used[0]),)]
+    for j, k in stay.items():
+        given[j] = m.dims[k] or given[j]
+    axes = [a for d in given for a in d]
+    how = lookup.adding(taken, axes, used)
+    old, new = ([len(a) for a in x] for x in (taken, axes))
     table = lookup.total(how.pairs, m.table, [b * (b + 1) for b in old], [b * (b + 1) for b in new])
     make = con.positive if con.is_positive(m) else alg.gaussian
-    made = make(dims, table, lookup.total(how.blocks, m.mean, old, new))
-    return sorted_rows.as_samples(made) if row else made
+    made = make((*given, *m.dims[count:]), table, lookup.total(how.blocks, m.mean, old, new))
+    for k in (0,) if row else stay:
+        made = sorted_rows.as_samples(made, k)
+    return made
 
 
 def _indices(ctx: Context, indices: Any) -> tuple[list[int], list[Tensor]]:

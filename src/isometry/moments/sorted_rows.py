@@ -19,6 +19,7 @@ from isometry.moments.lookup import Ids, blocks_of
 from isometry.moments.record import Moments
 
 RUNS = 64  # most blocks that an axis is cut into
+FEW = 8  # and no more than so many, if their entries are fewer than four on average
 SAMPLES = 16  # most samples that are told apart
 SLOTS = 16  # most rows of one token
 ALIKE = 0.2  # relative difference of squares up to which samples count as exchangeable
@@ -43,7 +44,7 @@ def picked(axis: Axis, ids: Ids) -> tuple[Axis, ...]:
     """
     block = blocks_of(axis, ids)
     edges = np.flatnonzero(np.diff(block)) + 1
-    if 0 < len(edges) < RUNS:
+    if 0 < len(edges) < min(RUNS, max(FEW, len(ids) // 4)):
         return (_cut(len(ids), edges),)
     outer = _stretches(len(ids), np.arange(len(ids)), block)
     r = _group(block, outer)

@@ -1,4 +1,4 @@
-"""Rows sorted by expert and put back: what they have in common is that of their samples, experts and tokens."""
+"""Rows sorted by expert and put back: what they have in common is that of their samples and experts."""
 
 import math
 
@@ -15,7 +15,7 @@ DRAWS = 80
 
 
 class Experts(nn.Module):
-    """A mixture of experts as libraries write it: rows sorted by expert, one product for all, rows put back."""
+    """A mixture of experts as libraries write it: rows sorted by expert, one product, rows put back."""
 
     def __init__(self):
         super().__init__()
@@ -83,20 +83,20 @@ def test_a_mixture_of_experts_against_simulation():
 def test_sorted_rows_are_cut_where_the_sample_changes():
     experts = np.array([0, 1, 1, 0, 2, 1])  # two samples of three rows
     order = np.argsort(experts, kind="stable")
-    assert sorted_rows.picked((3, 3), order) == ((1, 1, 2, 2),)
+    assert sorted_rows.picked([(1, 1), (3,)], [order // 3, order % 3]) == ((1, 1, 2, 2),)
 
 
 def test_rows_put_back_are_cut_by_sample_and_split_by_token():
     axis = (4, 4, 4, 4)  # two experts, each with four rows of either sample
     places = np.arange(16).reshape(2, 8).T.ravel()  # one of each expert in turn
-    assert sorted_rows.picked(axis, places) == ((4, 4), (2,))
-    assert sorted_rows.landing(8, axis, np.tile(np.arange(8), 2)) == (4, 4)
+    assert sorted_rows.picked([axis], [places]) == ((4, 4), (2,))
+    assert sorted_rows.landing(8, [axis], np.tile(np.arange(8), 2)) == (4, 4)
 
 
 def test_rows_without_order_are_one_block():
     places = np.random.default_rng(0).permutation(200)
-    assert sorted_rows.picked((100, 100), places) == ((200,),)
-    assert sorted_rows.landing(200, (100, 100), places) == (200,)
+    assert sorted_rows.picked([(100, 100)], [places]) == ((200,),)
+    assert sorted_rows.landing(200, [(100, 100)], places) == (200,)
 
 
 def test_dims_along_which_an_index_counts_up_are_found():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -168,6 +168,14 @@ def _fuse_labels(high: Label, low: Label, inner: int) -> Label:
     if low.offset == 0 and high.stride == low.stride * inner:
         return Run(low.base, low.stride, high.offset)
     return Fused(high, low, inner)
+
+
+def fused_label(labels: Sequence[Label], axes: Sequence[Axis]) -> Label:
+    """Return the label of an axis that several were fused into."""
+    label = labels[0]
+    for low, axis in zip(labels[1:], axes[1:], strict=True):
+        label = _fuse_labels(label, low, ax.size(axis))
+    return label
 
 
 def recut_axis(m: Moments, position: int, axis: Axis) -> Moments:

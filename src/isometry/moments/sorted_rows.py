@@ -26,33 +26,37 @@ ALIKE = 0.2  # relative difference of squares up to which samples count as excha
 
 
 def by_sample(m: Moments, dim: int) -> Moments:
-    """Return the record with a dim's axes fused into one, whose blocks are the entries of the outermost.
+    """Return the record with a dim's outermost axis cut into its entries, where they are few and differ.
 
-    Where there are few, and they differ; else all become one block.
+    Its other axes become one block each.
     """
-    position = m.positions(dim).start
-    if len(m.dims[dim]) > 1 and m.table.shape[position] > 1 and ax.size(m.axes[position]) <= SAMPLES:
-        m = reg.recut_axis(m, position, (1,) * ax.size(m.axes[position]))
-    return reg.single_axis(m, dim)
+    if len(m.dims[dim]) < 2:
+        return m
+    first, *others = m.positions(dim)
+    if m.table.shape[first] > 1 and ax.size(m.axes[first]) <= SAMPLES:
+        m = reg.recut_axis(m, first, (1,) * ax.size(m.axes[first]))
+    for k in others:
+        m = reg.recut_axis(m, k, (ax.size(m.axes[k]),))
+    return m
 
 
-def picked(axis: Axis, ids: Ids) -> tuple[Axis, ...]:
-    """Return the axes of entries picked from an axis by a one-dimensional index.
+def picked(axes: Sequence[Axis], codes: Sequence[Ids]) -> tuple[Axis, ...]:
+    """Return the axes of entries picked by a one-dimensional index, given along each of the source's axes.
 
     One axis, cut where the source's block changes, if that is rare. Else it is cut where no block has entries
     on both sides, and split where neighbours come in groups of r, each from r blocks, as the rows of a token.
     """
-    block = blocks_of(axis, ids)
+    block, n = _block(axes, codes), len(codes[0])
     edges = np.flatnonzero(np.diff(block)) + 1
-    if 0 < len(edges) < min(RUNS, max(FEW, len(ids) // 4)):
-        return (_cut(len(ids), edges),)
-    outer = _stretches(len(ids), np.arange(len(ids)), block)
+    if 0 < len(edges) < min(RUNS, max(FEW, n // 4)):
+        return (_cut(n, edges),)
+    outer = _stretches(n, np.arange(n), block)
     r = _group(block, outer)
     return (outer,) if r == 1 else (tuple(n // r for n in outer), (r,))
 
 
-def landing(n: int, axis: Axis, ids: Ids) -> Axis:
-    """Return an axis of n entries to which those of another are added at `ids`.
+def landing(n: int, axes: Sequence[Axis], ids: Ids) -> Axis:
+    """Return an axis of n entries to which those of others, in row-major order, are added at `ids`.
 
     It is cut where those that are hit begin and end, if they lie together. Where all are hit, it is cut where
     no block of the source has entries on both sides.
@@ -61,7 +65,7 @@ def landing(n: int, axis: Axis, ids: Ids) -> Axis:
     hit[ids] = 1
     edges = np.flatnonzero(np.diff(hit)) + 1
     if len(edges) == 0:
-        return _stretches(n, ids, blocks_of(axis, np.arange(len(ids))))
+        return _stretches(n, ids, _block(axes, places_of(axes, np.arange(len(ids)))))
     return _cut(n, edges) if len(edges) < RUNS else (n,)
 
 
@@ -102,6 +106,17 @@ def in_place(codes: Sequence[Ids], shape: Sequence[int], sizes: Sequence[int]) -
             ):
                 found[j] = k
     return found
+
+
+def places_of(axes: Sequence[Axis], ids: Ids) -> list[Ids]:
+    """Return the places along each axis of entries that are counted through them in row-major order."""
+    return [np.asarray(code, dtype=np.int64) for code in np.unravel_index(ids, [ax.size(a) for a in axes])]
+
+
+def _block(axes: Sequence[Axis], codes: Sequence[Ids]) -> Index:
+    """Return the number of the block, of all axes together, in which each entry lies."""
+    blocks = [blocks_of(axis, code) for axis, code in zip(axes, codes, strict=True)]
+    return np.ravel_multi_index(blocks, [len(a) for a in axes]).astype(np.intp)
 
 
 def _stretches(n: int, places: Ids, block: Index) -> Axis:

@@ -126,13 +126,15 @@ def gathered(m: Moments, dims: Sequence[int], ids: Sequence[Tensor]) -> Moments:
     row = len(dims) == len(shape) == 1
     stay = sorted_rows.in_place(codes, shape, [m.shape[d] for d in dims])
     for k, d in enumerate(dims):
-        m = sorted_rows.by_sample(m, d) if row or k in stay else reg.single_axis(m, d)
+        m = sorted_rows.by_sample(m, d) if row or k in stay else m
+        m = m if row else reg.single_axis(m, d)
     rest = [d for d in range(len(m.dims)) if d not in dims]
     m = reg.transposed(m, (*dims, *rest))
     used = [c for k, c in enumerate(codes) if m.dims[k]]
     given: list[tuple[Axis, ...]] = [((n,),) if n != 1 else () for n in shape]
     if row and used:
-        given = [sorted_rows.picked(m.dims[0][0], used[0])]
+        used = sorted_rows.places_of(m.dims[0], used[0])
+        given = [sorted_rows.picked(m.dims[0], used)]
     elif prod(len(a) for d in m.dims[: len(dims)] for a in d) * len(codes[0]) > lookup.HISTOGRAM >> 4:
         for p in range(len(used)):
             m = reg.recut_axis(m, p, (ax.size(m.axes[p]),))
@@ -140,7 +142,7 @@ def gathered(m: Moments, dims: Sequence[int], ids: Sequence[Tensor]) -> Moments:
         given[k] = m.dims[j] or given[k]
     taken, axes = m.axes[: len(used)], [a for d in given for a in d]
     m = replace(m, dims=tuple(d for k, d in enumerate(m.dims) if d or k >= len(dims)))
-    tail = m.dims[len(used) :]
+    tail = m.dims[1 if row else len(used) :]
     if not used:
         lead = replace(m, dims=((),) * len(shape) + m.dims)
         return reg.broadcast(lead, (*given, *m.dims))
@@ -149,8 +151,8 @@ def gathered(m: Moments, dims: Sequence[int], ids: Sequence[Tensor]) -> Moments:
     def relabel(labels: tuple[Label, ...]) -> tuple[Label, ...]:
         if all(label is None for label in labels):
             return (None,) * len(axes)
-        if len(labels) == 1 and len(shape) == 1:
-            chosen = _chosen(labels[0], used[0], ax.size(taken[0]))
+        if row:
+            chosen = _chosen(reg.fused_label(labels, taken), codes[0], m.shape[0])
             return (chosen,) if len(axes) == 1 else reg.split_label(chosen, ax.size(axes[1]))
         mark = tuple(c.tobytes() for c in used)
         return tuple(Run(("index", mark, labels, k), 1, 0) for k in range(len(axes)))
@@ -182,12 +184,13 @@ def added(m: Moments, count: int, sizes: Sequence[int], ids: Sequence[Tensor]) -
     row = count == len(sizes) == 1
     stay = sorted_rows.in_place(codes, shape, sizes)
     for d in range(count):
-        m = sorted_rows.by_sample(m, d) if row or d in stay.values() else reg.single_axis(m, d)
-    taken = m.axes[: sum(1 for d in range(count) if m.dims[d])]
+        m = sorted_rows.by_sample(m, d) if row or d in stay.values() else m
+        m = m if row else reg.single_axis(m, d)
+    taken = m.axes[: sum(len(d) for d in m.dims[:count])]
     used = [c for c, n in zip(codes, sizes, strict=True) if n != 1]
     given: list[tuple[Axis, ...]] = [((n,),) if n != 1 else () for n in sizes]
     if row and taken and used:
-        given = [(sorted_rows.landing(sizes[0], taken[0], used[0]),)]
+        given = [(sorted_rows.landing(sizes[0], taken, used[0]),)]
     for j, k in stay.items():
         given[j] = m.dims[k] or given[j]
     axes = [a for d in given for a in d]

@@ -135,7 +135,7 @@ def gathered(m: Moments, dims: Sequence[int], ids: Sequence[Tensor]) -> Moments:
     if row and used:
         used = sorted_rows.places_of(m.dims[0], used[0])
         given = [sorted_rows.picked(m.dims[0], used)]
-    elif prod(len(a) for d in m.dims[: len(dims)] for a in d) * len(codes[0]) > lookup.HISTOGRAM >> 4:
+    elif prod(len(a) for d in m.dims[: len(dims)] for a in d) * len(codes[0]) > lookup.HISTOGRAM:
         for p in range(len(used)):
             m = reg.recut_axis(m, p, (ax.size(m.axes[p]),))
     for j, k in stay.items():

@@ -140,13 +140,28 @@ def _places(ctx: Context, m: Moments | Shifted) -> torch.Tensor:
     return draw(as_moments(m), seed=1)
 
 
-@rule("topk", accuracy="asymptotic")
+@rule("topk", accuracy="asymptotic", raw=(0,))
 def topk(
-    ctx: Context, m: Moments, k: int, dim: int = -1, largest: bool = True, in_order: bool = True
+    ctx: Context, m: Any, k: int, dim: int = -1, largest: bool = True, in_order: bool = True
 ) -> tuple[Moments, Concrete]:
     """The k largest or smallest entries along a dim; see the module."""
-    dim %= len(m.dims)
-    return ranked(m, dim, k, largest=largest), Concrete(_places(ctx, m).topk(k, dim, largest)[1])
+    entries = _left(ctx, m, dim) if isinstance(m, Shifted) else as_moments(m)
+    dim %= len(entries.dims)
+    places = _places(ctx, m if isinstance(m, Shifted) else entries)
+    return ranked(entries, dim, k, largest=largest), Concrete(places.topk(k, dim, largest)[1])
+
+
+def _left(ctx: Context, m: Shifted, dim: int) -> Moments:
+    """Return as many entries along a dim as a mask leaves on average, as of groups of experts."""
+    shift = m.shift.tensor if isinstance(m.shift, Concrete) else torch.full((1,), torch.nan)
+    hidden = torch.isinf(shift)
+    if bool(shift[~hidden].any()):
+        raise NoRule("the largest of entries that something known is added to")
+    ctx.note("the largest of entries some of which a mask hides, as of so many in every row")
+    n = m.random.shape[dim]
+    return reg.sliced(
+        m.random, dim % len(m.random.dims), 0, max(1, round(n * (1.0 - float(hidden.double().mean())))), 1
+    )
 
 
 @rule("sort", accuracy="asymptotic")

@@ -60,6 +60,16 @@ def test_blocks_have_the_eigenvalues_of_the_matrix_of_all_pairs() -> None:
     assert np.sort(told) == pytest.approx(np.linalg.eigvalsh(entries(axes, table)), rel=1e-9, abs=1e-9)
 
 
+def test_a_token_of_zeros_is_divided_by_epsilon() -> None:
+    class Front(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([torch.zeros(4, 1, 32), x], 1)
+
+    told = isometry.predict(lambda: nn.Sequential(Front(), nn.LayerNorm(32)), "4x6x32")
+    assert not [note for note in told.notes if note.startswith("unknown")]
+    assert told["1"].forward.rms ** 2 == pytest.approx(6 / 7, rel=1e-3)
+
+
 def ratio(build, shape: tuple[int, ...], behind: str, before: str) -> tuple[float, float, float]:
     """Return E[g²] of the gradient at one module by that at another, told, measured, and its error."""
     told = isometry.predict(build, "x".join(map(str, shape)))

@@ -48,9 +48,12 @@ def inverse_variance(x: Moments, over: tuple[int, ...], eps: float | Array, exce
     positions = [p for d in over for p in x.positions(d)]
     spectrum = _in_blocks(x, centred(x, over), positions)
     own, times = _uneven(spectrum, x, positions)
-    whole = (own * times).sum(-1, keepdims=True) + np.mean(eps)
-    scatter = 2.0 * (own**2 * times).sum(-1, keepdims=True) / np.maximum(whole - np.mean(eps), 1e-300) ** 2
-    alike = scatter / np.maximum(scatter + excess / times.sum(), 0.05 * scatter)
+    total, count = (own * times).sum(-1, keepdims=True), times.sum()
+    whole = total + np.mean(eps)
+    # Of what does not vary, as a token of zeros, nothing is divided but by ε.
+    squares = (own**2 * times).sum(-1, keepdims=True)
+    scatter = 2.0 * np.divide(squares, total**2, out=np.full(total.shape, 1.0 / count), where=total**2 > 0)
+    alike = scatter / np.maximum(scatter + excess / count, 0.05 * scatter)
     falling = alike * _falling(own / whole / alike, times) - np.mean(eps) / whole * _T
     factor = np.trapezoid(np.exp(falling + _GRID), _GRID, axis=-1)
     # Fewer than three degrees of freedom leave no finite mean: it is cut at five times.

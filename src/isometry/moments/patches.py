@@ -67,7 +67,7 @@ def fan_of(x: Moments, w: Moments, windows: Sequence[Window]) -> Fan | None:
 def _reach(windows: Sequence[Window], reach: float) -> float:
     """Return over how many outputs the means go that windows make of means over `reach` inputs."""
     each = [reach / fan.averaged(w.terms, reach) / w.stride for w in windows]
-    return max(float(np.mean(each)), 1.0)
+    return max(float(np.mean(each)), 1.0) if each else 1.0
 
 
 def summed(y: Moments, x: Moments, w: Moments, windows: Sequence[Window], mark: Fan | None) -> Moments:

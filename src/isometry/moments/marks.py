@@ -8,13 +8,27 @@ from typing import TypeVar
 
 import numpy as np
 
-from isometry.moments.record import Across, Apart, Fan, Moments, Normed, Part, Run, Steep, Term, Uneven
+from isometry.moments.record import (
+    Across,
+    Apart,
+    Fan,
+    Moments,
+    Normed,
+    Part,
+    Run,
+    Steep,
+    Term,
+    Tilted,
+    Uneven,
+)
 
 T = TypeVar("T", Fan, Normed, Steep, Across)
 
 
 def marked(
-    m: Moments, mark: Fan | Normed | Steep | Across | Apart | Uneven | None, along: Collection[int] = ()
+    m: Moments,
+    mark: Fan | Normed | Steep | Across | Apart | Uneven | Tilted | None,
+    along: Collection[int] = (),
 ) -> Moments:
     """Return a record of one term whose last factor carries a mark, in place of another of its kind.
 

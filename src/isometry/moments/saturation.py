@@ -85,6 +85,22 @@ def log_sum(variance: float, n: int) -> tuple[float, float]:
     return float(mean - np.euler_gamma), max(float(square - mean**2 - np.pi**2 / 6), 0.0)
 
 
+@lru_cache(maxsize=256)
+def square_along(variance: float, n: int) -> float:
+    """Return E[(Σ a s)²] of a softmax a of n independent normal scores s."""
+    root = variance**0.5
+    inner = np.abs(latents.NODES) < 7.0
+    s, weights = root * latents.NODES[inner], latents.WEIGHTS[inner] / latents.WEIGHTS[inner].sum()
+    reach = 7.0 * root + 4.0
+    log_t = np.arange(-reach - 16.0, reach, STEP)
+    size = np.exp(np.minimum(log_t[:, None] + s, 50.0))
+    kept = np.exp(-size)
+    none, first, second = kept @ weights, (size * kept) @ (weights * s), (size**2 * kept) @ (weights * s * s)
+    log_kept = np.log(np.maximum(none, 1e-300))
+    own = n * second * np.exp((n - 1.0) * log_kept)
+    return float(STEP * (own + n * (n - 1.0) * first**2 * np.exp((n - 2.0) * log_kept)).sum())
+
+
 def damping(variance: float, n: Array) -> Array:
     """Return κ.
 

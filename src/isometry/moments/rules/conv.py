@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import count
+from math import prod
 from typing import Any, Literal
 
 import numpy as np
@@ -294,4 +295,9 @@ def convolution_backward(
         small_one, large_one = (x, g) if transposed else (g, x)
         dw = windowed("ngo,ngc->goc", small_one, large_one, "oik", windows, w)
         dw = _ungrouped(_with_neighbours(dw, _spatial(small_one, 3), _spatial(large_one, 3), windows), 0)
+        normed = mark_of(g, Normed)
+        if (
+            normed is not None and not transposed
+        ):  # nothing along the weights, as they are divided by their size
+            dw = alg.scale(dw, (1.0 - normed.share / prod(w.shape[2:])) ** 0.5)
     return ctx.masked((dx, dw, db), mask)

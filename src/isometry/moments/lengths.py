@@ -24,7 +24,7 @@ from isometry.moments import axes as ax
 from isometry.moments import latents, surfaces
 from isometry.moments import record as rec
 from isometry.moments.axes import Array, Axis
-from isometry.moments.record import Factor, Length, Mark, Moments, Part, Run, Term
+from isometry.moments.record import Factor, Length, Mark, Moments, Part, Run, Shortened, Term
 
 _LEAST = 1e-4  # a smaller excess is none
 
@@ -130,6 +130,18 @@ def _relative(values: Array) -> float:
     """Return the relative variance of a variable given at the nodes."""
     middle = latents.mean(values)
     return float(np.mean(latents.mean(values**2) / np.maximum(middle**2, 1e-300))) - 1.0
+
+
+def given_back(g: Moments, x: Moments) -> float:
+    """Return E[|x|²/v]/(E|x|²·E[1/v]) for a product Σ g x over rows x, by whose mean squares v g was divided.
+
+    That is 1/(1 + e) for the relative variance e that both have, to first order, else 1.
+    """
+    marks = (p for f in g.terms[0].factors for p in f.parts if isinstance(p.latent, Shortened))
+    found = next((p for p in marks if all(p.labels[k] is not None for k in g.positions(1))), None)
+    if found is None or not isinstance(found.latent, Shortened) or not g.positions(1):
+        return 1.0
+    return 1.0 / (1.0 + min(found.latent.excess, of_rows(x, x.positions(1))))
 
 
 def elasticity(f: Factor) -> float:

@@ -74,6 +74,15 @@ class Steep(NamedTuple):
     rise: float
 
 
+class Shortened(NamedTuple):
+    """Marks a `Part` of a gradient at rows by whose lengths it was divided.
+
+    The mean squares of these rows have the relative variance `excess` by what they are images of.
+    """
+
+    excess: float
+
+
 class Tilted(NamedTuple):
     """Marks a `Part` of a softmax's gradient g at logits l that one matrix made from rows, along the logits.
 

@@ -16,18 +16,19 @@ from isometry.moments.record import (
     Normed,
     Part,
     Run,
+    Shortened,
     Steep,
     Term,
     Tilted,
     Uneven,
 )
 
-T = TypeVar("T", Fan, Normed, Steep, Across)
+T = TypeVar("T", Fan, Normed, Steep, Across, Shortened)
 
 
 def marked(
     m: Moments,
-    mark: Fan | Normed | Steep | Across | Apart | Uneven | Tilted | None,
+    mark: Fan | Normed | Steep | Across | Apart | Uneven | Tilted | Shortened | None,
     along: Collection[int] = (),
 ) -> Moments:
     """Return a record of one term whose last factor carries a mark, in place of another of its kind.

@@ -36,6 +36,7 @@ from isometry.moments.mark_kinds import Keys as Keys
 from isometry.moments.mark_kinds import Length as Length
 from isometry.moments.mark_kinds import Normed as Normed
 from isometry.moments.mark_kinds import Repeated as Repeated
+from isometry.moments.mark_kinds import Shortened as Shortened
 from isometry.moments.mark_kinds import Steep as Steep
 from isometry.moments.mark_kinds import Tilted as Tilted
 from isometry.moments.mark_kinds import Uneven as Uneven
@@ -100,7 +101,19 @@ class Dot(NamedTuple):
 
 
 Loose = (
-    Keys | Fan | Normed | Steep | Across | Near | Uneven | Apart | Length | Dot | Tilted | Repeated
+    Keys
+    | Fan
+    | Normed
+    | Steep
+    | Across
+    | Near
+    | Uneven
+    | Apart
+    | Length
+    | Dot
+    | Tilted
+    | Repeated
+    | Shortened
 )  # marks that belong to no variable
 Mark = Gram | Loose  # what stands in the place of a latent and is none
 

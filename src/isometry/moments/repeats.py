@@ -167,7 +167,8 @@ def through(made: Moments, a: Moments, b: Moments) -> Moments:
         return alg.gaussian(made.dims, con.with_square(made.table, gained, made.axes), made.mean)
     if not gram.is_white(b):
         return made
-    tilt = next((p.latent for f in a.terms[0].factors for p in f.parts if isinstance(p.latent, Tilted)), None)
+    marks = (p for f in a.terms[0].factors for p in f.parts if any(p.labels[k] for k in a.positions(1)))
+    tilt = next((p.latent for p in marks if isinstance(p.latent, Tilted)), None)
     known = of(a)
     if tilt is None:
         return made if known is None or set(known[1]) & set(a.positions(1)) else like(made, a, known[0].ratio)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from isometry.moments import algebra as alg
-from isometry.moments import fan, patches, repeats, slopes
+from isometry.moments import fan, lengths, patches, repeats, slopes
 from isometry.moments import regrouping as reg
 from isometry.moments.contract import contract, shares_latents
 from isometry.moments.marks import mark_of, marked
@@ -30,14 +30,15 @@ def _product(ctx: Context, a: Moments, b: Moments) -> Moments:
     """Return a·b, with how the sizes of its columns scatter that have weights of their own; see `fan`.
 
     A gradient that was divided by those sizes gives less to x, and to the weights nothing along them. Rows
-    that are equal stay equal, and pairs of them are summed as such; see `repeats`.
+    that are equal stay equal, and pairs of them are summed as such; see `repeats`. Products of rows x with
+    gradients that were divided by their lengths lose what those gained.
     """
     made = contracted(ctx, "mk,kn->mn", a, b)
     if fan.divided(a, 1) is not None:
         return alg.scale(made, fan.kept(a) ** 0.5)
     if (mark := fan.divided(a, 0)) is not None:
         return alg.scale(made, (1.0 - mark.share / b.shape[1]) ** 0.5)
-    made = repeats.through(made, a, b)
+    made = alg.scale(repeats.through(made, a, b), lengths.given_back(a, b) ** 0.5)
     rows, weights = replace(a, dims=(a.dims[0], (), a.dims[1])), replace(b, dims=((), b.dims[1], b.dims[0]))
     return marked(made, patches.fan_of(rows, weights, ()))
 

@@ -78,7 +78,9 @@ def contract(spec: str, a: Moments, b: Moments) -> Moments:
     start, stop = len(pos_a[0]) + len(pos_a[1]), len(pos_a[0]) + len(pos_a[1]) + len(pos_b[1])
     own_a, own_b = range(len(pos_a[0]), start), range(start, stop)
     for rows, other, at, along in ((a, b, pos_a[2], own_b), (b, a, pos_b[2], own_a)):
-        if gram.is_white(other):  # two such matrices: rows are those of the first
+        if gram.is_white(other) or lineage.marks_of(
+            other.terms
+        ):  # two such matrices: rows are those of the first
             made = lengths.marked(made, lengths.of_rows(rows, at), along)
             break
     return reg.transposed(made, tuple(order.index(x) for x in out))

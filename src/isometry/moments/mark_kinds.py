@@ -83,6 +83,17 @@ class Shortened(NamedTuple):
     excess: float
 
 
+class Leaning(NamedTuple):
+    """Marks a `Part` of the gradient at scores q·k of a softmax, with labels along keys (0) and queries (1).
+
+    (Σ_k s dS)² is `rows` times that of a gradient that does not depend on the scores, and a row's dS² rises
+    with the row's variance by `rise`, the derivative of the one's logarithm by the other's.
+    """
+
+    rows: float
+    rise: float
+
+
 class Tilted(NamedTuple):
     """Marks a `Part` of a softmax's gradient g at logits l that one matrix made from rows, along the logits.
 

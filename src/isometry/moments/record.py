@@ -33,6 +33,7 @@ from isometry.moments.mark_kinds import Apart as Apart
 from isometry.moments.mark_kinds import Fan as Fan
 from isometry.moments.mark_kinds import Gram as Gram
 from isometry.moments.mark_kinds import Keys as Keys
+from isometry.moments.mark_kinds import Leaning as Leaning
 from isometry.moments.mark_kinds import Length as Length
 from isometry.moments.mark_kinds import Normed as Normed
 from isometry.moments.mark_kinds import Repeated as Repeated
@@ -114,6 +115,7 @@ Loose = (
     | Tilted
     | Repeated
     | Shortened
+    | Leaning
 )  # marks that belong to no variable
 Mark = Gram | Loose  # what stands in the place of a latent and is none
 

@@ -26,7 +26,7 @@ from isometry.moments import contract as con
 from isometry.moments import gram
 from isometry.moments.axes import Array
 from isometry.moments.concrete import equal_share
-from isometry.moments.record import Factor, Moments, Part, Repeated, Run, Term, Tilted
+from isometry.moments.record import Factor, Leaning, Moments, Part, Repeated, Run, Term, Tilted
 
 _LEAST = 1e-9  # a smaller share of pairs is none
 
@@ -177,6 +177,22 @@ def through(made: Moments, a: Moments, b: Moments) -> Moments:
     if known is None or known[0].ratio is None:
         return made
     return like(made, a, (known[0].ratio + tilt.pairs / b.shape[1]) / own)
+
+
+def leaning(g: Moments, dim: int, width: int) -> float:
+    """Return what the square of a product over a dim of scores' gradients g gains, of which `width` are made.
+
+    A query q gets Σ_k dS_k k, of which 1/d lies along q; a key gets Σ dS q, where rows of large q have large
+    variances of their own, |q|², of the relative variance 2/d.
+    """
+    for f in g.terms[0].factors if len(g.terms) == 1 else ():
+        for p in f.parts:
+            along = [p.labels[k] for k in g.positions(dim)]
+            if isinstance(p.latent, Leaning) and len(along) == 1 and isinstance(along[0], Run):
+                over_keys = along[0].base == 0
+                gained = (p.latent.rows - 1.0) / width if over_keys else 2.0 * p.latent.rise / width
+                return max(1.0 + gained, 0.1)
+    return 1.0
 
 
 def pairs(axes: Sequence[ax.Axis]) -> Array:

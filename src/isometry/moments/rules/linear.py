@@ -45,8 +45,10 @@ def _product(ctx: Context, a: Moments, b: Moments) -> Moments:
 
 @rule("bmm", accuracy="asymptotic")
 def bmm(ctx: Context, a: Moments, b: Moments) -> Moments:
-    """Batched matrix product; as `mm`."""
-    return contracted(ctx, "bmk,bkn->bmn", a, b)
+    """Batched matrix product; as `mm`. Scores' gradients know of the queries and keys that they meet."""
+    made = contracted(ctx, "bmk,bkn->bmn", a, b)
+    gained = repeats.leaning(a, 2, b.shape[2]) * repeats.leaning(b, 1, a.shape[1])
+    return made if gained == 1.0 else alg.scale(made, gained**0.5)
 
 
 @rule("mv", accuracy="asymptotic")

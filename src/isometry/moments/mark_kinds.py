@@ -94,6 +94,17 @@ class Leaning(NamedTuple):
     rise: float
 
 
+class Along(NamedTuple):
+    """Marks a `Part` of a gradient that lost a share of what it had along a tensor, over so many `entries`.
+
+    `latent` is that of the tensor, which is a contraction.
+    """
+
+    latent: object
+    share: float
+    entries: int
+
+
 class Tilted(NamedTuple):
     """Marks a `Part` of a softmax's gradient g at logits l that one matrix made from rows, along the logits.
 

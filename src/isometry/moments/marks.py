@@ -10,6 +10,7 @@ import numpy as np
 
 from isometry.moments.record import (
     Across,
+    Along,
     Apart,
     Fan,
     Moments,
@@ -23,12 +24,12 @@ from isometry.moments.record import (
     Uneven,
 )
 
-T = TypeVar("T", Fan, Normed, Steep, Across, Shortened)
+T = TypeVar("T", Fan, Normed, Steep, Across, Shortened, Along)
 
 
 def marked(
     m: Moments,
-    mark: Fan | Normed | Steep | Across | Apart | Uneven | Tilted | Shortened | None,
+    mark: Fan | Normed | Steep | Across | Apart | Uneven | Tilted | Shortened | Along | None,
     along: Collection[int] = (),
 ) -> Moments:
     """Return a record of one term whose last factor carries a mark, in place of another of its kind.

@@ -29,6 +29,7 @@ import numpy as np
 from isometry.moments import axes as ax
 from isometry.moments import latents, series
 from isometry.moments.axes import Array, Axis
+from isometry.moments.mark_kinds import Along as Along
 from isometry.moments.mark_kinds import Apart as Apart
 from isometry.moments.mark_kinds import Fan as Fan
 from isometry.moments.mark_kinds import Gram as Gram
@@ -116,6 +117,7 @@ Loose = (
     | Repeated
     | Shortened
     | Leaning
+    | Along
 )  # marks that belong to no variable
 Mark = Gram | Loose  # what stands in the place of a latent and is none
 

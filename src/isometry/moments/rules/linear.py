@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from isometry.moments import algebra as alg
-from isometry.moments import fan, lengths, patches, repeats, slopes
+from isometry.moments import apart, fan, lengths, patches, repeats, slopes
 from isometry.moments import regrouping as reg
 from isometry.moments.contract import contract, shares_latents
 from isometry.moments.marks import mark_of, marked
@@ -39,6 +39,7 @@ def _product(ctx: Context, a: Moments, b: Moments) -> Moments:
     if (mark := fan.divided(a, 0)) is not None:
         return alg.scale(made, (1.0 - mark.share / b.shape[1]) ** 0.5)
     made = alg.scale(repeats.through(made, a, b), lengths.given_back(a, b) ** 0.5)
+    made = apart.through(made, a, b)
     rows, weights = replace(a, dims=(a.dims[0], (), a.dims[1])), replace(b, dims=((), b.dims[1], b.dims[0]))
     return marked(made, patches.fan_of(rows, weights, ()))
 
@@ -47,6 +48,7 @@ def _product(ctx: Context, a: Moments, b: Moments) -> Moments:
 def bmm(ctx: Context, a: Moments, b: Moments) -> Moments:
     """Batched matrix product; as `mm`. Scores' gradients know of the queries and keys that they meet."""
     made = contracted(ctx, "bmk,bkn->bmn", a, b)
+    made = apart.of_products(made, a, b)
     gained = repeats.leaning(a, 2, b.shape[2]) * repeats.leaning(b, 1, a.shape[1])
     return made if gained == 1.0 else alg.scale(made, gained**0.5)
 

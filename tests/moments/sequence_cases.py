@@ -49,6 +49,13 @@ INDEX = (
         (_X, Input((6, 10))),
         (torch.arange(35, 45),),
     ),
+    Case(
+        "uneven products in another order",
+        lambda x, y, z, i: (torch.cat([5 * x, z], 1) * torch.cat([5 * y, z], 1))[:, i] * torch.cat([z, y], 1),
+        (Input((6, 4)), Input((6, 4)), Input((6, 36))),
+        (torch.randperm(40, generator=torch.Generator().manual_seed(1)),),
+        draws=2000,
+    ),
 )
 
 SCATTER = (

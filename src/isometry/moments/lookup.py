@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from itertools import pairwise, product
+from itertools import product
 from math import prod
 
 import numpy as np
@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from isometry.moments.axes import Array, Axis, AxisMap, Index, pair_counts, size
 
-RUNS = 8  # an output axis is cut where the input's block changes, if that gives no more blocks than this
 HISTOGRAM = 1 << 24  # entries of the largest histogram of blocks by group
 
 Ids = NDArray[np.int64]
@@ -28,18 +27,6 @@ Ids = NDArray[np.int64]
 def blocks_of(axis: Axis, ids: Ids) -> Index:
     """Return the block of an axis in which each index lies."""
     return np.searchsorted(np.cumsum(axis), ids, side="right").astype(np.intp)
-
-
-def runs(axis: Axis, ids: Ids) -> Axis:
-    """Return the output's axis for a one-dimensional index.
-
-    Cut where the input's block changes, if rarely.
-    """
-    edges = np.flatnonzero(np.diff(blocks_of(axis, ids))) + 1
-    if len(edges) == 0 or len(edges) >= RUNS:
-        return (len(ids),)
-    cuts = [0, *edges.tolist(), len(ids)]
-    return tuple(high - low for low, high in pairwise(cuts))
 
 
 def counts(taken: Sequence[Axis], given: Sequence[Axis], ids: Sequence[Ids]) -> tuple[Array, Array]:
@@ -130,17 +117,6 @@ def _shares(found: Array) -> Array:
     total = found.sum(1, keepdims=True)
     everywhere = found.sum(0) / max(float(found.sum()), 1.0)
     return np.asarray(np.where(total > 0, found / np.maximum(total, 1.0), everywhere))
-
-
-def landing(n: int, ids: Ids) -> Axis:
-    """Return an axis of n entries cut where those that are hit begin and end, if they lie together."""
-    hit = np.zeros(n, dtype=np.int64)
-    hit[ids] = 1
-    edges = np.flatnonzero(np.diff(hit)) + 1
-    if len(edges) == 0 or len(edges) >= RUNS:
-        return (n,)
-    cuts = [0, *edges.tolist(), n]
-    return tuple(high - low for low, high in pairwise(cuts))
 
 
 def total(how: Array | Index, array: Array, old: Sequence[int], new: Sequence[int]) -> Array:

@@ -135,13 +135,28 @@ def _relative(values: Array) -> float:
 def given_back(g: Moments, x: Moments) -> float:
     """Return E[|x|²/v]/(E|x|²·E[1/v]) for a product Σ g x over rows x, by whose mean squares v g was divided.
 
-    That is 1/(1 + e) for the relative variance e that both have, to first order, else 1.
+    That is 1/(1 + e) for the relative variance e that both have, to first order, else 1. A norm that is
+    written out has a factor v^−½ in each of its gradient's terms.
     """
+    rows = g.positions(1)
     marks = (p for f in g.terms[0].factors for p in f.parts if isinstance(p.latent, Shortened))
-    found = next((p for p in marks if all(p.labels[k] is not None for k in g.positions(1))), None)
-    if found is None or not isinstance(found.latent, Shortened) or not g.positions(1):
+    found = next((p for p in marks if all(p.labels[k] is not None for k in rows)), None)
+    if not rows:
         return 1.0
-    return 1.0 / (1.0 + min(found.latent.excess, of_rows(x, x.positions(1))))
+    if found is not None and isinstance(found.latent, Shortened):
+        shared = found.latent.excess
+    else:
+        shared = min(_of_root(term, g.positions(0), rows) for term in g.terms)
+    return 1.0 / (1.0 + min(shared, of_rows(x, x.positions(1)))) if shared > _LEAST else 1.0
+
+
+def _of_root(term: Term, features: Sequence[int], rows: Sequence[int]) -> float:
+    """Return the relative variance of 1/f² for a positive factor f that each row has one of; 0 without."""
+    for f in term.factors:
+        own = all(f.labels[k] is None for k in features) and all(f.labels[k] is not None for k in rows)
+        if own and float(f.values.min()) > 0.0:
+            return float(np.mean(f.square * latents.mean(f.values**-2.0))) - 1.0
+    return 0.0
 
 
 def elasticity(f: Factor) -> float:

@@ -75,25 +75,42 @@ def of_rows(m: Moments, positions: Sequence[int]) -> float:
 
 
 def of_table(term: Term, axes: tuple[Axis, ...], positions: Sequence[int]) -> float:
-    """Return what correlations and tails of entries tell of it, in the last block of the other axes."""
-    joint: Array = np.ones([1] * len(axes))
-    mean: Array = np.ones([1] * len(axes))
-    own = tuple(axis if k in positions else (1,) for k, axis in enumerate(axes))
-    for f in (f for f in term.factors if not _is_root(f, term)):  # a root's variance is in the excess
-        at = tuple(slice(None) if k in positions else slice(-1, None) for k in range(len(axes)))
-        pairs = tuple(
-            slice(None) if k in positions else slice(len(axis) - 1, len(axis)) if n > 1 else slice(None)
-            for k, (axis, n) in enumerate(zip(axes, f.rho.shape, strict=True))
-        )
-        square = f.values[at] ** 2
-        joint = joint * rec.dual(square, square, f.rho[pairs], own)
-        mean = mean * latents.mean(square)
-    varying = joint - rec.outer(mean, mean, own)
+    """Return what correlations and tails of entries tell of it, in the last block of the other axes.
+
+    Where that is zero, as what pads a tensor, in the first.
+    """
+    mean, varying = _squares_of(term, axes, positions, last=True)
+    if not mean.max() > 0.0:
+        mean, varying = _squares_of(term, axes, positions, last=False)
     for p in sorted(positions, reverse=True):
         counts, shares = ax.pair_counts(axes[p]), ax.shares(axes[p])
         varying = _averaged(varying, p, counts / counts.sum())
         mean = _averaged(mean, p, shares)
     return float(np.mean(varying)) / max(float(np.mean(mean)) ** 2, 1e-300)
+
+
+def _squares_of(
+    term: Term, axes: tuple[Axis, ...], positions: Sequence[int], *, last: bool
+) -> tuple[Array, Array]:
+    """Return the mean and the covariances of squares, in one block of the axes that rows do not run along."""
+    joint: Array = np.ones([1] * len(axes))
+    mean: Array = np.ones([1] * len(axes))
+    own = tuple(axis if k in positions else (1,) for k, axis in enumerate(axes))
+    block = slice(-1, None) if last else slice(0, 1)
+    for f in (f for f in term.factors if not _is_root(f, term)):  # a root's variance is in the excess
+        at = tuple(slice(None) if k in positions else block for k in range(len(axes)))
+        pairs = tuple(
+            slice(None)
+            if k in positions or n == 1
+            else slice(len(axis) - 1, len(axis))
+            if last
+            else slice(0, 1)
+            for k, (axis, n) in enumerate(zip(axes, f.rho.shape, strict=True))
+        )
+        square = f.values[at] ** 2
+        joint = joint * rec.dual(square, square, f.rho[pairs], own)
+        mean = mean * latents.mean(square)
+    return mean, joint - rec.outer(mean, mean, own)
 
 
 def _averaged(array: Array, p: int, weights: Array) -> Array:
@@ -162,7 +179,9 @@ def _of_root(term: Term, features: Sequence[int], rows: Sequence[int]) -> float:
 def elasticity(f: Factor) -> float:
     """Return half of how the logarithm of E[f²] follows that of the scale of the factor's form."""
     form, values = np.broadcast_arrays(surfaces.form_of(f), f.values)
-    form, values = (x.reshape(-1, x.shape[-1])[-1] for x in (form, values))
+    form, values = (x.reshape(-1, x.shape[-1]) for x in (form, values))
+    there = np.flatnonzero(np.abs(values).max(-1) > 0.0)  # not what pads a tensor
+    form, values = (x[there[-1] if there.size else -1] for x in (form, values))
     slope = latents.derivative(values, form)
     return float(latents.mean(values * slope * form) / max(float(latents.mean(values**2)), 1e-300))
 

@@ -276,6 +276,13 @@ def kept(m: Moments) -> float:
     return own * max(1.0 + mark.rise * (1.0 - mark.share) * 2.0 / max(mark.weights, _LEAST), 0.0)
 
 
+def divided(m: Moments, dim: int) -> Normed | None:
+    """Return the mark of a gradient divided by the sizes of its channels, where those are along a dim."""
+    marks = (p for f in m.terms[0].factors for p in f.parts if isinstance(p.latent, Normed))
+    found = (p.latent for p in marks if any(p.labels[k] is not None for k in m.positions(dim)))
+    return next((mark for mark in found if isinstance(mark, Normed)), None)
+
+
 def of_slopes(fan: Fan, share: float, rise: float) -> float:
     """Return E[s²/(v + ε)] over the channels, for slopes s, by that of independent ones.
 

@@ -117,7 +117,7 @@ def _extra(x: Moments, windows: Sequence[Window], kurtosis: float) -> float:
 def _reach(windows: Sequence[Window], reach: float) -> float:
     """Return over how many outputs the means go that windows make of means over `reach` inputs."""
     each = [reach / fan.averaged(w.terms, reach) / w.stride for w in windows]
-    return max(float(np.mean(each)), 1.0)
+    return max(float(np.mean(each)), 1.0) if each else 1.0
 
 
 def summed(y: Moments, x: Moments, w: Moments, windows: Sequence[Window], mark: Fan | None) -> Moments:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from isometry.moments import algebra as alg
-from isometry.moments import borders, distances, latents, maxima, near, near_maps, slopes
+from isometry.moments import borders, distances, latents, maxima, near, near_maps, pools, slopes
 from isometry.moments import record as rec
 from isometry.moments import regrouping as reg
 from isometry.moments.averages import one_block
@@ -166,8 +166,9 @@ def _max_pool(ctx: Context, x: Moments, matrices: list[Array]) -> tuple[Moments,
     alike = _alike(r, largest)
     own = rho[tuple([slice(len(a)) for a in lead])]
     own[...] = distances.by_class(alike, [w.shape[0] for w in matrices])
-    made = near.marked(_in_blocks(r, rho, largest), alike, rank, r.overlap)
-    return _without_ones(made, rank), places
+    made = _in_blocks(r, rho, largest)
+    pools.remember(made, r.factor)
+    return _without_ones(near.marked(made, alike, rank, r.overlap), rank), places
 
 
 def _in_blocks(r: _Ranked, rho: Array, largest: Array) -> Moments:
@@ -253,9 +254,11 @@ def _max_pool_backward(g: Moments, x: Moments, matrices: list[Array]) -> Moments
     if r.factor is None:
         return _without_ones(alg.gaussian(m.dims, table, mean), rank)
     p = np.clip(_at_ranks(r, odds), 0.0, 1.0)
-    size = np.sqrt(np.maximum(latents.mean(p), 1e-300))[..., None]
-    known = changed(r.factor, p / size, m.axes)
-    noise = changed(r.factor, np.sqrt(p - p * p) / size, m.axes)
+    behind = pools.slope_behind(g, r.factor)
+    slope = np.ones(1) if behind is None else pools.of_maximum(behind, r.factor.values)
+    size = np.sqrt(np.maximum(latents.mean(p * slope**2), 1e-300))[..., None]
+    known = changed(r.factor, p * slope / size, m.axes)
+    noise = changed(r.factor, np.sqrt(p - p * p) * slope / size, m.axes)
     own = _white(r.factor, m)
     carried = alg.gaussian(m.dims, table / (known.table + noise.table * own.table), mean / known.mean)
     one = np.ones([1] * len(m.axes))

@@ -37,7 +37,7 @@ def remember(made: Moments, factor: Factor | None) -> None:
 
 
 def slope_behind(g: Moments, factor: Factor | None) -> tuple[Array, Array] | None:
-    """Return the slope s of a gradient γ·s(y), and y, at the nodes of y; None where it has none of one block.
+    """Return the slope s of a gradient γ·s(y), and y, at the nodes of y in all blocks; None where it has none.
 
     Args:
         g: The gradient at a pool's output.
@@ -48,8 +48,10 @@ def slope_behind(g: Moments, factor: Factor | None) -> tuple[Array, Array] | Non
     carrier, rest = slopes.split(g.terms[0])
     for f in rest if carrier is not None else []:
         values = factor.latent.views.get(("pooled", f.latent))
-        if values is not None and values[..., 0].size == f.values[..., 0].size == 1:
-            return f.values.reshape(-1), values.reshape(-1)
+        if values is not None:
+            s, y = (np.ravel(x) for x in np.broadcast_arrays(f.values, values))
+            order = np.argsort(y)
+            return s[order], y[order]
     return None
 
 
@@ -86,8 +88,8 @@ def with_members(dx: Moments, g: Moments, x: Moments, matrices: Sequence[Array],
     slope, members = slope_behind(g, factor), float(np.prod([(w != 0).sum(1).mean() for w in matrices]))
     if factor is None or slope is None or dx.axes != x.axes or not 1.5 < members <= MOST:
         return dx
-    if factor.values[..., 0].size != 1 or not bent(factor.values):  # no other slope follows
-        return dx
+    if factor.values[..., 0].size != 1 or slope[0].size != len(latents.NODES) or not bent(factor.values):
+        return dx  # unlike blocks, or no other slope follows
     row = factor.values.reshape(-1)
     square = given(row.tobytes(), round(members), round(rho, 3), *(a.tobytes() for a in slope))
     own = changed(factor, np.sqrt(square).reshape(factor.values.shape), x.axes)

@@ -238,7 +238,7 @@ def _max_pool_backward(g: Moments, x: Moments, matrices: list[Array]) -> Moments
     gradients, with the table that the sum over windows has. R is held as p(z) + √(p − p²)·ε with noise ε of
     each entry's own: the right moments, of pairs too.
     """
-    rank = len(matrices)
+    rank, in_blocks = len(matrices), g
     g = _spatially_one(g, rank)
     for d in range(len(x.dims) - rank):
         g, x = reg.match_dims(g, d, x, d)
@@ -254,7 +254,7 @@ def _max_pool_backward(g: Moments, x: Moments, matrices: list[Array]) -> Moments
     if r.factor is None:
         return _without_ones(alg.gaussian(m.dims, table, mean), rank)
     p = np.clip(_at_ranks(r, odds), 0.0, 1.0)
-    behind = pools.slope_behind(g, r.factor)
+    behind = pools.slope_behind(in_blocks, r.factor)
     slope = np.ones(1) if behind is None else pools.of_maximum(behind, r.factor.values)
     size = np.sqrt(np.maximum(latents.mean(p * slope**2), 1e-300))[..., None]
     known = changed(r.factor, p * slope / size, m.axes)

@@ -82,7 +82,7 @@ def _pairs(group: Ids, kind: Ids, kinds: int) -> Array:
     other = np.arange(len(one)) - np.repeat(np.cumsum(members) - members - start, members)
     place = (keys % kinds)[one] * kinds + (keys % kinds)[other]
     weights = count[one] * count[other].astype(np.float64)
-    return np.bincount(place, weights, minlength=kinds**2).reshape(kinds, kinds)
+    return np.asarray(np.bincount(place, weights, minlength=kinds**2).reshape(kinds, kinds), dtype=np.float64)
 
 
 def _by_class(found: Array, present: Index, axes: Sequence[Axis], outputs: int) -> Array:

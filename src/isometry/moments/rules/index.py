@@ -24,6 +24,7 @@ from isometry.moments.drawing import draw
 from isometry.moments.marks import marked
 from isometry.moments.record import Label, Moments, Run
 from isometry.moments.rules.base import Context, rule
+from isometry.moments.rules.order import Places, at_places
 from isometry.moments.rules.pointwise import as_moments
 from isometry.moments.rules.reduce import keep_dims
 from isometry.moments.running import masks_as_positions
@@ -268,9 +269,14 @@ def own_and_given(ids: Tensor, dim: int, dims: Sequence[int]) -> list[Tensor]:
 
 @rule("gather", accuracy="exact", raw=(2,))
 def gather(ctx: Context, m: Moments, dim: int, ids: Any, **_: Any) -> Moments:
-    """Entries along a dim by indices known for each place; see `gathered`."""
+    """Entries along a dim by indices known for each place; see `gathered`.
+
+    At the places of a variable's largest entries those of a function of it are its largest, too.
+    """
     if not m.dims:
         return m
+    if isinstance(ids, Places) and (chosen := at_places(m, dim % len(m.dims), ids)) is not None:
+        return chosen
     values = positions(ctx, ids)
     dim %= values.dim()
     dims = varying(values, dim, m.shape)

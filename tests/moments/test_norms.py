@@ -250,3 +250,31 @@ def test_a_norm_takes_little_from_gradients_that_go_on_through_slopes():
     measured = sides(GatedSquares, lambda: of_length_one(4, 32, 96), ["gate", "up"], 12)
     for name in ("gate", "up"):  # heavy tails are left to 10 %
         assert told[name].backward.rms == pytest.approx(measured["backward", name][0] ** 0.5, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("bent", "norm", "names"),
+    [
+        (False, nn.LayerNorm, ["1", "0", "1.weight"]),
+        (True, nn.LayerNorm, ["1", "0", "1.weight"]),
+        (False, RootMeanSquare, ["1", "1.weight"]),
+    ],
+)
+def test_rows_and_gradients_divided_by_their_lengths_go_together(bent: bool, norm, names: list[str]) -> None:
+    def build() -> nn.Module:
+        front = [nn.Identity(), normal(20, 96), *([nn.ReLU()] if bent else [])]
+        return nn.Sequential(*front, norm(96), nn.ReLU())
+
+    told = isometry.predict(build, (torch.empty(12, 20, device="meta", requires_grad=True),))
+    found: dict[str, list[float]] = {}
+    for seed in range(400):
+        torch.manual_seed(seed)
+        loss = lambda out: (out * torch.randn_like(out)).sum()  # noqa: E731
+        profile = isometry.measure(build(), (torch.randn(12, 20, requires_grad=True),), loss=loss)
+        for name in names:
+            found.setdefault(name, []).append(profile[name].backward.rms ** 2)
+    for name, squares in found.items():
+        error = float(np.std(squares)) / len(squares) ** 0.5
+        predicted = told[name].backward.rms ** 2
+        # to first order in 1/20; a tenth too large or small without it
+        assert predicted == pytest.approx(np.mean(squares), abs=4 * error + 0.03 * np.mean(squares)), name

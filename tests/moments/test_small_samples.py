@@ -101,12 +101,12 @@ def test_tails_have_the_kurtosis_asked_for() -> None:
 @pytest.mark.parametrize(
     ("window", "inputs", "blocks"),
     [
-        (Window(10, 3, 10, low=1), (10,), (1, 8, 1)),
+        (Window(18, 3, 18, low=1), (18,), (1, 16, 1)),
         (Window(8, 3, 8, low=1), (8,), (1, 1, 4, 1, 1)),
         (Window(16, 5, 16, low=2), (16,), (1, 1, 12, 1, 1)),
         (Window(20, 7, 20, low=3), (20,), (3, 14, 3)),
         (Window(4, 3, 8, stride=2, low=1), (8,), (1, 1, 1, 1)),
-        (Window(16, 3, 32, stride=2, low=1), (32,), (1, 15)),
+        (Window(24, 3, 48, stride=2, low=1), (48,), (1, 23)),
         (Window(2, 3, 2, low=1), (2,), (2,)),
         (Window(8, 1, 8), (1, 6, 1), (1, 6, 1)),
         (Window(100, 3, 100, low=1), (100,), (100,)),
@@ -397,3 +397,22 @@ def test_a_gate_leaves_sums_their_mark() -> None:
     assert made is not None
     assert made.directions == pytest.approx(40.0, rel=1e-3)
     assert made.tail == pytest.approx(0.3, rel=1e-2)
+
+
+def test_weights_in_front_of_a_norm_get_nothing_along_themselves() -> None:
+    def build() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(64, 64, 3, groups=64, bias=False), nn.BatchNorm2d(64))
+
+    told = isometry.predict(build, "4x64x10x10")["0.weight"].backward.rms ** 2
+    drawn = []
+    for seed in range(DRAWS // 3):
+        torch.manual_seed(seed)
+        model = build()
+        out = model(torch.randn(4, 64, 10, 10))
+        (out * torch.randn_like(out)).sum().backward()
+        assert model[0].weight.grad is not None
+        drawn.append(float(model[0].weight.grad.square().mean()))
+        along = (model[0].weight * model[0].weight.grad).sum((1, 2, 3))
+        assert float(along.detach().abs().max()) < 1e-2
+    error = float(np.std(drawn)) / math.sqrt(len(drawn))
+    assert told == pytest.approx(float(np.mean(drawn)), abs=4 * error + 0.01 * float(np.mean(drawn)))

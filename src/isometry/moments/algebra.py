@@ -12,7 +12,19 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from isometry.moments import apart, fan, latents, lengths, lineage, near, origins, steep, surfaces, uneven
+from isometry.moments import (
+    ancestors,
+    apart,
+    fan,
+    latents,
+    lengths,
+    lineage,
+    near,
+    origins,
+    steep,
+    surfaces,
+    uneven,
+)
 from isometry.moments.axes import Array, Axis, Index
 from isometry.moments.marks import marked
 from isometry.moments.record import (
@@ -20,7 +32,6 @@ from isometry.moments.record import (
     Factor,
     Label,
     Moments,
-    Part,
     Run,
     Term,
     diagonal,
@@ -181,10 +192,7 @@ def _most_terms(m: Moments) -> int:
 
 
 def multiply(a: Moments, b: Moments) -> Moments:
-    """Return a · b for two aligned records.
-
-    Node by node where they share a latent, else as a product of independents.
-    """
+    """Return a · b for two aligned records: node by node where they share a latent, else of independents."""
     if len(a.terms) * len(b.terms) > MAX_TERMS:
         a, b = (collapse(a), b) if len(a.terms) > len(b.terms) else (a, collapse(b))
     products = tuple(_shortened(_product(s, t, a.axes), a.dims) for s in a.terms for t in b.terms)
@@ -217,9 +225,8 @@ def _product(a: Term, b: Term, axes: tuple[Axis, ...]) -> Term:
     coef = a.coef * b.coef
     own = tuple(factors.values())
     if len(own) > 1:
-        before = [
-            tuple(f for f in t.factors if f.key in factors) for t in (a, b)
-        ]  # others are merged, ties and all
+        # Others are merged, ties and all.
+        before = [tuple(f for f in t.factors if f.key in factors) for t in (a, b)]
         coef = coef * np.sqrt(_ties(own, axes) / (_ties(before[0], axes) * _ties(before[1], axes)))
     return Term(coef, own)
 
@@ -240,10 +247,8 @@ def _ties(factors: tuple[Factor, ...], axes: tuple[Axis, ...]) -> Array:
 def dependent_product(f: Factor, g: Factor, phi: Array, axes: tuple[Axis, ...]) -> Factor:
     """Return f·g for two dependent variables as a function of one new latent.
 
-    Here φ is g's part in f (see `lineage.link`).
-
-    It knows E[f g | z] for the variable z of g, and takes E[f g | y] for that of f as E[g | y] f with z and
-    y normal.
+    Here φ is g's part in f (see `lineage.link`). It knows E[f g | z] for the variable z of g, and takes
+    E[f g | y] for that of f as E[g | y] f with z and y normal.
     """
     form = surfaces.form_of(f)
     (*rows, theirs), at = latents.distinct(f.values, form, phi, g.values)
@@ -271,8 +276,7 @@ def from_surface(
         return new_factor(axes, np.ones([1] * len(axes)), term.coef[..., None] * np.ones(len(latents.NODES)))
     values = term.factors[0].values
     known = [(g, (made @ latents.FEW_WEIGHTS)[at]), *([] if given_y is None else [(f, given_y)])]
-    parts = tuple(Part(x.latent, x.labels, (), surfaces.scores(values, given)) for x, given in known)
-    return replace(term.factors[0], parts=parts)
+    return replace(term.factors[0], parts=ancestors.parts_of_product(values, known))
 
 
 def absorbed(term: Term, axes: tuple[Axis, ...]) -> Factor | None:
@@ -293,8 +297,8 @@ def collapse(m: Moments) -> Moments:
     """Return the record as one function of one new latent, with the same table and mean.
 
     Exact where all terms are normal; else the marginal is the sum's quantile function (deterministic
-    sampling) and the latent's correlations are those that give the table back. A record that is one factor
-    already is returned as it is. The same record gives the same latent every time.
+    sampling) and the latent's correlations give the table back. One factor is returned as it is, and the
+    same record gives the same latent every time.
     """
     if len(m.terms) == 1 and len(m.terms[0].factors) <= 1:
         return m

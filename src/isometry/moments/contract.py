@@ -58,7 +58,7 @@ def contract(spec: str, a: Moments, b: Moments) -> Moments:
     order = [*letters_c, *letters_a, *letters_b]
     dims = tuple(dims_of[x] for x in order)
     if extra is not None:
-        table = _with_square(table, extra, tuple(axis for d in dims for axis in d))
+        table = with_square(table, extra, tuple(axis for d in dims for axis in d))
     if is_positive(a) and is_positive(b):
         return reg.transposed(positive(dims, table, mean), tuple(order.index(x) for x in out))
     made = alg.gaussian(dims, table, mean)
@@ -78,8 +78,11 @@ def contract(spec: str, a: Moments, b: Moments) -> Moments:
     start, stop = len(pos_a[0]) + len(pos_a[1]), len(pos_a[0]) + len(pos_a[1]) + len(pos_b[1])
     own_a, own_b = range(len(pos_a[0]), start), range(start, stop)
     for rows, other, at, along in ((a, b, pos_a[2], own_b), (b, a, pos_b[2], own_a)):
-        if gram.is_white(other):
+        if gram.is_white(other) or lineage.marks_of(
+            other.terms
+        ):  # two such matrices: rows are those of the first
             made = lengths.marked(made, lengths.of_rows(rows, at), along)
+            break
     return reg.transposed(made, tuple(order.index(x) for x in out))
 
 
@@ -89,7 +92,7 @@ def in_few_terms(m: Moments) -> Moments:
     return m if few else alg.collapse(m)
 
 
-def _with_square(table: Array, extra: Array, axes: tuple[Axis, ...]) -> Array:
+def with_square(table: Array, extra: Array | float, axes: tuple[Axis, ...]) -> Array:
     """Add a block array to a pair array's entries for an entry paired with itself."""
     shape = [max(n, len(a) * (len(a) + 1)) for n, a in zip(table.shape, axes, strict=True)]
     table = np.array(np.broadcast_to(table, shape))
@@ -144,7 +147,7 @@ def _with_lengths(
     if excess == 0.0:
         return table
     square, variance = mean**2, rec.diagonal(table, axes) - mean**2
-    return _with_square(table, np.maximum(excess * square, -0.99 * np.maximum(variance, 0.0)), axes)
+    return with_square(table, np.maximum(excess * square, -0.99 * np.maximum(variance, 0.0)), axes)
 
 
 def _with_parts(made: Moments, m: Moments, positions: list[int], *, normal: bool) -> Moments:

@@ -11,7 +11,9 @@ larger square than 1/E[v] tells. The gradient at x is a sum of w/√v, and w is 
     E[|w|²/v]·E[v]/E[|w|²] ≈ d/(d − 2)·(1 − 2/K),
 
 which is 1 for S a multiple of the identity: w/|w| has a fixed length. Weights of excess kurtosis κ add κ/2K
-to 1/d, and have K/(1 + κ/2) in place of K: those of a uniform law scatter less. `Fan` marks such sums,
+to 1/d, and have K/(1 + κ/2) in place of K: those of a uniform law scatter less. Their squares are taken as
+beta variables of that kurtosis, w² ~ Beta(½, b) with κ = −6/(3 + 2b): b = 1 is the uniform law, b → ∞ the
+normal one. With P(t) = E[exp(−t w²)]^K, E[1/|w|²] = ∫ P(t) dt, exactly. `Fan` marks such sums,
 `Normed` their gradients. A weight that c_k of the outputs use counts by its share: K = (Σ c)²/Σ c².
 
 S itself scatters where x is made of such sums: their inner products between samples follow those of what they
@@ -219,16 +221,45 @@ def _coefficients() -> tuple[Array, Array]:
 
 
 def excess(fan: Fan, share: float) -> float:
-    """Return E[1/(v + ε)]·E[v + ε] over the channels, where v has this share of v + ε on average."""
-    return _excess(fan.directions, share)
+    """Return E[1/(v + ε)]·E[v + ε] over the channels, where v has this share of v + ε on average.
+
+    v is taken as |w|² times a gamma variable of the variance that 2/d leaves.
+    """
+    left = 1.0 / fan.directions - 1.0 / fan.weights
+    apart = _excess(1.0 / left, share) if left > 1.0 / _MANY else 1.0
+    return apart * _excess(fan.weights, share, fan.light)
 
 
-def _excess(directions: float, share: float) -> float:
-    """Return ∫ e^{−(1 − s)t} (1 + 2·s·t/d)^{−d/2} dt, which is d/(d − 2) for s = 1."""
+@lru_cache(maxsize=256)
+def _excess(directions: float, share: float, light: float = 0.0) -> float:
+    """Return ∫ e^{−(1 − s)t} P(s·t) dt with P(t) = (1 + 2t/d)^{−d/2}, which is d/(d − 2) for s = 1.
+
+    For lighter weights P is that of K = d·(2 + κ)/2 beta variables w² of mean 1; see the module.
+    """
     directions = min(max(directions, _LEAST), _MANY)
     t = np.exp(np.linspace(-16.0, 14.0, 301))
-    falling = -(1.0 - share) * t - 0.5 * directions * np.log1p(2.0 * share * t / directions)
-    return float(np.trapezoid(np.exp(falling) * t, np.log(t)))
+    if light:
+        count = directions * (2.0 - light) / 2.0
+        own = count * np.log(_laplace(share * t / count, light))
+    else:
+        own = -0.5 * directions * np.log1p(2.0 * share * t / directions)
+    return float(np.trapezoid(np.exp(own - (1.0 - share) * t) * t, np.log(t)))
+
+
+def _laplace(t: Array, light: float) -> Array:
+    """Return E[exp(−t w²)] of a symmetric w of variance 1 and kurtosis 3 − light, w² a beta variable."""
+    squares, shares = _beta(light)
+    return np.asarray(np.exp(-np.multiply.outer(t, squares)) @ shares)
+
+
+@lru_cache(maxsize=16)
+def _beta(light: float) -> tuple[Array, Array]:
+    """Return nodes of w² and their weights: w² = (1 + 2b) sin² θ has the density cos^{2b−1} θ on (0, π/2)."""
+    b = 3.0 / min(light, 2.0 - 1e-6) - 1.5
+    x, weights = np.polynomial.legendre.leggauss(100)
+    angle = np.pi / 4.0 * (x + 1.0)
+    shares = np.cos(angle) ** (2.0 * b - 1.0) * weights
+    return (1.0 + 2.0 * b) * np.sin(angle) ** 2, shares / shares.sum()
 
 
 def kept(m: Moments) -> float:
@@ -241,8 +272,15 @@ def kept(m: Moments) -> float:
     mark = mark_of(m, Normed)
     if mark is None or mark.share < _NONE:
         return 1.0
-    own = (1.0 / _excess(mark.weights, mark.share) - 1.0 + mark.share) / mark.share
+    own = (1.0 / _excess(mark.weights, mark.share, mark.light) - 1.0 + mark.share) / mark.share
     return own * max(1.0 + mark.rise * (1.0 - mark.share) * 2.0 / max(mark.weights, _LEAST), 0.0)
+
+
+def divided(m: Moments, dim: int) -> Normed | None:
+    """Return the mark of a gradient divided by the sizes of its channels, where those are along a dim."""
+    marks = (p for f in m.terms[0].factors for p in f.parts if isinstance(p.latent, Normed))
+    found = (p.latent for p in marks if any(p.labels[k] is not None for k in m.positions(dim)))
+    return next((mark for mark in found if isinstance(mark, Normed)), None)
 
 
 def of_slopes(fan: Fan, share: float, rise: float) -> float:

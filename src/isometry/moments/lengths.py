@@ -24,7 +24,7 @@ from isometry.moments import axes as ax
 from isometry.moments import latents, surfaces
 from isometry.moments import record as rec
 from isometry.moments.axes import Array, Axis
-from isometry.moments.record import Factor, Length, Mark, Moments, Part, Run, Term
+from isometry.moments.record import Factor, Length, Mark, Moments, Part, Run, Shortened, Term
 
 _LEAST = 1e-4  # a smaller excess is none
 
@@ -75,25 +75,42 @@ def of_rows(m: Moments, positions: Sequence[int]) -> float:
 
 
 def of_table(term: Term, axes: tuple[Axis, ...], positions: Sequence[int]) -> float:
-    """Return what correlations and tails of entries tell of it, in the last block of the other axes."""
-    joint: Array = np.ones([1] * len(axes))
-    mean: Array = np.ones([1] * len(axes))
-    own = tuple(axis if k in positions else (1,) for k, axis in enumerate(axes))
-    for f in (f for f in term.factors if not _is_root(f, term)):  # a root's variance is in the excess
-        at = tuple(slice(None) if k in positions else slice(-1, None) for k in range(len(axes)))
-        pairs = tuple(
-            slice(None) if k in positions else slice(len(axis) - 1, len(axis)) if n > 1 else slice(None)
-            for k, (axis, n) in enumerate(zip(axes, f.rho.shape, strict=True))
-        )
-        square = f.values[at] ** 2
-        joint = joint * rec.dual(square, square, f.rho[pairs], own)
-        mean = mean * latents.mean(square)
-    varying = joint - rec.outer(mean, mean, own)
+    """Return what correlations and tails of entries tell of it, in the last block of the other axes.
+
+    Where that is zero, as what pads a tensor, in the first.
+    """
+    mean, varying = _squares_of(term, axes, positions, last=True)
+    if not mean.max() > 0.0:
+        mean, varying = _squares_of(term, axes, positions, last=False)
     for p in sorted(positions, reverse=True):
         counts, shares = ax.pair_counts(axes[p]), ax.shares(axes[p])
         varying = _averaged(varying, p, counts / counts.sum())
         mean = _averaged(mean, p, shares)
     return float(np.mean(varying)) / max(float(np.mean(mean)) ** 2, 1e-300)
+
+
+def _squares_of(
+    term: Term, axes: tuple[Axis, ...], positions: Sequence[int], *, last: bool
+) -> tuple[Array, Array]:
+    """Return the mean and the covariances of squares, in one block of the axes that rows do not run along."""
+    joint: Array = np.ones([1] * len(axes))
+    mean: Array = np.ones([1] * len(axes))
+    own = tuple(axis if k in positions else (1,) for k, axis in enumerate(axes))
+    block = slice(-1, None) if last else slice(0, 1)
+    for f in (f for f in term.factors if not _is_root(f, term)):  # a root's variance is in the excess
+        at = tuple(slice(None) if k in positions else block for k in range(len(axes)))
+        pairs = tuple(
+            slice(None)
+            if k in positions or n == 1
+            else slice(len(axis) - 1, len(axis))
+            if last
+            else slice(0, 1)
+            for k, (axis, n) in enumerate(zip(axes, f.rho.shape, strict=True))
+        )
+        square = f.values[at] ** 2
+        joint = joint * rec.dual(square, square, f.rho[pairs], own)
+        mean = mean * latents.mean(square)
+    return mean, joint - rec.outer(mean, mean, own)
 
 
 def _averaged(array: Array, p: int, weights: Array) -> Array:
@@ -132,10 +149,39 @@ def _relative(values: Array) -> float:
     return float(np.mean(latents.mean(values**2) / np.maximum(middle**2, 1e-300))) - 1.0
 
 
+def given_back(g: Moments, x: Moments) -> float:
+    """Return E[|x|²/v]/(E|x|²·E[1/v]) for a product Σ g x over rows x, by whose mean squares v g was divided.
+
+    That is 1/(1 + e) for the relative variance e that both have, to first order, else 1. A norm that is
+    written out has a factor v^−½ in each of its gradient's terms.
+    """
+    rows = g.positions(1)
+    marks = (p for f in g.terms[0].factors for p in f.parts if isinstance(p.latent, Shortened))
+    found = next((p for p in marks if all(p.labels[k] is not None for k in rows)), None)
+    if not rows:
+        return 1.0
+    if found is not None and isinstance(found.latent, Shortened):
+        shared = found.latent.excess
+    else:
+        shared = min(_of_root(term, g.positions(0), rows) for term in g.terms)
+    return 1.0 / (1.0 + min(shared, of_rows(x, x.positions(1)))) if shared > _LEAST else 1.0
+
+
+def _of_root(term: Term, features: Sequence[int], rows: Sequence[int]) -> float:
+    """Return the relative variance of 1/f² for a positive factor f that each row has one of; 0 without."""
+    for f in term.factors:
+        own = all(f.labels[k] is None for k in features) and all(f.labels[k] is not None for k in rows)
+        if own and float(f.values.min()) > 0.0:
+            return float(np.mean(f.square * latents.mean(f.values**-2.0))) - 1.0
+    return 0.0
+
+
 def elasticity(f: Factor) -> float:
     """Return half of how the logarithm of E[f²] follows that of the scale of the factor's form."""
     form, values = np.broadcast_arrays(surfaces.form_of(f), f.values)
-    form, values = (x.reshape(-1, x.shape[-1])[-1] for x in (form, values))
+    form, values = (x.reshape(-1, x.shape[-1]) for x in (form, values))
+    there = np.flatnonzero(np.abs(values).max(-1) > 0.0)  # not what pads a tensor
+    form, values = (x[there[-1] if there.size else -1] for x in (form, values))
     slope = latents.derivative(values, form)
     return float(latents.mean(values * slope * form) / max(float(latents.mean(values**2)), 1e-300))
 

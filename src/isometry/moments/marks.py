@@ -2,24 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
 
-from isometry.moments.record import Across, Apart, Fan, Moments, Normed, Part, Steep, Term, Uneven
+from isometry.moments.record import (
+    Across,
+    Along,
+    Apart,
+    Fan,
+    Moments,
+    Normed,
+    Part,
+    Run,
+    Shortened,
+    Steep,
+    Term,
+    Tilted,
+    Uneven,
+)
 
-T = TypeVar("T", Fan, Normed, Steep, Across)
+T = TypeVar("T", Fan, Normed, Steep, Across, Shortened, Along)
 
 
-def marked(m: Moments, mark: Fan | Normed | Steep | Across | Apart | Uneven | None) -> Moments:
-    """Return a record of one term whose last factor carries a mark, in place of another of its kind."""
+def marked(
+    m: Moments,
+    mark: Fan | Normed | Steep | Across | Apart | Uneven | Tilted | Shortened | Along | None,
+    along: Collection[int] = (),
+) -> Moments:
+    """Return a record of one term whose last factor carries a mark, in place of another of its kind.
+
+    It has labels along the axes given.
+    """
     (term,) = m.terms
     if mark is None or not term.factors:
         return m
     *before, last = term.factors
     others = [p for p in last.parts if not isinstance(p.latent, type(mark))]
-    part = Part(mark, (None,) * len(m.axes), (), np.zeros([1] * (len(m.axes) + 1)))
+    labels = tuple(Run(k, 1, 0) if k in along else None for k in range(len(m.axes)))
+    part = Part(mark, labels, (), np.zeros([1] * (len(m.axes) + 1)))
     return replace(m, terms=(Term(term.coef, (*before, replace(last, parts=(*others, part)))),))
 
 

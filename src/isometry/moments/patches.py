@@ -18,6 +18,7 @@ from isometry.moments.record import Fan, Moments, Term
 from isometry.moments.taps import Window
 
 _ALONE = 0.003  # squares that have less in common are taken as independent
+_LIGHT, _MANY = 0.1, 200.0  # from this lightness on, and with fewer weights, their law matters
 
 
 def fan_of(x: Moments, w: Moments, windows: Sequence[Window]) -> Fan | None:
@@ -53,7 +54,8 @@ def fan_of(x: Moments, w: Moments, windows: Sequence[Window]) -> Fan | None:
     alike = float(np.prod([(u.diagonal() ** 2).sum() / u.trace() ** 2 for u in map(_used, windows)]))
     weights, groups, kurtosis = x.shape[2] / alike, x.shape[1], fan.kurtosis(w)
     handed = fan.of_sum(x.terms)  # the window's mean of it
-    scatter = _weighted(table**2, pairs) / total**2 + (alike / handed.shared if handed else 0.0)
+    own = _less_shared(table, x)
+    scatter = _weighted(own**2, pairs) / total**2 + (alike / handed.shared if handed else 0.0)
     scatter += 0.5 * fan.scatter_of_power(x, prod(w.terms / w.kernel for w in windows)) / x.shape[2]
     tails = [((fan.kurtosis(x) + 2.0) / (weights * groups), 1.0)]
     tails += [(handed.tail * fan.lasting(windows, handed.reach), handed.reach)] if handed else []
@@ -61,13 +63,61 @@ def fan_of(x: Moments, w: Moments, windows: Sequence[Window]) -> Fan | None:
     reach = sum(own * _reach(windows, before) for own, before in tails) / tail if tail > 0.0 else 1.0
     directions = 1.0 / max(scatter + 0.5 * kurtosis / weights, 0.1 * scatter)
     effective = 2.0 * weights / max(kurtosis + 2.0, 0.1)
-    return Fan(effective, directions, groups / scatter, tail, reach=reach)
+    light = -kurtosis if kurtosis < -_LIGHT and effective < _MANY else 0.0
+    extra = _extra(x, windows, kurtosis)
+    return Fan(effective, directions, groups / scatter, tail, reach=reach, light=light, extra=extra)
+
+
+def _less_shared(table: Array, x: Moments) -> Array:
+    """Return a table in which different channels have nothing that all samples have in common.
+
+    Such as lower means at the borders, which are the same in all channels: one direction of the entries of a
+    channel's sums, which counts among those.
+    """
+    batch = x.positions(0)
+    if any(table.shape[p] != 2 for p in batch):
+        return table
+    shared = table[tuple(slice(1, None) if p in batch else slice(None) for p in range(table.ndim))]
+    apart = np.zeros(1)
+    for p in x.positions(2):
+        differ = 1.0 - ax.same_classes(x.axes[p]).reshape([-1 if q == p else 1 for q in range(table.ndim)])
+        apart = np.maximum(apart, differ)
+    return np.asarray(table - apart * shared)
+
+
+def _extra(x: Moments, windows: Sequence[Window], kurtosis: float) -> float:
+    """Return what n entries of one channel add to n·Var v/E[v]² = 2 for given weights; see `Fan`.
+
+    v = Σ_o y_o²/n with y = Σ w x over c·K weights. Outputs that read the same entries are correlated by a
+    channel's own weights, which adds 2 Σ_{o′} E[ρ²] with E[ρ²] = c·m/(cK(cK + λ − 1)) for m entries that both
+    read in each channel, and weights of kurtosis λ. The squares of the entries have the weights a_i = Σ w²,
+    over the outputs that read them: a kurtosis κ adds (κ − 3) Σ a_i²/n. Entries that have been normed, n′ of
+    them, have a sum of squares which is fixed, where they are not bent: (κ − 1)·n/n′ less, with the n of the
+    outputs; what scatters because they are bent is in the directions.
+    """
+    channels, excess = x.shape[2], fan.kurtosis(x)
+    weights = channels * prod(window.terms for window in windows)
+    reads, own, uneven = 1.0, 1.0, 1.0
+    for window in windows:
+        o, _, i = window.taps()
+        read = np.zeros((window.outputs, window.inputs))
+        read[o, i] = 1.0 / np.maximum(np.bincount(o, minlength=window.outputs), 1)[o]
+        both = read @ read.T
+        reads, own = reads * both.sum() / window.outputs, own * both.trace() / window.outputs
+        uneven *= float((read.sum(0) ** 2).sum()) / window.outputs
+    pairs = weights / (weights + kurtosis + 2.0) * (reads - own)
+    mark = next(
+        (p.latent for t in x.terms for f in t.factors for p in f.parts if isinstance(p.latent, Fan)), None
+    )
+    places = prod(window.outputs / window.inputs for window in windows)
+    fixed = (excess + 2.0) * places if mark is not None and mark.normed else 0.0
+    return (2.0 * pairs + excess * uneven - fixed) / channels
 
 
 def _reach(windows: Sequence[Window], reach: float) -> float:
     """Return over how many outputs the means go that windows make of means over `reach` inputs."""
     each = [reach / fan.averaged(w.terms, reach) / w.stride for w in windows]
-    return max(float(np.mean(each)), 1.0)
+    return max(float(np.mean(each)), 1.0) if each else 1.0
 
 
 def summed(y: Moments, x: Moments, w: Moments, windows: Sequence[Window], mark: Fan | None) -> Moments:

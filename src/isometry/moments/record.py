@@ -29,6 +29,19 @@ import numpy as np
 from isometry.moments import axes as ax
 from isometry.moments import latents, series
 from isometry.moments.axes import Array, Axis
+from isometry.moments.mark_kinds import Along as Along
+from isometry.moments.mark_kinds import Apart as Apart
+from isometry.moments.mark_kinds import Fan as Fan
+from isometry.moments.mark_kinds import Gram as Gram
+from isometry.moments.mark_kinds import Keys as Keys
+from isometry.moments.mark_kinds import Leaning as Leaning
+from isometry.moments.mark_kinds import Length as Length
+from isometry.moments.mark_kinds import Normed as Normed
+from isometry.moments.mark_kinds import Repeated as Repeated
+from isometry.moments.mark_kinds import Shortened as Shortened
+from isometry.moments.mark_kinds import Steep as Steep
+from isometry.moments.mark_kinds import Tilted as Tilted
+from isometry.moments.mark_kinds import Uneven as Uneven
 
 
 class Run(NamedTuple):
@@ -45,72 +58,6 @@ class Fused(NamedTuple):
     high: Run | Fused | None
     low: Run | Fused | None
     inner: int
-
-
-class Gram(NamedTuple):
-    """The inner products x_k·x_k′ of one tensor's rows.
-
-    They lie off their mean by a variance `fluctuation` (a share of |x|⁴). Rows that are
-    images of x under different random matrices share these inner products. `origin` is the latent of x,
-    `features` label the axes summed over. A `Part` with a Gram in the place of a latent tells how large the
-    image is, E[y²]^½ by block, in `values[..., 0]`.
-    """
-
-    origin: object
-    features: tuple[object, ...]
-    fluctuation: float
-
-
-class Keys(NamedTuple):
-    """Marks a `Part` that tells how many keys a softmax's row sees, as Σu² of the row's mask.
-
-    It stands in `values[..., 0]`.
-
-    `mask` is what was added to the scores; where it is huge and negative the tensor is zero.
-    """
-
-    mask: object
-
-
-class Fan(NamedTuple):
-    """Marks a `Part` of a sum Σ w x whose independent weights w every channel has for itself.
-
-    `weights` is their effective number, `directions` that of the directions of x: the mean square of a
-    channel scatters between channels by 2/`directions`. `shared` is the number of directions of all channels
-    together, more where groups of channels read different x; `tail` is the relative variance, from entry to
-    entry, of the mean square over all channels, which is a mean over `reach` neighbours along each axis of
-    space. `normed` entries of each channel have since been divided by their size, if not 0. See `fan`.
-    """
-
-    weights: float
-    directions: float
-    shared: float
-    tail: float
-    normed: int = 0
-    reach: float = 1.0
-
-
-class Normed(NamedTuple):
-    """Marks a `Part` of a gradient that was divided by the sizes of sums with a `Fan` of so many weights.
-
-    `share` is the part of what it was divided by that is theirs, in the square; the rest is a norm's ε.
-    `latent` is that of the sums. By `rise` slopes of the sums had made its square grow with theirs; see
-    `steep`.
-    """
-
-    weights: float
-    share: float
-    latent: object
-    rise: float = 0.0
-
-
-class Steep(NamedTuple):
-    """Marks a `Part` of a gradient whose square grows with the mean square over the channels of its place.
-
-    By `rise`, the derivative of the one's logarithm by the other's; see `steep`.
-    """
-
-    rise: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,33 +87,6 @@ class Near(NamedTuple):
     labels: tuple[Label, ...]
 
 
-class Uneven(NamedTuple):
-    """Marks a `Part` of rows whose inner products differ from pair to pair; see `uneven`.
-
-    `excess` is their mean square.
-    """
-
-    excess: float
-
-
-class Apart(NamedTuple):
-    """Marks a `Part` of a gradient that is orthogonal to sums, along what a norm is taken over.
-
-    `shares` tell, by variable, which share of the gradient's component along it is gone; see `apart`.
-    """
-
-    shares: tuple[tuple[object, float], ...]
-
-
-class Length(NamedTuple):
-    """Marks a `Part` of a tensor whose rows' mean squares vary by more, or less, than its table tells.
-
-    By this relative variance; see `lengths`.
-    """
-
-    excess: float
-
-
 class Dot(NamedTuple):
     """Marks a `Part` of a sum Σ coef·γ·Πf along an axis whose label is `along`; see `projection`.
 
@@ -183,7 +103,21 @@ class Dot(NamedTuple):
 
 
 Loose = (
-    Keys | Fan | Normed | Steep | Across | Near | Uneven | Apart | Length | Dot
+    Keys
+    | Fan
+    | Normed
+    | Steep
+    | Across
+    | Near
+    | Uneven
+    | Apart
+    | Length
+    | Dot
+    | Tilted
+    | Repeated
+    | Shortened
+    | Leaning
+    | Along
 )  # marks that belong to no variable
 Mark = Gram | Loose  # what stands in the place of a latent and is none
 
@@ -429,10 +363,7 @@ def pooled(values: Array, axes: Sequence[Axis]) -> Array:
 
 
 def average_differ(table: Array, axes: tuple[Axis, ...], positions: Sequence[int]) -> float:
-    """Return the mean of a pair array over pairs that differ on some of the axes given and agree elsewhere.
-
-    The pairs that agree everywhere are taken off those that are free on the axes given.
-    """
+    """Return the mean of a pair array over pairs that differ on some of these axes and agree elsewhere."""
     free, same, pairs, entries = table, table, 1.0, 1.0
     for k, axis in reversed(list(enumerate(axes))):
         n = float(ax.size(axis))

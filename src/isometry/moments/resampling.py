@@ -17,7 +17,7 @@ import numpy as np
 
 from isometry.moments import algebra as alg
 from isometry.moments import contract as con
-from isometry.moments import distances, latents, lineage, near, near_maps
+from isometry.moments import distances, latents, lineage, near, near_maps, pools
 from isometry.moments import regrouping as reg
 from isometry.moments.axes import Array, Axis
 from isometry.moments.record import Moments, Term, average, average_differ, diagonal
@@ -26,13 +26,16 @@ from isometry.moments.taps import matrix_pairs
 FEW = 12.0  # a mean over more entries is taken as normal
 
 
-def resampled(m: Moments, matrices: Mapping[int, Array], like: Moments | None = None) -> Moments:
+def resampled(
+    m: Moments, matrices: Mapping[int, Array], like: Moments | None = None, alike: float = 0.0
+) -> Moments:
     """Return the record with each of the given dims mapped by its matrix M[output, input].
 
     Args:
         m: The record.
         matrices: By dim.
         like: A record whose blocks the mapped dims shall have; without, one block each.
+        alike: The correlation of entries that one output is a mean of.
 
     Returns:
         The record, a function of a new latent.
@@ -63,7 +66,7 @@ def resampled(m: Moments, matrices: Mapping[int, Array], like: Moments | None = 
     rank = near.rank_of(m.terms) or len(matrices)
     if how is not None:
         table = near_maps.added(table, axes, m, how, rank)
-    made = _with_form(tuple(given), axes, table, mean, values, 1.0 if copies else summands, m)
+    made = _with_form(tuple(given), axes, table, mean, values, 1.0 if copies else summands, m, alike)
     made = _knowing(made, m, matrices)
     if how is not None:
         made = near.marked(made, near.spread(m, rank) @ how.distances.T, rank)
@@ -123,6 +126,7 @@ def _with_form(
     values: Array,
     summands: float,
     m: Moments,
+    alike: float,
 ) -> Moments:
     """Return the record with these moments.
 
@@ -130,6 +134,11 @@ def _with_form(
     """
     if values.shape[-1] == 1 or latents.affine(values):  # constants, or normal entries
         return alg.gaussian(dims, table, mean)
+    row, members = np.ascontiguousarray(values.reshape(-1, values.shape[-1])[0]), round(summands)
+    one = values[..., 0].size == 1 and alike > pools.ALIKE
+    if one and 1 < members <= pools.MOST and pools.bent(row):
+        quantiles = pools.means(row.tobytes(), members, round(alike, 3))
+        return alg.with_marginal(dims, table, mean, quantiles.reshape(values.shape))
     if summands > FEW or not np.all(diagonal(table, axes) > 0):
         return con.positive(dims, table, mean) if con.is_positive(m) else alg.gaussian(dims, table, mean)
     return alg.with_marginal(dims, table, mean, mean_of(values, summands))

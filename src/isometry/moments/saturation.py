@@ -25,6 +25,7 @@ from isometry.moments import latents
 from isometry.moments.axes import Array
 
 STEP = 0.25  # of log t; the integrands are smooth on the scale 1
+_MOST = 1.5  # by which rows of unlike variances may exceed the closed form
 LARGEST = 1e5  # variances beyond are taken as this one: rows see a single key
 ROOTS = (0.1, 0.3, 0.6, 1.0, 1.4, 1.8, 2.3, 2.8, 3.5, 4.2, 5.0, 6.0, 7.5, 9.0, 12.0, 16.0, 22.0)
 
@@ -85,17 +86,107 @@ def log_sum(variance: float, n: int) -> tuple[float, float]:
     return float(mean - np.euler_gamma), max(float(square - mean**2 - np.pi**2 / 6), 0.0)
 
 
-def damping(variance: float, n: Array) -> Array:
+@lru_cache(maxsize=256)
+def square_along(variance: float, n: int) -> float:
+    """Return E[(Σ a s)²] of a softmax a of n independent normal scores s."""
+    root = variance**0.5
+    inner = np.abs(latents.NODES) < 7.0
+    s, weights = root * latents.NODES[inner], latents.WEIGHTS[inner] / latents.WEIGHTS[inner].sum()
+    reach = 7.0 * root + 4.0
+    log_t = np.arange(-reach - 16.0, reach, STEP)
+    size = np.exp(np.minimum(log_t[:, None] + s, 50.0))
+    kept = np.exp(-size)
+    none, first, second = kept @ weights, (size * kept) @ (weights * s), (size**2 * kept) @ (weights * s * s)
+    log_kept = np.log(np.maximum(none, 1e-300))
+    own = n * second * np.exp((n - 1.0) * log_kept)
+    return float(STEP * (own + n * (n - 1.0) * first**2 * np.exp((n - 2.0) * log_kept)).sum())
+
+
+@lru_cache(maxsize=512)
+def leaning(variance: float, n: float) -> tuple[float, float]:
+    """Return how a row's gradient dS = J g, for i.i.d. g, follows the scores, and their variance.
+
+    E[(Σ s dS)²] = E[Σ a²(s − Σ a s)²] relatively to v·E[Σ dS²], from integrals as those of the module with
+    s^j in their expectations; and the derivative of the logarithm of E[Σ dS²] by that of v.
+    """
+    root = variance**0.5
+    inner = np.abs(latents.NODES) < 7.0
+    s, weights = root * latents.NODES[inner], latents.WEIGHTS[inner] / latents.WEIGHTS[inner].sum()
+    reach = 7.0 * root + 4.0
+    log_t = np.arange(-reach - 16.0, reach, STEP)
+    size = np.exp(np.minimum(log_t[:, None] + s, 50.0))
+    kept = np.exp(-size)
+    log_kept = np.log(np.maximum(kept @ weights, 1e-300))
+
+    def m(p: int, j: int) -> Array:
+        return np.asarray((size**p * kept) @ (weights * s**j))
+
+    def total(values: Array, others: int) -> float:
+        count = float(np.prod([max(n - k, 0.0) for k in range(others)]))
+        return float(STEP * count * (values * np.exp((n - others) * log_kept)).sum())
+
+    along = total(m(2, 2), 1) - total(m(3, 2), 1) - total(m(2, 1) * m(1, 1), 2)
+    along += (total(m(4, 2), 1) + 2.0 * total(m(3, 1) * m(1, 1), 2) + total(m(2, 2) * m(2, 0), 2)) / 6.0
+    along += total(m(2, 0) * m(1, 1) ** 2, 3) / 6.0
+    low, middle, high = (float(moments(variance * x, np.array([n]))[1][0]) for x in (0.9, 1.0, 1.1))
+    rise = np.log(max(high, 1e-300) / max(low, 1e-300)) / np.log(1.1 / 0.9)
+    return max(along, 0.0) / max(variance * middle, 1e-300), float(rise)
+
+
+def leaning_of(square: float, n: float) -> tuple[float, float] | None:
+    """Return `leaning` of a row with Σ E[a²] = `square`; None for one that sees a single key."""
+    if n < 1.5 or not 1.0 / n < square < 1.0:
+        return None
+    roots = np.array([0.0, *ROOTS])
+    reached = np.array([1.0 / n, *[float(moments(r * r, np.array([n]))[0][0]) for r in ROOTS]])
+    root = float(np.interp(square, reached, roots))
+    return leaning(float(f"{max(root, 0.05) ** 2:.2g}"), float(f"{n:.3g}"))
+
+
+def damping(variance: float, n: Array, excess: float = 0.0) -> Array:
     """Return κ.
 
-    By which covariances of scores are multiplied so that the closed form gives the exact Σ E[a²].
+    By which covariances of scores are multiplied so that the closed form gives the exact Σ E[a²], a mean over
+    rows whose variances have the relative variance `excess`.
     """
     n = np.asarray(n, dtype=np.float64)
     if variance <= 1e-4:
         return np.ones_like(n)
-    square, *_ = moments(variance, n)
+    square = sum(w * moments(variance * x, n)[0] for x, w in zip(*_variances(round(excess, 2)), strict=True))
     ratio = np.maximum(n - 1.0, 1e-9) * square / np.maximum(1.0 - square, 1e-12)
-    return np.where(n > 1.01, np.clip(np.log(np.maximum(ratio, 1.0)) / variance, 0.0, 1.0), 1.0)
+    return np.where(n > 1.01, np.clip(np.log(np.maximum(ratio, 1.0)) / variance, 0.0, _MOST), 1.0)
+
+
+def damping_of_rows(variance: float, n: Array, weights: Array, excess: float = 0.0) -> float:
+    """Return the κ that gives the mean of Σ E[a²] over rows of unlike numbers of scores; see `damping`."""
+    each = damping(variance, n, excess)
+    if np.ptp(each) < 1e-3 or variance <= 1e-4:
+        return float(each @ weights)
+    many = np.maximum(n - 1.0, 0.0)
+
+    def mean(by: Array | float) -> float:
+        grown = np.exp(np.minimum(by * variance, 600.0))
+        return float(grown / (many + grown) @ weights)
+
+    wanted, low, high = mean(each), float(each.min()), float(each.max())
+    for _ in range(40):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if mean(middle) < wanted else (low, middle)
+    return 0.5 * (low + high)
+
+
+@lru_cache(maxsize=64)
+def _variances(excess: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return a gamma variable of mean 1 and this variance at five points, and their weights.
+
+    By Wilson and Hilferty's cube root.
+    """
+    if excess <= 0.0:
+        return (1.0,), (1.0,)
+    z, weights = np.polynomial.hermite_e.hermegauss(5)
+    weights = weights / weights.sum()
+    x = np.maximum(1.0 - excess / 9.0 + z * excess**0.5 / 3.0, 1e-2) ** 3
+    return tuple((x / float(x @ weights)).tolist()), tuple(weights.tolist())
 
 
 @lru_cache(maxsize=64)

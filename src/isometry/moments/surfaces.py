@@ -103,7 +103,8 @@ def _score(f: Array, expected: Array, spread: float, steps: int) -> Array:
     reach = int(np.ceil(6.0 * spread * steps))
     grid = np.arange(-8 * steps, 8 * steps + 1) / steps
     kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / (spread * steps)) ** 2)
-    there = np.pad(np.interp(grid, latents.NODES, f), reach, mode="edge")
+    wide = np.arange(-8 * steps - reach, 8 * steps + reach + 1) / steps
+    there = np.interp(wide, latents.NODES, f)  # beyond the nodes as at the last of them
     reached = np.maximum.accumulate(np.convolve(there, kernel / kernel.sum(), mode="valid"))
     edge = EDGE * np.ptp(f)
     inside = np.flatnonzero((reached > reached[0] + edge) & (reached < reached[-1] - edge))

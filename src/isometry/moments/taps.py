@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from isometry.moments.axes import Array, Axis, Index, pair_counts, size
 
 Codes = NDArray[np.int64]
-FEW = 8  # outputs of which the second from an end is a block, too
+FEW = 16  # outputs of which the second from an end is a block, too
 MOST = 16  # blocks that are told apart wherever they begin
 
 

@@ -19,12 +19,12 @@ import numpy as np
 
 from isometry.moments import algebra as alg
 from isometry.moments import axes as ax
-from isometry.moments import latents, lineage, origins, saturation
+from isometry.moments import latents, lengths, lineage, origins, saturation
 from isometry.moments import record as rec
 from isometry.moments import regrouping as reg
 from isometry.moments.axes import Array, Axis
 from isometry.moments.mask_rows import Rows, doubling, edge_blocks, reach, rows_of, uniform
-from isometry.moments.record import Gram, Keys, Moments, Part, Term
+from isometry.moments.record import Gram, Keys, Leaning, Moments, Part, Run, Term
 from isometry.moments.rules.base import Context, NoRule, Shifted, rule
 from isometry.moments.rules.pointwise import as_moments
 from isometry.moments.symbolic import Known
@@ -84,7 +84,7 @@ def _weights(scores: Moments, key: int, query: int | None, rows: Rows, shift: Kn
         table = np.moveaxis(table, query_at, -2)
     else:
         table = table[..., None, :]
-    kappa = _damped(table, rows, b)
+    kappa = _damped(table, rows, b, lengths.excess(scores, [key]) if len(scores.terms) == 1 else 0.0)
     table = table * kappa
     same, differ = table[..., None, :b], table[..., None, b:].reshape((*table.shape[:-1], 1, b, b))
     differ = differ + _unlike_keys(scores, key, same, differ)
@@ -119,11 +119,15 @@ def _unlike_keys(scores: Moments, key: int, same: Array, differ: Array) -> Array
     """Return what keys that are images of rows x_k add to ln E[e^{s + s′}] of two of them.
 
     Their inner products fluctuate by a share f: the covariance v·δ of two scores is zero in the mean, and
-    E[e^{vδ}] = e^{f v²/2}.
+    E[e^{vδ}] = e^{f v²/2}. Of one row κ tells.
     """
+    others = (*scores.axes[:key], *scores.axes[key + 1 :])
     marks = (p for p in lineage.grams_of(scores.terms) if p.labels[key] is not None)
     fluctuation = max((p.latent.fluctuation for p in marks if isinstance(p.latent, Gram)), default=0.0)
     varying = np.maximum(0.5 * (same[..., :, None] + same[..., None, :]) - differ, 0.0)
+    varying[
+        tuple(slice(len(a)) if n > 1 else slice(None) for a, n in zip(others, varying.shape, strict=False))
+    ] = 0.0
     return np.asarray(0.5 * fluctuation * varying**2)
 
 
@@ -162,7 +166,7 @@ def _crowd(a: Moments, key: int) -> Array:
     return np.asarray((np.moveaxis(a.mean, key, -1) ** 2 * n).sum(-1))
 
 
-def _damped(table: Array, rows: Rows, b: int) -> Array:
+def _damped(table: Array, rows: Rows, b: int, excess: float) -> Array:
     """Return κ by pair class of the queries, see `saturation`; table is (…, query classes, key classes)."""
     own = table.reshape(-1, *table.shape[-2:])[0]  # the same sample, the same head
     inner = b + b * np.arange(b) + np.arange(b)
@@ -174,7 +178,7 @@ def _damped(table: Array, rows: Rows, b: int) -> Array:
     counts = 1.0 / np.maximum(rows.overlap[:blocks].sum(-1), 1e-300)  # (blocks, samples)
     kappa = np.array(
         [
-            float(saturation.damping(float(v), n[w != 0]) @ w[w != 0])
+            saturation.damping_of_rows(float(v), n[w != 0], w[w != 0], excess)
             for v, n, w in zip(variance, counts, rows.weights[:blocks], strict=True)
         ]
     )
@@ -249,7 +253,27 @@ def softmax_backward(ctx: Context, g: Moments, a: Moments, dim: int, *_: Any) ->
     table = _balanced(weights * e * kept[..., None], y1, y2, keys)
     made = alg.gaussian(g.dims, np.moveaxis(table, -1, key), np.zeros([1] * len(g.axes)))
     size = np.sqrt(pairs / np.maximum(1.0 - 1.0 / counts, 1e-12))
-    return _with_grams(made, g, a, a.mean * np.expand_dims(size, key))
+    made = _with_grams(made, g, a, a.mean * np.expand_dims(size, key))
+    return _leaning(made, rec.diagonal(p_same.sum(-1), others), counts, key)
+
+
+def _leaning(made: Moments, square: Array, counts: Array, key: int) -> Moments:
+    """Return the scores' gradient with what it owes to queries and keys, a mean over the rows."""
+    if key == 0 or not made.terms[0].factors:
+        return made
+    square, counts = np.broadcast_arrays(square, counts)
+    found = [
+        saturation.leaning_of(float(s), float(n)) for s, n in zip(square.ravel(), counts.ravel(), strict=True)
+    ]
+    known = np.array([x for x in found if x is not None])
+    if not known.size:
+        return made
+    (term,) = made.terms
+    *before, last = term.factors
+    labels = tuple(Run(k == key - 1, 1, 0) if k in (key, key - 1) else None for k in range(len(made.axes)))
+    part = Part(Leaning(*known.mean(0)), labels, (), np.zeros([1] * (len(made.axes) + 1)))
+    own = replace(last, parts=(*last.parts, part))
+    return replace(made, terms=(Term(term.coef, (*before, own)),))
 
 
 def _balanced(table: Array, y1: Array, y2: Array, keys: Axis) -> Array:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from isometry.moments import across, fan, steep
+from isometry.moments import across, channels, fan, steep
 from isometry.moments import algebra as alg
 from isometry.moments import contract as con
 from isometry.moments import record as rec
@@ -57,6 +57,8 @@ def _batch_norm(
         return (_affine(unit, w, b), *rest)
     over = _others(len(x.dims))
     unit, sigma = normalise(x, over, eps, _scatter)
+    drawn = channels.of(x, over, eps)
+    unit = unit if drawn is None else channels.normalised(unit, x, drawn)
     known = mark_of(unit, Fan)
     if known is not None:
         unit = marked(unit, known._replace(normed=prod(x.shape[d] for d in over)))
@@ -109,7 +111,9 @@ def _scatter(x: Moments, over: tuple[int, ...], eps: float | Array) -> Array:
     if known is None:
         return scatter_of_variance(x, over, eps)
     # A channel's sums are normal for given entries, whatever those are.
-    return inverse_variance(x, over, eps, 2.0 * known.tail) * fan.excess(known, _share(x, over, eps))
+    return inverse_variance(x, over, eps, 2.0 * known.tail + known.extra) * fan.excess(
+        known, _share(x, over, eps)
+    )
 
 
 def _batch_norm_backward(
@@ -120,13 +124,17 @@ def _batch_norm_backward(
     weighted = g if w is None else times(g, _per_channel(w, rank))
     if training or mean is None or var is None:
         dx, unit = normalise_backward(weighted, x, over, eps, _scatter)
-        known = mark_of(x, Fan)
+        known, drawn = mark_of(x, Fan), channels.of(x, over, eps)
+        if drawn is not None:
+            unit = channels.normalised(unit, x, drawn)
+            gain = 1.0 if known is None else fan.excess(known, _share(x, over, eps))
+            dx = channels.gradient(dx, weighted, x, unit, drawn, gain)
         if known is not None and unit.terms[0].factors:
             latent = unit.terms[0].factors[0].latent
             share, own = _share(x, over, eps), steep.of_slopes(weighted, latent)
             gain, rise = steep.met(weighted, known, latent)
             dx = marked(alg.scale(dx, (gain * fan.of_slopes(known, share, own)) ** 0.5), rise)
-            dx = marked(dx, Normed(known.weights, share, latent, own))
+            dx = marked(dx, Normed(known.weights, share, latent, own, known.light), dx.positions(1))
     else:
         unit, inverse = _standardised(x, mean, var, eps)
         dx = times(weighted, inverse)

@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import count
+from math import prod
 from typing import Any, Literal
 
 import numpy as np
@@ -248,6 +249,20 @@ def _with_neighbours(dw: Moments, g: Moments, x: Moments, windows: Sequence[Wind
     return alg.gaussian(dw.dims, table, dw.mean)
 
 
+def _across_weights(g: Moments, w: Moments, *, transposed: bool) -> float:
+    """Return what a weight's gradient keeps of its size where a norm divides the output by its own.
+
+    That does not change when a channel's K weights are stretched, so that Σ w dw = Σ g y = 0 over each
+    channel: of independent gradients the share 1/K of the square is gone, of what the norm divides by that is
+    the output's own.
+    """
+    mark = mark_of(g, Normed)
+    if mark is None:
+        return 1.0
+    weights = prod(w.shape[3:]) * w.shape[1 if transposed else 2]
+    return float((1.0 - mark.share / weights) ** 0.5)
+
+
 @rule("convolution_backward", "convolution_backward_overrideable", accuracy="asymptotic")
 def convolution_backward(
     ctx: Context,
@@ -293,5 +308,6 @@ def convolution_backward(
     if mask[1]:
         small_one, large_one = (x, g) if transposed else (g, x)
         dw = windowed("ngo,ngc->goc", small_one, large_one, "oik", windows, w)
-        dw = _ungrouped(_with_neighbours(dw, _spatial(small_one, 3), _spatial(large_one, 3), windows), 0)
+        dw = _with_neighbours(dw, _spatial(small_one, 3), _spatial(large_one, 3), windows)
+        dw = _ungrouped(alg.scale(dw, _across_weights(g, w, transposed=transposed)), 0)
     return ctx.masked((dx, dw, db), mask)

@@ -15,7 +15,7 @@ from torch import Tensor
 from isometry.moments import algebra as alg
 from isometry.moments import axes as ax
 from isometry.moments import contract as con
-from isometry.moments import latents, lookup, sorted_rows, uneven
+from isometry.moments import latents, lookup, repeats, sorted_rows, uneven
 from isometry.moments import record as rec
 from isometry.moments import regrouping as reg
 from isometry.moments.axes import Array, Axis
@@ -55,7 +55,8 @@ def embedding(ctx: Context, w: Moments, ids: Any, *_: Any) -> Moments:
     dims = (*dims, *w.dims[1:])
     factor = alg.absorbed(alg.collapse(w).terms[0], w.axes)
     if factor is None or latents.affine(factor.values):
-        return marked(alg.gaussian(dims, table, mean), uneven.of_sum(w.terms, w.axes))
+        made = marked(alg.gaussian(dims, table, mean), uneven.of_sum(w.terms, w.axes))
+        return repeats.looked_up(made, ids.tensor, share) if isinstance(ids, Concrete) else made
     values = factor.values.take(0, axis=0)
     made = alg.with_marginal(dims, table, mean, values.reshape((*lead, *values.shape)))
     return marked(made, uneven.of_sum(w.terms, w.axes))
@@ -78,7 +79,8 @@ def embedding_backward(ctx: Context, g: Moments, ids: Any, rows: int, *_: Any) -
     for p in range(count):
         share = ax.recut((ax.size(axes[p]),), axes[p]).on_pairs(share, p)
     share = share.reshape((*share.shape, *[1] * (g.table.ndim - count)))
-    same, differ = same * share, differ * (1.0 - share)
+    extra = _of_equal(g, ids, count)
+    same, differ = (same + (1.0 - share) * extra) * share, (differ - share * extra) * (1.0 - share)
     for p in reversed(range(count)):
         counts = ax.pair_counts(axes[p])
         same, differ = (
@@ -93,6 +95,22 @@ def embedding_backward(ctx: Context, g: Moments, ids: Any, rows: int, *_: Any) -
         )
     table = np.stack([same / rows, differ / max(rows * (rows - 1), 1)], axis=0)
     return alg.gaussian((((rows,),), *g.dims[len(dims) :]), table, np.expand_dims(mean / rows, 0))
+
+
+def _of_equal(g: Moments, ids: Any, count: int) -> Array | float:
+    """Return by how much more gradients of equal ids agree than those of unlike ones; see `repeats`."""
+    known = repeats.of(g)
+    if known is None or known[1] != tuple(range(count)) or not isinstance(ids, Concrete):
+        return 0.0
+    if known[0].ids != repeats.key_of(ids.tensor):
+        return 0.0
+    found = repeats.excess(g, *known)
+    rest = g.axes[count:]
+    shape = [len(a) * (len(a) + 1) for a in rest]
+    extra = np.zeros((*found.shape, *shape))
+    own = (slice(None),) * count + tuple(slice(0, len(a)) for a in rest)
+    extra[own] = found.reshape((*found.shape, *[1] * len(rest)))
+    return extra
 
 
 class _Chosen(NamedTuple):

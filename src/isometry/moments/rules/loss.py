@@ -12,11 +12,12 @@ from isometry.moments import axes as ax
 from isometry.moments import contract as con
 from isometry.moments import record as rec
 from isometry.moments import regrouping as reg
-from isometry.moments import saturation
+from isometry.moments import repeats, saturation
 from isometry.moments.averages import mean_over, one_block
 from isometry.moments.axes import Array
 from isometry.moments.concrete import Concrete, equal_share
-from isometry.moments.record import Moments
+from isometry.moments.marks import marked
+from isometry.moments.record import Moments, Tilted
 from isometry.moments.rules.attention import softmax
 from isometry.moments.rules.base import Context, rule
 from isometry.moments.rules.linear import plus
@@ -42,7 +43,26 @@ def log_softmax(ctx: Context, x: Moments, dim: int, half: bool) -> Moments:
     offset, whole = -sums[:, 0].reshape(variance.shape), sums[:, 1].reshape(variance.shape)
     beyond = np.sqrt(np.maximum(whole / np.maximum(variance, 1e-300) - 1.0 / n, 0.0))
     table = table + within * rec.outer(beyond, beyond, m.axes) + rec.outer(offset, offset, m.axes)
-    return alg.gaussian(m.dims, table, offset * np.ones([1] * len(m.axes)))
+    made = alg.gaussian(m.dims, table, offset * np.ones([1] * len(m.axes)))
+    return repeats.like(_with_images(made, m, np.ones([1] * len(m.axes))), m)
+
+
+def _with_images(made: Moments, m: Moments, slope: Array) -> Moments:
+    """Return a record, in normal form, with the inner products of rows that another one's entries know.
+
+    Args:
+        made: The record.
+        m: The other one, of the same axes.
+        slope: By which the one follows the other.
+    """
+    if len(m.terms) != 1 or len(m.terms[0].factors) != 1 or not made.terms[0].factors:
+        return made
+    images, (factor,) = m.terms[0].factors[0].images.values(), made.terms[0].factors
+    by = slope * np.sqrt(m.variance) / np.sqrt(np.maximum(made.variance, 1e-300))
+    given = tuple(replace(p, values=np.minimum(by[..., None] * p.values, 1.0)) for p in images)
+    return replace(
+        made, terms=(rec.Term(made.terms[0].coef, (replace(factor, parts=(*factor.parts, *given)),)),)
+    )
 
 
 @rule("_log_softmax_backward_data", accuracy="asymptotic")
@@ -52,13 +72,55 @@ def log_softmax_backward(ctx: Context, g: Moments, out: Moments, dim: int, *_: A
     Assumes that the gradient does not depend on the probabilities.
     """
     dim %= len(g.dims)
+    target = repeats.ids_of(g)
+    out = one_block(reg.single_axis(out, dim), (dim,))
     probabilities = one_block(reg.single_axis(softmax(ctx, out, dim), dim), (dim,))
     g, p = reg.aligned(one_block(reg.single_axis(g, dim), (dim,)), probabilities)
     n = g.shape[dim]
     both = mean_over(g.table, g, (dim,))  # E[g Σg]/n, and E[(Σg)²]/n²
     table = g.table - 2.0 * both + p.table * both * n * n
     mean = g.mean - p.mean * n * g.mean
-    return alg.gaussian(g.dims, table, mean)
+    made = alg.gaussian(g.dims, table, mean)
+    return _of_logits(made, g, p, out, dim, target) if out.axes == g.axes == p.axes else made
+
+
+def _of_logits(
+    made: Moments, g: Moments, p: Moments, out: Moments, dim: int, target: bytes | None
+) -> Moments:
+    """Return the gradient g − p·Σg with what it owes to the logits l = x·W, normal of variance v.
+
+    It follows them by −E[∂p/∂l]·Σg = −(1 − Σ E[p²])/n·Σg, is alike for equal x, and with
+    E[l_k Σ p l] = v/n for every class k,
+
+        E[(Σ l dl)²] = v·E[Σ g²] − 2v/n·E[(Σ g)²] + E[(Σ g)²]·E[(Σ p l)²].
+    """
+    n, (at,) = g.shape[dim], g.positions(dim)
+    whole = rec.diagonal(mean_over(g.table, g, (dim,)), g.axes) * n * n  # E[(Σg)²]
+    crowd = np.minimum(n * p.square, 1.0)
+    made = _with_images(made, out, (1.0 - crowd) / n * np.sqrt(whole))
+    same = rec.average(whole, g.axes)
+    within = out.table - mean_over(out.table, out, (dim,))
+    v = max(rec.average(rec.diagonal(within, out.axes), out.axes) * n / max(n - 1.0, 1.0), 1e-12)
+    along = saturation.square_along(float(f"{v:.4g}"), n)
+    own = rec.average(g.square, g.axes) * n
+    square = max(rec.average(made.square, made.axes), 1e-300)
+    tilt = (v * own - 2.0 * v / n * same + same * along) / (v * n * square)
+    known = repeats.of(out)
+    if known is None:
+        return marked(made, Tilted(tilt, 0.0), (at,))
+    mark, positions = known
+    both = repeats.by_class(mean_over(g.table, g, (dim,)), g, positions) * n * n  # E[Σg Σg′]
+    ratio = repeats.excess(p, replace(mark, ratio=None), positions) * both / square
+    agree = None if target is None else repeats.agreeing(mark, target)
+    if agree is not None:  # by chance, tokens of one word have one class more, or less, often than others
+        ratio = ratio + (agree[0] - agree[1]) * rec.average(g.square, g.axes) / square
+    alike = repeats.by_class(made.table, made, positions) + (1.0 - mark.share) * ratio * square
+    axes = [made.axes[k] for k in positions]
+    between = repeats.by_class(g.table, g, positions) if agree is None else agree[0] * own / n
+    own = repeats.of_equal(between * n, mark, axes)
+    same, equal = (repeats.of_equal(x, mark, axes) for x in (both, alike))
+    pairs = ((v * own - 2.0 * v / n * same + same * along) / (v * n) - equal) / square
+    return repeats.like(marked(made, Tilted(tilt, pairs), (at,)), out, ratio)
 
 
 @rule("nll_loss_forward", accuracy="exact", raw=(1,))
@@ -85,7 +147,12 @@ def nll_loss_backward(
     table[1, 1] = (1.0 - share[1]) / (classes * (classes - 1))
     table *= size * size * np.array([[kept], [kept * kept]])
     mean = np.full((1, 1), -size * kept / classes)
-    return alg.gaussian((((rows,),), ((classes,),)), table, mean)
+    made = alg.gaussian((((rows,),), ((classes,),)), table, mean)
+    return (
+        repeats.looked_up(made, target.tensor, share)
+        if isinstance(target, Concrete) and kept == 1.0
+        else made
+    )
 
 
 @rule("mse_loss", accuracy="asymptotic")

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from isometry.moments import algebra as alg
-from isometry.moments import distances, latents, maxima, near, near_maps, slopes
+from isometry.moments import borders, distances, latents, maxima, near, near_maps, pools, slopes
 from isometry.moments import record as rec
 from isometry.moments import regrouping as reg
 from isometry.moments.averages import one_block
-from isometry.moments.axes import Array
+from isometry.moments.axes import Array, Axis
 from isometry.moments.concrete import Concrete
 from isometry.moments.record import Dims, Factor, Moments, Term
 from isometry.moments.resampling import scattered
@@ -36,6 +36,8 @@ class _Ranked:
         factor: What it is a function of; None for a constant.
         rho: The normal variable's correlations.
         values: The monotone function.
+        by_block: The function, monotone or not, with the spatial blocks that the input had.
+        blocks: Those blocks, by spatial axis.
         entries: The mean number of entries of a window.
         counts: The numbers of entries that windows have, less what each has in common with the next.
         shares: How often.
@@ -51,6 +53,8 @@ class _Ranked:
     factor: Factor | None
     rho: Array
     values: Array
+    by_block: Array
+    blocks: list[Axis]
     entries: float
     counts: list[float]
     shares: list[float]
@@ -73,8 +77,10 @@ def _ranked(x: Moments, matrices: list[Array]) -> _Ranked:
     for d in spatial:
         x = reg.single_axis(x, d) if x.dims[d] else x
     x = reg.broadcast(x, (*x.dims[:-rank], *[d or ((1,),) for d in x.dims[-rank:]]))
-    x = alg.collapse(one_block(x, spatial))
+    whole = alg.collapse(x)
+    x = alg.collapse(one_block(whole, spatial))
     first = len(x.axes) - rank
+    own, blocks = alg.absorbed(whole.terms[0], whole.axes), list(whole.axes[first:])
     factor = alg.absorbed(x.terms[0], x.axes)
     steps, shared = [0.0] * rank, np.zeros(1)
     if factor is not None:
@@ -91,7 +97,7 @@ def _ranked(x: Moments, matrices: list[Array]) -> _Ranked:
     windows_ = (entries, counts.tolist(), weights)
     if factor is None:
         none = np.zeros(1)
-        return _Ranked(x, None, none, none, *windows_, none, none, how, overlap, first, matrices)
+        return _Ranked(x, None, none, none, none, [], *windows_, none, none, how, overlap, first, matrices)
     values, rho = factor.values, factor.rho
     if np.any(np.diff(values, axis=-1) < 0):  # not monotone: the same marginal of another variable
         rows = [latents.quantiles(row, latents.WEIGHTS) for row in values.reshape(-1, values.shape[-1])]
@@ -102,7 +108,9 @@ def _ranked(x: Moments, matrices: list[Array]) -> _Ranked:
     left = np.divide(by_distance - shared, 1.0 - shared, out=np.ones(by_distance.shape), where=shared < 1.0)
     by_distance = np.clip(left, -1.0, 1.0)
     common = np.clip(_apart(by_distance, how)[..., 0], 0.0, 0.999)
-    return _Ranked(x, factor, rho, values, *windows_, common, by_distance, how, overlap, first, matrices)
+    by_block = values if own is None or values is not factor.values else own.values
+    known = (rho, values, by_block, blocks, *windows_)
+    return _Ranked(x, factor, *known, common, by_distance, how, overlap, first, matrices)
 
 
 def _apart(by_distance: Array, how: near_maps.Reading) -> Array:
@@ -136,11 +144,11 @@ def _max_pool(ctx: Context, x: Moments, matrices: list[Array]) -> tuple[Moments,
     )
     r = _ranked(x, matrices)
     rank = len(matrices)
-    dims: Dims = (*r.m.dims[:-rank], *[((w.shape[0],),) for w in matrices])
     places = alg.independent(
         ctx.shape, np.linspace(0.0, float(np.prod(x.shape[-rank:])) - 1, len(latents.NODES))
     )
     if r.factor is None:
+        dims: Dims = (*r.m.dims[:-rank], *[((w.shape[0],),) for w in matrices])
         made = alg.assemble(dims, (Term(r.m.mean),))
         return _without_ones(made, rank), places
     full = np.broadcast_to(r.rho, (*r.rho.shape[: r.first], *[2] * rank))
@@ -158,8 +166,25 @@ def _max_pool(ctx: Context, x: Moments, matrices: list[Array]) -> tuple[Moments,
     alike = _alike(r, largest)
     own = rho[tuple([slice(len(a)) for a in lead])]
     own[...] = distances.by_class(alike, [w.shape[0] for w in matrices])
-    made = alg.from_values(dims, rho, _interpolated(r.values, _spatial(largest, r)))
+    made = _in_blocks(r, rho, largest)
+    pools.remember(made, r.factor)
     return _without_ones(near.marked(made, alike, rank, r.overlap), rank), places
+
+
+def _in_blocks(r: _Ranked, rho: Array, largest: Array) -> Moments:
+    """Return the largest entries with blocks for windows at the borders; see `borders`."""
+    ends = [borders.of_outputs(w, axis) for w, axis in zip(r.matrices, r.blocks, strict=True)]
+    if all(len(end.axis) == 1 for end in ends):
+        values, own = r.values, _spatial(largest, r)
+    else:
+        ratio = r.count / r.entries  # what entries have in common with the next makes fewer of them
+        values = borders.values_read(ends, r.by_block)
+        own = borders.largest(
+            ends, lambda n: _for_each(r.common, lambda a: maxima.quantiles([n * ratio], [1.0], a))
+        )
+        rho = borders.correlations(ends, rho)
+    dims = (*r.m.dims[: -len(ends)], *[(end.axis,) for end in ends])
+    return alg.from_values(dims, rho, _interpolated(values, own))
 
 
 def _alike(r: _Ranked, largest: Array) -> Array:
@@ -229,9 +254,11 @@ def _max_pool_backward(g: Moments, x: Moments, matrices: list[Array]) -> Moments
     if r.factor is None:
         return _without_ones(alg.gaussian(m.dims, table, mean), rank)
     p = np.clip(_at_ranks(r, odds), 0.0, 1.0)
-    size = np.sqrt(np.maximum(latents.mean(p), 1e-300))[..., None]
-    known = changed(r.factor, p / size, m.axes)
-    noise = changed(r.factor, np.sqrt(p - p * p) / size, m.axes)
+    behind = pools.slope_behind(g, r.factor)
+    slope = np.ones(1) if behind is None else pools.of_maximum(behind, r.factor.values)
+    size = np.sqrt(np.maximum(latents.mean(p * slope**2), 1e-300))[..., None]
+    known = changed(r.factor, p * slope / size, m.axes)
+    noise = changed(r.factor, np.sqrt(p - p * p) * slope / size, m.axes)
     own = _white(r.factor, m)
     carried = alg.gaussian(m.dims, table / (known.table + noise.table * own.table), mean / known.mean)
     one = np.ones([1] * len(m.axes))

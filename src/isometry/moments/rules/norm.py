@@ -19,7 +19,8 @@ from isometry.moments.axes import Array
 from isometry.moments.inverse import inverse_variance, loss_of_strong
 from isometry.moments.latents import Latent
 from isometry.moments.marks import mark_of, marked
-from isometry.moments.record import Factor, Fan, Moments, Term
+from isometry.moments.origins import Contraction
+from isometry.moments.record import Factor, Fan, Moments, Shortened, Term, Tilted
 from isometry.moments.rules.base import Context, rule
 from isometry.moments.rules.linear import plus, with_shape
 from isometry.moments.rules.pointwise import times
@@ -224,6 +225,14 @@ def layer_norm_backward(
     outer_dims = tuple(range(len(x.dims) - len(normalized)))
     weighted = g if w is None else times(g, w)
     dx, unit = normalise_backward(weighted, x, dims, rstd, _scatter_of_rows)
+    positions = [p for d in dims for p in x.positions(d)]
+    if len(dx.terms) == 1 and len(x.terms) == 1:
+        own = lengths.excess(x, positions)
+        rows = [p for d in outer_dims for p in dx.positions(d)]
+        dx = marked(dx, Shortened(own) if own > 0.0 else None, rows)
+        made_of = [getattr(f.latent, "origin", None) for f in x.terms[0].factors]
+        if len(made_of) == 1 and isinstance(made_of[0], Contraction):  # Σ x·dx = 0 over each row
+            dx = marked(dx, Tilted(0.0, 0.0), positions)
     dw = con.total(times(g, unit), outer_dims) if mask[1] else None
     db = con.total(g, outer_dims) if mask[2] else None
     return (with_shape(dx, ctx.shapes[0]) if mask[0] else None), dw, db

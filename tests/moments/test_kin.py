@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from isometry.moments import kin, origins
+from isometry.moments import columns, kin, origins
 from isometry.moments.axes import Array
 from isometry.moments.latents import Latent
-from isometry.moments.places import blocks_seen, composed, seen, view_of
+from isometry.moments.places import Axes, View, blocks_seen, composed, seen, view_of
 from isometry.moments.record import Run
 from isometry.predict import predict
 
@@ -291,3 +291,47 @@ def test_steps_that_a_sum_has_forgotten_are_not_asked_for(monkeypatch) -> None:
     assert many < 3 * few
     monkeypatch.setattr(kin, "_past", lambda *_: False)
     assert sizes == pytest.approx(told(48)[0], rel=1e-4)
+
+
+def test_a_loop_asks_for_few_pairs_of_steps(monkeypatch) -> None:
+    """Twice the steps ask about twice as much, and what is told without asking makes no difference."""
+    solved, between = [0], kin._between
+
+    def counted(x: View, y: View, axes: Axes) -> kin.Asking:
+        solved[0] += 1
+        return between(x, y, axes)
+
+    def told(steps: int) -> tuple[list[float], int]:
+        solved[0] = 0
+        profile = predict(lambda: nn.RNN(16, 32), f"{steps}x4x16")
+        return [p.backward.rms for p in profile.parameters if p.backward is not None], solved[0]
+
+    monkeypatch.setattr(kin, "_between", counted)
+    _, few = told(32)
+    sizes, many = told(64)
+    assert many < 2.4 * few  # four times as many pairs
+    monkeypatch.setattr(columns, "steady", lambda *_: False)
+    exact, all_ = told(64)
+    assert many < 0.7 * all_
+    assert sizes == pytest.approx(exact, rel=2e-3)
+
+
+def test_what_two_runs_of_a_loop_have_in_common_is_not_taken_from_one_of_them() -> None:
+    """One cell reads two sequences: the second one's steps are no later steps of the first."""
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell = nn.RNN(16, 32, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.cell(x)[0] + self.cell(x.flip(0))[0]
+
+    def told() -> list[float]:
+        profile = predict(Twice, "4x24x16")
+        return [p.backward.rms for p in profile.parameters if p.backward is not None]
+
+    sizes = told()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(columns, "steady", lambda *_: False)
+        assert sizes == pytest.approx(told(), rel=2e-3)

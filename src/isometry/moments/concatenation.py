@@ -17,6 +17,7 @@ from isometry.moments import regrouping as reg
 from isometry.moments.axes import Array, Axis
 from isometry.moments.marks import marked
 from isometry.moments.record import Factor, Joined, Moments, Run
+from isometry.moments.stretches import Stretch, of_steps, pairs, size_of
 
 LARGE = 100_000  # entries of a table from which on finer blocks cost more than they tell
 
@@ -31,22 +32,40 @@ def concatenate(parts: Sequence[Moments], dim: int) -> Moments:
     if len(parts) == 1:
         return parts[0]
     ready = _aligned([alg.collapse(reg.single_axis(p, dim)) for p in parts], dim)
-    if _entries(ready, dim) > LARGE:
-        ready = [_coarser(p, dim) for p in ready]
     position = ready[0].positions(dim).start
-    blocks = [p.axes[position] for p in ready]
+    stretches = _stretches(ready, position)
+    if _entries(ready, dim, stretches) > LARGE:
+        ready = [_coarser(p, dim) for p in ready]
+    typical = [ready[(start + stop) // 2] for start, stop in stretches]
+    alone = len(stretches) == len(ready)
+    blocks = [p.axes[position] if alone else (e - s,) for p, (s, e) in zip(typical, stretches, strict=True)]
     axis: Axis = tuple(n for b in blocks for n in b)
     dims = (*ready[0].dims[:dim], (axis,), *ready[0].dims[dim + 1 :])
     axes = tuple(a for d in dims for a in d)
-    table = _table(ready, blocks, position, axes)
-    mean = _side_by_side([p.mean for p in ready], blocks, position)
-    values = [_values(p) for p in ready]
+    table = _table(ready, blocks, position, axes) if alone else _table_of_steps(ready, stretches, position)
+    mean = _side_by_side([_mean_over([p.mean for p in ready[s:e]]) for s, e in stretches], blocks, position)
+    values = [_values(p) for p in typical]
     if all(latents.affine(v) for v in values):
         made = alg.gaussian(dims, table, mean)
     else:
         made = alg.with_marginal(dims, table, mean, _side_by_side(values, blocks, position))
-    made = _with_neighbours(_remembering(made, ready, position), ready, blocks, position)
-    return marked(made, fan.side_by_side(ready, [sum(b) for b in blocks]))
+    made = _with_neighbours(_remembering(made, ready, position), typical, blocks, position)
+    return marked(made, fan.side_by_side(typical, [sum(b) for b in blocks]))
+
+
+def _stretches(parts: Sequence[Moments], position: int) -> list[Stretch]:
+    """Return which parts become one block: many single entries that are alike, else each part alone."""
+    if all(p.axes[position] == (1,) for p in parts):
+        return of_steps(parts)
+    return [(k, k + 1) for k in range(len(parts))]
+
+
+def _mean_over(arrays: Sequence[Array]) -> Array:
+    """Return the mean of arrays that broadcast."""
+    total = arrays[0]
+    for array in arrays[1:]:
+        total = total + array
+    return np.asarray(total / len(arrays))
 
 
 def _with_neighbours(
@@ -61,10 +80,10 @@ def _with_neighbours(
     )
 
 
-def _entries(parts: Sequence[Moments], dim: int) -> int:
+def _entries(parts: Sequence[Moments], dim: int, stretches: Sequence[Stretch]) -> int:
     """Return how many entries a table of the parts side by side has."""
     position = parts[0].positions(dim).start
-    joined = sum(len(p.axes[position]) for p in parts)
+    joined = sum(len(parts[start].axes[position]) for start, _ in stretches)
     others = [max(p.table.shape[k] for p in parts) for k in range(len(parts[0].axes)) if k != position]
     return int(joined * (joined + 1) * prod(others))
 
@@ -144,6 +163,28 @@ def _table(parts: Sequence[Moments], blocks: Sequence[Axis], position: int, axes
             pieces[int(starts[i]) + k] = _at(a.table, position, k)
     shape = np.broadcast_shapes(*[p.shape for p in pieces.values()])
     return np.stack([np.broadcast_to(pieces[k], shape) for k in range(len(pieces))], axis=position)
+
+
+def _table_of_steps(parts: Sequence[Moments], stretches: Sequence[Stretch], position: int) -> Array:
+    """Return the table of single entries side by side, of which those of each stretch are one block."""
+    axes = parts[0].axes
+    rest, count = (*axes[:position], *axes[position + 1 :]), len(stretches)
+    sizes = [size_of(p) for p in parts]
+    means = [sum(sizes[start:stop]) / (stop - start) for start, stop in stretches]
+    pieces = [_mean_over([_at(p.table, position, 0) for p in parts[start:stop]]) for start, stop in stretches]
+    between: dict[tuple[int, int], Array] = {}
+    for i, a in enumerate(stretches):
+        for j, b in enumerate(stretches[i:], i):
+            found: Array = np.zeros(1)
+            for k, m, weight in pairs(a, b):
+                size = sizes[k] * sizes[m]
+                by = weight * means[i] * means[j] / size if size > 0 else 0.0
+                found = found + by * _between(parts[k], 0, parts[m], 0, position)
+            between[i, j] = found
+            between[j, i] = found if i == j else rec.mirror(found, rest)
+    pieces += [between[i, j] for i in range(count) for j in range(count)]
+    shape = np.broadcast_shapes(*[p.shape for p in pieces])
+    return np.stack([np.broadcast_to(p, shape) for p in pieces], axis=position)
 
 
 def _at(array: Array, position: int, index: int) -> Array:

@@ -10,7 +10,7 @@ correlation of two latents follows from those of what they were made from (see `
 apart first. Correlations are those of latents' forms (see `Factor`). Sums, and what is left of one latent
 less its mean, are followed to first order in each of them (exact for linear functions), products and
 contractions factor by factor. Only what depends on weights that were used again is asked for: see
-`origins.alive`.
+`origins.alive`. Of the steps of a loop few are: see `columns`.
 
 Reference: Chen, Pennington, Schoenholz 2018 (mean field theory of recurrent networks with gates).
 """
@@ -24,8 +24,10 @@ from dataclasses import replace
 import numpy as np
 
 from isometry.moments import axes as ax
-from isometry.moments import latents
-from isometry.moments.axes import Array
+from isometry.moments import columns, latents
+from isometry.moments.axes import Array, Axis
+from isometry.moments.columns import FORGOTTEN, Told
+from isometry.moments.entries import resolved
 from isometry.moments.latents import Latent
 from isometry.moments.origins import Beside, Centred, Contraction, Product, Sum, alive, any_again
 from isometry.moments.places import (
@@ -44,9 +46,9 @@ from isometry.moments.places import (
     view_of,
 )
 from isometry.moments.record import Factor, Moments, dual, first, mirror, outer, second
+from isometry.moments.stretches import pairs
 
 NEGLIGIBLE = 0.003  # correlations below are taken as independence
-FORGOTTEN = 1e-4  # and below this are not followed
 
 Request = tuple[View, View, Axes]
 Asking = Generator[Request, Array | None, Array | None]
@@ -120,7 +122,7 @@ def _answered(request: Request) -> Array | None:
     stack: list[tuple[Request, Asking]] = []
     answer = _remembered(request)
     if isinstance(answer, str):
-        stack.append((request, _between(*request)))
+        stack.append((request, _answer(*request)))
     value: Array | None = None if isinstance(answer, str) else answer
     while stack:
         asked, work = stack[-1]
@@ -133,17 +135,23 @@ def _answered(request: Request) -> Array | None:
             continue
         answer = _remembered(wanted)
         if isinstance(answer, str):
-            stack.append((wanted, _between(*wanted)))
+            stack.append((wanted, _answer(*wanted)))
             value = None
         else:
             value = answer
     return value
 
 
-def _remembered(request: Request) -> Array | str | None:
+def _remembered(request: Request) -> Told:
+    """Return what is known of a request without computing it, by itself or from other steps of a loop."""
     x, y, axes = request
     younger, older = (x, y) if x.latent.birth >= y.latent.birth else (y, x)
-    found: Array | str | None = younger.latent.known.get((younger, older, axes), "unknown")
+    known = younger.latent.known
+    found: Told = known.get((younger, older, axes), "unknown")
+    if isinstance(found, str):
+        found = columns.told(older, younger, axes)
+        if not isinstance(found, str):
+            known[younger, older, axes] = found
     return found if younger is x or found is None or isinstance(found, str) else mirror(found, axes)
 
 
@@ -151,15 +159,29 @@ def _remember(request: Request, value: Array | None) -> None:
     x, y, axes = request
     if value is not None and float(np.abs(value).max()) < FORGOTTEN:
         value = None
-    if x.latent.birth >= y.latent.birth:
-        x.latent.known[x, y, axes] = value
-    else:
-        y.latent.known[y, x, axes] = None if value is None else mirror(value, axes)
+    if x.latent.birth < y.latent.birth:
+        x, y, value = y, x, None if value is None else mirror(value, axes)
+    x.latent.known[x, y, axes] = value
+    columns.note(y, x, axes, value)
+
+
+def _answer(x: View, y: View, axes: Axes) -> Asking:
+    """Return the correlation of two views along the same axes; None where they are independent.
+
+    Where a loop made the younger, those of its steps before are asked first, as far as they are needed.
+    """
+    younger, older = (x, y) if x.latent.birth >= y.latent.birth else (y, x)
+    asked = False
+    for before in columns.nearer(older, younger, axes):
+        yield before, older, axes
+        asked = True
+    found = _remembered((x, y, axes)) if asked else "unknown"
+    return (yield from _between(x, y, axes)) if isinstance(found, str) else found
 
 
 def _between(x: View, y: View, axes: Axes) -> Asking:
     """Return the correlation of two views along the same axes; None where they are independent."""
-    p, q = _resolved(x), _resolved(y)
+    p, q = resolved(x), resolved(y)
     if p is None or q is None:
         return None
     if p is not x or q is not y:
@@ -178,66 +200,6 @@ def _between(x: View, y: View, axes: Axes) -> Asking:
         found = yield from _of_sum(y, x, axes)
         return None if found is None else mirror(found, axes)
     return (yield from _of_sum(x, y, axes))
-
-
-def _resolved(x: View) -> View | None:
-    """Return a view of one entry along an axis as one of that which lies there alone; None where zeros do.
-
-    So is the gradient of a tensor that a loop takes step by step: a sum of what comes from each step, in its
-    place.
-    """
-    if not any(isinstance(p, int) for p in x.places):
-        return x
-    key = ("resolved", x.places)
-    if key not in x.latent.views:
-        chain, last = [x], _step(x)
-        while last is not None and last is not chain[-1]:
-            chain.append(last)
-            last = _step(last)
-        for met in chain:
-            met.latent.views["resolved", met.places] = last
-    found: View | None = x.latent.views[key]
-    return found
-
-
-def _step(x: View) -> View | None:
-    origin, places = x.latent.origin, x.places
-    if ("resolved", places) in x.latent.views:
-        found: View | None = x.latent.views["resolved", places]
-        return found
-    if isinstance(origin, Beside) and isinstance(places[origin.position], int):
-        return _part_at(origin, x)
-    if not isinstance(origin, Sum):
-        return x
-    there = [(w, v) for w, v in origin.parents if _at_pins(w, x).any()]
-    inner = composed(there[0][1].places, places) if len(there) == 1 else None
-    if inner is None or np.abs(_at_pins(there[0][0], x) - 1.0).max() > FORGOTTEN:
-        return x
-    return view(there[0][1].latent, inner)
-
-
-def _at_pins(weight: Array, x: View) -> Array:
-    """Return a block array at the entries that a view is of."""
-    for j, place in enumerate(x.places):
-        if isinstance(place, int) and weight.shape[j] > 1:
-            block = int(np.searchsorted(np.cumsum(x.latent.axes[j]), place, side="right"))
-            weight = weight.take([block], axis=j)
-    return weight
-
-
-def _part_at(origin: Beside, x: View) -> View | None:
-    start, index = 0, x.places[origin.position]
-    assert isinstance(index, int)
-    for axes, part in origin.parts:
-        stop = start + ax.size(axes[origin.position])
-        if index < stop:
-            if part is None:
-                return None
-            outside = (*x.places[: origin.position], index - start, *x.places[origin.position + 1 :])
-            inner = composed(part.places, outside)
-            return x if inner is None else view(part.latent, inner)
-        start = stop
-    return x
 
 
 def _taken_apart(x: View, y: View) -> View | None:
@@ -343,6 +305,8 @@ def _of_neighbours(x: Beside, y: Beside, axes: Axes) -> Asking:
     if x.position != y.position:
         return None
     at, total = x.position, None
+    if x.of_steps and y.of_steps:
+        return (yield from _of_steps(x, y, axes[at]))
     for i, ours, p in _placed(x):
         for j, theirs, q in _placed(y):
             if ours != theirs or (i != j and ours[at] != (1,)):
@@ -352,6 +316,24 @@ def _of_neighbours(x: Beside, y: Beside, axes: Axes) -> Asking:
             if part is not None:
                 total = part if total is None else total + part
     return total
+
+
+def _of_steps(x: Beside, y: Beside, axis: Axis) -> Asking:
+    """Return the correlation of single entries side by side, block by block of the axis: see `stretches`."""
+    blocks = list(itertools.pairwise([0, *itertools.accumulate(axis)]))
+    same = [[((start + stop) // 2, (start + stop) // 2, 1.0)] for start, stop in blocks]
+    pieces: list[Array] = []
+    for wanted in (*same, *[pairs(a, b) for a in blocks for b in blocks]):
+        piece: Array = np.zeros(1)
+        for i, j, weight in wanted:
+            (ours, p), (theirs, q) = x.parts[i], y.parts[j]
+            found = None if p is None or q is None or ours != theirs else (yield p, q, ours)
+            piece = piece if found is None else piece + weight * found.take(0, axis=x.position)
+        pieces.append(piece)
+    if not any(piece.any() for piece in pieces):
+        return None
+    shape = np.broadcast_shapes(*[piece.shape for piece in pieces])
+    return np.stack([np.broadcast_to(piece, shape) for piece in pieces], axis=x.position)
 
 
 def _placed(x: Beside) -> list[tuple[int, Axes, View]]:

@@ -39,10 +39,13 @@ class Latent:
     """The identity of a latent, along axes of its own, with its correlations.
 
     `birth` counts latents: one that is made from others is younger than they are. What it is made from, and
-    what is known of its relations, `kin` keeps in the other fields.
+    what is known of its relations, `kin` and `columns` keep in the other fields.
     """
 
-    __slots__ = ("alive", "axes", "birth", "dead", "faint", "known", "origin", "rho", "uses", "views")
+    __slots__ = (
+        *("alive", "axes", "birth", "dead", "faint", "known", "origin", "peers", "rho", "steady", "turn"),
+        *("uses", "views"),
+    )
 
     def __init__(self, axes: tuple[Axis, ...], rho: Array) -> None:
         self.axes, self.rho, self.birth = axes, rho, next(_ids)
@@ -51,6 +54,9 @@ class Latent:
         self.known: dict[Any, Any] = {}
         self.uses: dict[Any, Any] = {}
         self.faint: dict[Any, int] = {}
+        self.turn: Any = None
+        self.peers: list[Any] = []
+        self.steady: dict[int, bool] = {}
         self.alive, self.dead = False, 0
 
 

@@ -7,7 +7,7 @@ or tensors `Beside` one another.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import count
 
@@ -18,6 +18,7 @@ from isometry.moments.latents import Latent
 from isometry.moments.places import Axes, View, all_of, less_mean, view_of
 from isometry.moments.record import Factor, Label, Moments, Run, Term, diagonal, mirror, outer
 
+ROUNDING = 1e-9  # weights below are what rounding left of nothing
 FEW = 2  # summands that a sum takes over from one of its own
 
 
@@ -63,7 +64,9 @@ class Product:
 class Contraction:
     """A latent that stands for Σ_k a·b, or Σ_k a, with the size `std`; `summed` makes its table of theirs.
 
-    `again` says whether one of both was contracted so once more, with something related to the other.
+    `first` is the first contraction of one of both, where it was contracted so once more with something
+    related to the other; the first's own `first` is itself. `loops` holds the latents of the loops that it
+    began: see `columns`.
     """
 
     a: Moments
@@ -72,7 +75,13 @@ class Contraction:
     summed: Callable[[Array, Array], Array]
     mean: Array
     std: Array
-    again: bool = False
+    first: Contraction | None = None
+    loops: dict[object, list[tuple[int, Latent]]] = field(default_factory=dict)
+
+    @property
+    def again(self) -> bool:
+        """Whether it is one of several contractions of a weight."""
+        return self.first is not None
 
     @property
     def summands(self) -> list[Moments]:
@@ -86,6 +95,11 @@ class Beside:
 
     position: int
     parts: tuple[tuple[Axes, View | None], ...]
+
+    @cached_property
+    def of_steps(self) -> bool:
+        """Whether all parts are single entries."""
+        return all(axes[self.position] == (1,) for axes, _ in self.parts)
 
 
 Origin = Sum | Centred | Product | Contraction | Beside
@@ -126,6 +140,7 @@ def made_of(
             seen_by = view_of(f.latent, f.labels)
             if seen_by is not None and weight.any():
                 parents += _leaves(_ratio(weight, size), seen_by, factor.latent.axes)
+    parents = [(weight, parent) for weight, parent in parents if np.abs(weight).max() > ROUNDING]
     if parents:
         others = _latents_of([f for t in terms for f in t.factors])
         factor.latent.origin = Sum(tuple(parents), tuple(others))
@@ -187,7 +202,7 @@ def contracted(
         if first is not own and theirs is not None and _may_be_related(other, theirs):
             if not (own.again and first.again):
                 _now[0] = next(_reuses)
-            own.again = first.again = True
+            own.first = first.first = first
 
 
 def centred(made: Factor, m: Moments, positions: Sequence[int]) -> None:
@@ -242,7 +257,7 @@ def alive(latent: Latent) -> bool:
         if isinstance(origin, Contraction) and origin.again:
             top.alive = True
             continue
-        parents = _parents(origin)
+        parents = parents_of(origin)
         if any(p.alive for p in parents):
             top.alive = True
             continue
@@ -260,7 +275,8 @@ def again(factor: Factor) -> bool:
     return seen_by is not None and alive(seen_by.latent)
 
 
-def _parents(origin: Origin | None) -> list[Latent]:
+def parents_of(origin: Origin | None) -> list[Latent]:
+    """Return the latents that one with this origin is made from."""
     if isinstance(origin, Sum):
         return [*(view.latent for _, view in origin.parents), *origin.others]
     if isinstance(origin, Centred):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -35,26 +35,32 @@ Axes = tuple[Axis, ...]
 class View:
     """Entries of a latent, as they lie along the axes of who looks: one place for each axis of the latent.
 
-    There is one view of the same latent and places: see `view`.
+    There is one view of the same latent and places: see `view`. `columns` are kept by `columns`.
     """
 
     latent: Latent
     places: Places
+    whole: bool = False
+    columns: dict[Any, Any] = field(default_factory=dict)
 
 
 def view(latent: Latent, places: Places) -> View:
     """Return the view of a latent with these places."""
     found: View | None = latent.views.get(places)
     if found is None:
-        found = latent.views[places] = View(latent, places)
+        found = latent.views[places] = View(latent, places, places == _own_places(latent))
     return found
+
+
+def _own_places(latent: Latent) -> Places:
+    return tuple([Run(k, 1, 0) if n > 1 else None for k, n in enumerate(latent.rho.shape)])
 
 
 def all_of(latent: Latent) -> View:
     """Return the view of all of a latent along axes of its own."""
     found: View | None = latent.views.get("all")
     if found is None:
-        found = view(latent, tuple([Run(k, 1, 0) if n > 1 else None for k, n in enumerate(latent.rho.shape)]))
+        found = view(latent, _own_places(latent))
         latent.views["all"] = found
     return found
 

@@ -22,6 +22,13 @@ def _factors(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return turned, torch.linalg.qr(torch.randn(24, 40, device=x.device, dtype=x.dtype)).R.T
 
 
+def _interleaved(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    made = torch.empty(6, 40, dtype=x.dtype, device=x.device)
+    made[:, ::2] = x
+    made[:, 1::2] = y
+    return made
+
+
 LINEAR = (
     Case("mm", lambda x, w: x @ w, (_X, _MATRIX)),
     Case("addmm", lambda x, w, b: torch.addmm(b, x, w), (_X, _MATRIX, Input((64,)))),
@@ -64,6 +71,14 @@ POINTWISE = (
         unread=frozenset(["gradient 0 square", "gradient 1 square"]),  # without a second moment at the origin
     ),
     Case("quotient", lambda a, b: -a / (2 + b.pow(2)), (_X, Input((6, 40))), draws=1000),
+    Case("log of a sigmoid", F.logsigmoid, (_X,), draws=1000),
+    Case(
+        "function with a bounded domain",
+        lambda x: torch.acos(x) * (1.2 - x).sqrt(),
+        (Input((6, 40), std=0.18),),
+        draws=1000,
+        tolerance=0.01,
+    ),
     Case("hardswish", F.hardswish, (_X,), draws=1000),
     Case(
         "masked_fill",
@@ -418,6 +433,21 @@ SCATTER = (
         "parts overwritten",
         lambda x, y, z: torch.slice_scatter(torch.select_scatter(x, z, 0, 2), y, 1, 5, 9),
         (_X, Input((6, 4), mean=1.0), Input((40,), std=2.0)),
+    ),
+    Case(
+        "every third overwritten",
+        lambda x, y: torch.slice_scatter(x, y, 1, 4, 38, 3),
+        (_X, Input((6, 12), std=2.0, shared=0.8)),
+    ),
+    Case(
+        "two interleaved",
+        lambda x, y: _interleaved(x, y) * 2,
+        (Input((6, 20), shared=0.4), Input((6, 20), std=2.0, shared=0.8)),
+    ),
+    Case(
+        "every other one read",
+        lambda x: torch.cat([x[:, 1::2], 3 * x[:, :39][:, ::2], x[:, 1:20:5]], 1),
+        (Input((6, 40), mean=0.5),),
     ),
 )
 

@@ -260,6 +260,14 @@ ORDER = (
         tolerance=0.09,
     ),
     Case(
+        "decay by a running sum",
+        lambda a: torch.exp(-0.1 * F.softplus(3 * a).cumsum(1)[:, 3:]),
+        (Input((6, 40)),),
+        draws=1000,
+        tolerance=0.03,
+        unread=frozenset({"gradient 0 square"}),  # a sum forgets what it is a sum of
+    ),
+    Case(
         "chosen by weight",
         lambda x: x.scatter(
             1, torch.multinomial(torch.softmax(x.detach(), -1), 3), torch.zeros_like(x[:, :3])

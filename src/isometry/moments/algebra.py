@@ -28,7 +28,7 @@ from isometry.moments.record import (
     mirror,
     outer,
 )
-from isometry.moments.terms import changed, crossed, mean_of, merged, second_moments
+from isometry.moments.terms import at_least, changed, crossed, mean_of, merged, second_moments
 
 _COLLAPSED: WeakKeyDictionary[Moments, Moments] = WeakKeyDictionary()
 MAX_TERMS = 6  # a sum of more products becomes a function of one new latent
@@ -131,6 +131,8 @@ def assemble(dims: Dims, terms: tuple[Term, ...]) -> Moments:
             both = crossed(term, other, axes)
             if both is not None:
                 table = table + both + mirror(both, axes)
+    if len(terms) > 1 and float(diagonal(table, axes).min()) < 0:
+        table = at_least(table, mean**2, axes)
     return Moments(dims, terms, table, mean)
 
 

@@ -112,13 +112,16 @@ def shares_latents(a: Moments, b: Moments) -> bool:
 def total(m: Moments, dims: tuple[int, ...]) -> Moments:
     """Return the sum over dims, which disappear.
 
-    Exact second moments; taken as normal, or as lognormal where all summands are positive (asymptotic).
+    Exact second moments; taken as normal, or as lognormal where all summands are positive or all negative
+    (asymptotic).
     """
     dims = tuple(d % len(m.dims) for d in dims) if m.dims else ()
     kept = tuple(m.dims[d] for d in range(len(m.dims)) if d not in dims)
     positions = sorted(p for d in dims for p in m.positions(d))
     if not positions:
         return replace(m, dims=kept)
+    if is_negative(m):
+        return alg.scale(total(alg.scale(m, -1.0), dims), -1.0)
     table, mean = m.table, m.mean
     for p in reversed(positions):
         table = _sum_axis(table, p, ax.pair_counts(m.axes[p]))
@@ -185,13 +188,32 @@ def positive(dims: Dims, table: Array, mean: Array) -> Moments:
 
 def is_positive(m: Moments) -> bool:
     """Return whether every entry is surely positive, or one of whole blocks of zeros."""
-    return (
-        bool(m.mean.min() >= 0)
-        and bool(m.mean.max() > 0)
-        and all(
-            bool(t.coef.min() >= 0) and all(bool(f.values.min() >= 0) for f in t.factors) for t in m.terms
-        )
-    )
+    return bool(m.mean.min() >= 0) and _signs(m) == {1}
+
+
+def is_negative(m: Moments) -> bool:
+    """Return whether every entry is surely negative, or one of whole blocks of zeros."""
+    return bool(m.mean.max() <= 0) and _signs(m) == {-1}
+
+
+def _signs(m: Moments) -> set[int]:
+    """Return the signs that the terms have; 0 for one that is not always on one side, or is 0 everywhere."""
+    return {prod(_sign(x) for x in (t.coef, *(f.values for f in t.factors))) for t in m.terms}
+
+
+def _sign(values: Array) -> int:
+    low, high = float(values.min()), float(values.max())
+    return int(high > 0) - int(low < 0) if low >= 0 or high <= 0 else 0
+
+
+def of_sum(like: Moments, dims: Dims, table: Array, mean: Array) -> Moments:
+    """Return the record of sums of entries of `like` with these moments.
+
+    Normal; lognormal, or the negative of it, where all summands are on one side of zero.
+    """
+    if is_negative(like):
+        return alg.scale(positive(dims, table, -mean), -1.0)
+    return positive(dims, table, mean) if is_positive(like) else alg.gaussian(dims, table, mean)
 
 
 def _summed(table: Array, positions: list[int], axes: tuple[Axis, ...]) -> Array:

@@ -41,6 +41,7 @@ from isometry.moments.axes import Array
 from isometry.moments.calls import Mode, mapped
 from isometry.moments.concrete import LIMIT, Concrete, moments_of, pair_means
 from isometry.moments.interpreter import Interpreter
+from isometry.moments.literals import Literals
 from isometry.moments.record import Moments
 from isometry.moments.rules.base import Unknown, Value
 from isometry.restore import random_state
@@ -85,7 +86,7 @@ def recorded(build: Callable[[], nn.Module], interpreter: Interpreter) -> Record
     restore = random_state()
     mode = _OnMeta(interpreter)
     try:
-        with interpreter, mode, _Initialisers(interpreter, mode):
+        with interpreter, mode, Literals(interpreter, mode.made), _Initialisers(interpreter, mode):
             model = build()
     finally:
         restore()
@@ -237,6 +238,11 @@ class _OnMeta(Mode):  # type: ignore[no-untyped-call]
             tensor = self.twins.setdefault(key_of(tensor), self._twin(tensor))
         self.written.add(tensor.untyped_storage()._cdata)
         self.interpreter.write(tensor, value)
+
+    def made(self, tensor: Tensor, value: Value) -> None:
+        """Take down a tensor on meta whose values are known."""
+        self.written.add(tensor.untyped_storage()._cdata)
+        self.interpreter.assign(tensor, value)
 
     def _twin(self, tensor: Tensor) -> Tensor:
         with _disable_current_modes():

@@ -11,7 +11,7 @@ import numpy as np
 
 from isometry.moments import lineage, projection
 from isometry.moments.axes import Array, Axis
-from isometry.moments.record import Factor, Term, first, joint, mirror, outer, second
+from isometry.moments.record import Factor, Term, diagonal, first, joint, mirror, outer, second
 
 
 def second_moments(factors: tuple[Factor, ...], axes: tuple[Axis, ...]) -> Array:
@@ -64,6 +64,15 @@ def crossed(a: Term, b: Term, axes: tuple[Axis, ...]) -> Array | None:
             return None
         result = result * second(factor.mean, axes)
     return result
+
+
+def at_least(table: Array, square: Array, axes: tuple[Axis, ...]) -> Array:
+    """Return a table where no entry's square is less than this: what cancels but for an approximation."""
+    shape = [max(n, len(a) * (len(a) + 1)) for n, a in zip(table.shape, axes, strict=True)]
+    table = np.array(np.broadcast_to(table, shape))
+    own = diagonal(table, axes)
+    own[...] = np.maximum(own, square)
+    return table
 
 
 def merged(terms: tuple[Term, ...], axes: tuple[Axis, ...]) -> tuple[Term, ...]:

@@ -169,7 +169,7 @@ def _chosen(label: Label, ids: NDArray[np.int64], n: int) -> Label:
 def added(m: Moments, count: int, sizes: Sequence[int], ids: Sequence[Tensor]) -> Moments:
     """Return zeros with entries added at known indices: the first `count` dims of m become `sizes`.
 
-    Exact second moments; taken as normal, or as lognormal where all are positive. Entries that nothing is
+    Exact second moments; taken as normal, or as lognormal where all are of one sign. Entries that nothing is
     added to are blocks of their own where they lie together.
     """
     for d in range(count):
@@ -185,8 +185,7 @@ def added(m: Moments, count: int, sizes: Sequence[int], ids: Sequence[Tensor]) -
     how = lookup.adding(taken, given, used)
     old, new = ([len(a) for a in x] for x in (taken, given))
     table = lookup.total(how.pairs, m.table, [b * (b + 1) for b in old], [b * (b + 1) for b in new])
-    made = con.positive if con.is_positive(m) else alg.gaussian
-    return made(dims, table, lookup.total(how.blocks, m.mean, old, new))
+    return con.of_sum(m, dims, table, lookup.total(how.blocks, m.mean, old, new))
 
 
 def _indices(ctx: Context, indices: Any) -> tuple[list[int], list[Tensor]]:

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from isometry.moments import algebra as alg
+from isometry.moments import latents, symbolic
 from isometry.moments import regrouping as reg
-from isometry.moments import symbolic
 from isometry.moments.axes import Array
 from isometry.moments.concrete import Concrete, moments_of
 from isometry.moments.drawing import draw
@@ -221,7 +221,7 @@ def powered(m: Moments, exponent: float) -> Moments:
             return np.asarray(1.0 / power)
         if float(exponent).is_integer():
             return np.asarray(values ** int(exponent))
-        return np.asarray(values**exponent)
+        return latents.defined(np.asarray(values**exponent))
 
     if len(m.terms) == 1 and len(m.terms[0].factors) > 1 and float(exponent).is_integer():
         term = m.terms[0]
@@ -300,6 +300,12 @@ def zero_where(x: Moments, mask: Known) -> bool:
     grid = tuple(torch.linspace(0, n - 1, min(n, GRID)).round().long() for n in shape)
     masked, gone = entries(mask, grid).bool(), entries(shift, grid) <= MASKED
     return bool((gone | ~masked).all())
+
+
+@rule("log_sigmoid_forward", accuracy="exact")
+def log_sigmoid_forward(ctx: Context, x: Moments) -> tuple[Moments, Moments]:
+    """Logarithm of σ(x), and e^−|x| for its gradient."""
+    return alg.apply(x, lambda v: -np.logaddexp(0.0, -v)), alg.apply(x, lambda v: np.exp(-np.abs(v)))
 
 
 # --- every other pointwise operation ------------------------------------------------------------------------

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from isometry.moments import algebra as alg
 from isometry.moments import axes as ax
 from isometry.moments import contract as con
 from isometry.moments import lookup
@@ -25,8 +24,8 @@ PICKS = 48  # places per block at which the running sum is looked at
 def cumsum(ctx: Context, m: Moments, dim: int, **_: Any) -> Moments:
     """Running sums along a dim, whose entries grow.
 
-    Blocks that double in size. Exact second moments, block by block; normal, or lognormal for positive
-    summands, in the wide limit.
+    Blocks that double in size. Exact second moments, block by block; normal, or lognormal for summands of
+    one sign, in the wide limit.
     """
     if not m.dims:
         return m
@@ -43,8 +42,7 @@ def cumsum(ctx: Context, m: Moments, dim: int, **_: Any) -> Moments:
     table = lookup.total(pairs, table, [pairs.shape[1]], [pairs.shape[0]])
     mean = lookup.total(blocks, mean, [blocks.shape[1]], [blocks.shape[0]])
     dims = (*m.dims[:dim], (given,), *m.dims[dim + 1 :])
-    made = con.positive if con.is_positive(m) else alg.gaussian
-    return made(dims, np.moveaxis(table, 0, p), np.moveaxis(mean, 0, p))
+    return con.of_sum(m, dims, np.moveaxis(table, 0, p), np.moveaxis(mean, 0, p))
 
 
 @lru_cache(maxsize=64)

@@ -38,6 +38,12 @@ LINEAR = (
         lambda c, x, w: torch.baddbmm(c, x, w),
         (Input((3, 5, 8)), Input((3, 5, 40)), Input((3, 40, 8))),
     ),
+    Case(
+        "bilinear",
+        lambda x, y, w: F.bilinear(x, y, w),
+        (Input((6, 20), shared=0.4), Input((6, 30), mean=0.5), Input((7, 20, 30))),
+        draws=1500,
+    ),
     Case("mv", lambda x, w: torch.mv(x, w), (_X, Input((40,))), draws=2000),
     Case("dot", lambda x, w: torch.dot(x, w), (Input((50,)), Input((50,))), draws=4000),
 )
@@ -71,6 +77,14 @@ POINTWISE = (
         unread=frozenset(["gradient 0 square", "gradient 1 square"]),  # without a second moment at the origin
     ),
     Case("quotient", lambda a, b: -a / (2 + b.pow(2)), (_X, Input((6, 40))), draws=1000),
+    Case(
+        "rrelu",
+        lambda x: F.rrelu(x, training=True) + F.rrelu(2 * x) - torch.rrelu(x + 1, 0.0, 0.5, True),
+        (Input((6, 400), mean=0.1),),
+        draws=400,
+        tolerance=0.02,
+        unread=frozenset({"gradient 0 square"}),  # three slopes of one entry
+    ),
     Case("log of a sigmoid", F.logsigmoid, (_X,), draws=1000),
     Case(
         "function with a bounded domain",
@@ -422,6 +436,31 @@ LOOKED_UP = (
         (_BAGS, torch.tensor([0, 4, 9, 15])),
     ),
     Case("distances", torch.cdist, (_ROWS, Input((3, 5, 40))), tolerance=0.06),  # 2/n, n features
+    Case(
+        "distances of many rows",
+        lambda x, y: torch.cdist(x, y),
+        (Input((30, 40), shared=0.3), Input((26, 40))),
+        tolerance=0.06,
+    ),
+    Case(
+        "middle of all",
+        lambda x: x / x.abs().median(),
+        (Input((6, 90)),),
+        draws=600,
+        tolerance=0.02,
+        unread=frozenset({"gradient 0 square", "gradient 0 pairs"}),
+    ),  # most of it falls on one entry
+    Case(
+        "between edges",
+        lambda x, y, e: x * (torch.bucketize(y, e) + torch.searchsorted(e, y + 0.5)).to(x.dtype),
+        (Input((60, 90)), Input((60, 90))),
+        (torch.tensor([-1.0, 0.0, 0.5], dtype=torch.float64),),
+        draws=100,
+        tolerance=0.03,  # places are one draw
+    ),
+    Case(
+        "some and all", lambda x: x * (x > -9).all() * (1 + (x > 0).any(1, keepdim=True).to(x.dtype)), (_X,)
+    ),
     Case("distances of rows", lambda x: torch.cdist(x, x), (_ROWS,), tolerance=0.06),
     Case("median", lambda x: x.median(1)[0], (_X,), draws=1000, tolerance=0.02),
     Case("third smallest", lambda x: x.kthvalue(3, 1)[0], (_X,), draws=1000, tolerance=0.02),

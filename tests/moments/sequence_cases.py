@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import torch
 from simulation import Case, Input
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 _X = Input((6, 40), mean=0.5, shared=0.4)
@@ -88,6 +88,29 @@ SCATTER = (
         lambda x, y, i: x.scatter_reduce(1, i, y, "sum"),
         (_X, Input((6, 17), shared=0.4)),
         (_PLACES,),
+    ),
+    Case(
+        "scattered mean without the base",
+        lambda x, y, i: x.scatter_reduce(1, i, y, "mean", include_self=False),
+        (_X, Input((6, 17), shared=0.4)),
+        (_PLACES,),
+        unread=frozenset({"gradient 0 square"}),  # counts and what is hit are taken as independent
+    ),
+    *(
+        Case(
+            f"scattered {kind}, base {own}",
+            lambda x, y, i, kind=kind, own=own: x.scatter_reduce(
+                0, i[:, None].expand(17, 40), y, kind, include_self=own
+            ),
+            (_X, Input((17, 40), std=0.7)),
+            (torch.arange(17) % 4,),
+            draws=600,
+            tolerance=0.03,
+            unread=frozenset(
+                {"gradient 1 pairs"} if own else {"gradient 0 square", "gradient 1 pairs"}
+            ),  # marks and masks are taken as independent
+        )
+        for kind, own in (("amax", True), ("amin", False))
     ),
     Case(
         "masked_scatter",
@@ -250,6 +273,39 @@ ORDER = (
         (Input((6, 40), mean=0.5),),
         tolerance=0.02,
         unread=frozenset(["output 0 square", "output 0 pairs"]),
+    ),
+    Case(
+        "running products",
+        lambda x: torch.cumprod(torch.sigmoid(x + 3), 1),
+        (Input((6, 40), shared=0.4),),
+        draws=1000,
+        tolerance=0.04,
+        unread=frozenset({"gradient 0 square", "gradient 0 pairs"}),  # what it divides by is a factor
+    ),
+    Case("running maxima", lambda x: x.cummax(1)[0], (_X,), draws=1000, tolerance=0.05),
+    Case(
+        "running sums of exponentials",
+        lambda x: x.logcumsumexp(1).detach() * x,
+        (_X,),
+        draws=1000,
+        tolerance=0.06,
+        unread=frozenset({"output 0 pairs"}),  # sums forget what they are sums of
+    ),
+    Case(
+        "alignments",
+        lambda x, i: F.ctc_loss(x.log_softmax(2), i, [9, 8, 9], [3, 2, 3], reduction="none"),
+        (Input((9, 3, 7)),),
+        (torch.tensor([[1, 2, 2], [3, 4, 0], [5, 6, 1]]),),
+        draws=1500,
+        tolerance=0.03,
+    ),
+    Case(
+        "alignments of all",
+        lambda x, i, n, m: nn.CTCLoss(zero_infinity=True)(x.log_softmax(2), i, n, m),
+        (Input((9, 3, 7)),),
+        (torch.tensor([[1, 2, 2], [3, 4, 0], [5, 6, 1]]), torch.tensor([9, 8, 9]), torch.tensor([3, 2, 3])),
+        draws=1500,
+        tolerance=0.04,
     ),
     Case("cumsum", lambda x: x.cumsum(1), (_X,), draws=2000),
     Case(

@@ -95,11 +95,7 @@ def moments_of(tensor: Tensor, dims: Dims | None = None) -> Moments:
         value = float(array.flat[0]) if array.size else 0.0
         return alg.assemble(dims, (Term(np.full([1] * len(kept), value)),))
     axes = tuple((1,) if constant else axis for axis, constant in kept)
-    table = pair_means(array, axes)
-    mean, form = array, _forms(array, axes)
-    for position, axis in enumerate(axes):
-        mean = np.add.reduceat(mean, _starts(axis), axis=position)
-    mean = mean / _block_counts(axes)
+    table, mean, form = pair_means(array, axes), means_of(array, axes), forms_of(array, axes)
     for position, (_, constant) in enumerate(kept):
         if constant:
             table = table.take([0], axis=position)
@@ -152,7 +148,15 @@ def _block_counts(axes: tuple[Axis, ...]) -> Array:
     return counts
 
 
-def _forms(array: Array, axes: tuple[Axis, ...]) -> Array:
+def means_of(array: Array, axes: tuple[Axis, ...]) -> Array:
+    """Return the entries' mean in each block."""
+    mean = array
+    for position, axis in enumerate(axes):
+        mean = np.add.reduceat(mean, _starts(axis), axis=position)
+    return np.asarray(mean / _block_counts(axes))
+
+
+def forms_of(array: Array, axes: tuple[Axis, ...]) -> Array:
     """Return the entries' quantile function in each block, whose mean is exactly theirs.
 
     So zeros, as a relu leaves, stay zeros when the function is stretched to the entries' moments.

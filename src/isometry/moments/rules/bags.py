@@ -102,8 +102,8 @@ def _distances(differences: Moments, p: float) -> Moments:
     return alg.apply(summed, lambda v: np.maximum(v, 0.0) ** (1.0 / p))
 
 
-@rule("_cdist_forward", accuracy="asymptotic")
-def cdist(ctx: Context, x: Moments, y: Moments, p: float, mode: int | None) -> Moments:
+@rule("_cdist_forward", "_euclidean_dist", accuracy="asymptotic")
+def cdist(ctx: Context, x: Moments, y: Moments, p: float = 2.0, mode: int | None = None) -> Moments:
     """Distances |x_i − y_j|_p of all pairs of rows, concentrated in the number of features.
 
     Among the distances of rows of one tensor the zeros count by their share.

@@ -67,6 +67,7 @@ UNTAGGED = frozenset(
     ]
 )
 _OF_SIZE = frozenset(["abs", "clone", "conj", "div", "mul", "neg", "sgn"])  # sizes of complex entries tell
+_TRUTHS = frozenset(["eq", "ne", "lt", "le", "gt", "ge", "isnan", "isinf", "isfinite"])
 GRID = 64  # entries per dim at which two masks are compared
 MASKED = -1e3  # added numbers from here down hide an entry: nothing random beside them counts
 
@@ -323,7 +324,15 @@ def pointwise(
         rest = [1.0, *args[1:]]
         gradient = as_moments(args[0])
         return times(gradient, on_nodes(func, rest, kwargs, gradient_first=True))
-    return on_nodes(func, list(args), kwargs)
+    made = on_nodes(func, list(args), kwargs)
+    return _known_truth(made, ctx.shape) if ctx.op in _TRUTHS else made
+
+
+def _known_truth(m: Moments, shape: tuple[int, ...]) -> Moments | Concrete:
+    """Return a comparison that comes out alike everywhere as known, as `x == 0` of normal entries."""
+    if m.variance.any() or float(np.ptp(m.mean)) > 0.0:
+        return m
+    return Concrete(torch.tensor(bool(m.mean.flat[0])).expand(shape))
 
 
 def _of_masked(

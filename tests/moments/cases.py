@@ -85,6 +85,13 @@ POINTWISE = (
         tolerance=0.02,
         unread=frozenset({"gradient 0 square"}),  # three slopes of one entry
     ),
+    Case(
+        "hats between knots",
+        lambda x, k: F.relu(x[..., None] - k[:-2]) * (x[..., None] < k[1:-1]) + 0.5 * (x[..., None] > k[2:]),
+        (Input((6, 40), shared=0.4),),
+        (torch.tensor([-2.0, -1.0, -0.25, 0.5, 1.0, 3.0], dtype=torch.float64),),
+        draws=1000,
+    ),
     Case("log of a sigmoid", F.logsigmoid, (_X,), draws=1000),
     Case(
         "function with a bounded domain",
@@ -146,6 +153,13 @@ SUMS = (  # what a sum or a mean remembers of its parts
 )
 
 REDUCE = (
+    Case(
+        "sum over what one factor lacks",
+        lambda x, y: (torch.acos(torch.tanh(x))[..., None] * y).sum(-1),
+        (Input((6, 40), mean=0.5, shared=0.4), Input((6, 40, 5))),
+        draws=2000,
+        tolerance=0.01,
+    ),
     Case("sum", lambda x: x.sum(1), (Input((6, 40), shared=0.4),), draws=2000),
     Case(
         "mean",

@@ -122,6 +122,12 @@ def total(m: Moments, dims: tuple[int, ...]) -> Moments:
         return replace(m, dims=kept)
     if is_negative(m):
         return alg.scale(total(alg.scale(m, -1.0), dims), -1.0)
+    apart = _constant_along(m, positions)
+    if apart is not None:
+        constant, varying = apart
+        for d in sorted(dims, reverse=True):
+            constant = reg.selected(constant, d, 0)
+        return alg.multiply(*reg.aligned(total(varying, dims), constant))
     table, mean = m.table, m.mean
     for p in reversed(positions):
         table = _sum_axis(table, p, ax.pair_counts(m.axes[p]))
@@ -135,6 +141,29 @@ def total(m: Moments, dims: tuple[int, ...]) -> Moments:
             made, m, None, ("total", tuple(positions), m.shape), lambda x, _: _summed(x, positions, m.axes)
         )
     return _with_parts(made, m, positions, normal=normal)
+
+
+def _constant_along(m: Moments, positions: list[int]) -> tuple[Moments, Moments] | None:
+    """Return a product's factors that are constant along some axes, and the others; None if there are none.
+
+    A sum over these axes leaves them as they are, functions of the variables that they are functions of.
+    """
+    if len(m.terms) != 1 or len(m.terms[0].factors) < 2:
+        return None
+    (term,) = m.terms
+
+    def alike(f: rec.Factor) -> bool:
+        return all(f.labels[p] is None and f.values.shape[p] == f.table.shape[p] == 1 for p in positions)
+
+    constant = tuple([f for f in term.factors if alike(f)])
+    if not constant or len(constant) == len(term.factors):
+        return None
+    varying = tuple([f for f in term.factors if not alike(f)])
+    one = np.ones([1] * len(m.axes))
+    return (
+        alg.assemble(m.dims, (rec.Term(one, constant),)),
+        alg.assemble(m.dims, (rec.Term(term.coef, varying),)),
+    )
 
 
 def _with_lengths(

@@ -397,8 +397,8 @@ class Interpreter(Mode):  # type: ignore[no-untyped-call]
             if both is not None:
                 return [both]
             raw = found.raw if found else ()
-            masks = (Shifted,) if found is None else ()
-            ready = [self._argument(a, k in raw, masks) for k, a in enumerate(args)]
+            kept = (Shifted, Concrete, Lazy) if found is None else ()
+            ready = [self._argument(a, k in raw, kept) for k, a in enumerate(args)]
             named = {k: self._argument(v, False) for k, v in kwargs.items()}
             if found is None and (torch.Tag.pointwise in func.tags or name.rstrip("_") in UNTAGGED):
                 check_complex(name, tensors_in((args, kwargs)))

@@ -318,6 +318,8 @@ def pointwise(
     """Run an operation tagged pointwise on node values. Exact for functions of one latent."""
     if ctx.op.startswith("bitwise_"):  # of random truths, which nodes hold as 0 and 1
         func = getattr(torch, ctx.op.replace("bitwise", "logical"), func)
+    guide = next((x for x in args if isinstance(x, Moments | Shifted)), None)
+    args = tuple(as_moments(x, guide) if isinstance(x, Concrete | Lazy) else x for x in args)
     if any(isinstance(x, Shifted) for x in args):
         return _of_masked(ctx, func, args, kwargs)
     if ctx.op.endswith("_backward"):

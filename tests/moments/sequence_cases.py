@@ -316,6 +316,37 @@ ORDER = (
         tolerance=0.09,
     ),
     Case(
+        "running sum to the end",
+        lambda a: (lambda c: torch.exp(c[:, -1:] - c) + 0.1 * (c[:, -1:] - c))(-F.softplus(a).cumsum(1)),
+        (Input((6, 40), shared=0.2),),
+        draws=1000,
+        tolerance=0.05,
+        unread=frozenset({"gradient 0 square", "gradient 0 pairs"}),  # a sum forgets what it is a sum of
+    ),
+    *(
+        Case(
+            f"decays between places, {kind}",
+            decays,
+            (Input((6, 16), std=0.5),),
+            (torch.ones(16, 16, dtype=torch.bool).tril(),),
+            draws=1000,
+            tolerance=0.3,  # of a block, all places are one distribution
+            unread=frozenset({"gradient 0 square", "gradient 0 pairs"}),
+        )
+        for kind, decays in (
+            (
+                "masked before",
+                lambda a, m: (lambda c: (c[:, :, None] - c[:, None]).masked_fill(~m, float("-inf")).exp())(
+                    -F.softplus(a).cumsum(1)
+                ),
+            ),
+            (
+                "masked after",
+                lambda a, m: (lambda c: (c[:, None] - c[:, :, None]).exp() * m)(F.softplus(a).cumsum(1)),
+            ),
+        )
+    ),
+    Case(
         "decay by a running sum",
         lambda a: torch.exp(-0.1 * F.softplus(3 * a).cumsum(1)[:, 3:]),
         (Input((6, 40)),),

@@ -231,8 +231,21 @@ def _signs(m: Moments) -> set[int]:
 
 
 def _sign(values: Array) -> int:
+    """Return on which side of zero all values are, but for rounding; 0 where they are on both.
+
+    Of a mask's zeros and ones at the nodes, stretched to its exact moments block by block, the zeros are one
+    small number.
+    """
     low, high = float(values.min()), float(values.max())
-    return int(high > 0) - int(low < 0) if low >= 0 or high <= 0 else 0
+    most = max(high, -low)
+    if low < -1e-6 * most and high > 1e-6 * most:
+        other = np.minimum(values if high == most else -values, 0.0).reshape(-1, values.shape[-1])
+        least = other.min(1)
+        plateau = np.where(other < 0, other, least[:, None]).max(1) - least
+        if float(-least.min()) > 0.02 * most or float(plateau.max()) > 1e-6 * most:
+            return 0
+        return 1 if high == most else -1
+    return int(high > 1e-6 * most) - int(low < -1e-6 * most)
 
 
 def of_sum(like: Moments, dims: Dims, table: Array, mean: Array) -> Moments:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from isometry.moments import algebra as alg
-from isometry.moments import latents, symbolic
+from isometry.moments import between, latents, symbolic
 from isometry.moments import regrouping as reg
 from isometry.moments.axes import Array
 from isometry.moments.concrete import Concrete, moments_of
@@ -153,7 +153,9 @@ def sub(ctx: Context, a: Any, b: Any, *, alpha: float = 1) -> Moments | Shifted:
     """Difference. Exact; a known part beside the first is kept there."""
     if isinstance(a, Shifted) and not isinstance(b, Shifted) and not _is_known(b):
         return Shifted(plus(a.random, alg.scale(as_moments(b, a), -alpha)), a.shift)
-    return plus(as_moments(a, b), alg.scale(as_moments(b, a), -alpha))
+    a, b = as_moments(a, b), as_moments(b, a)
+    made = plus(a, alg.scale(b, -alpha))
+    return between.of_running_sums(made, *reg.aligned(a, b)) if alpha == 1 else made
 
 
 @rule("rsub", accuracy="exact")
@@ -342,8 +344,9 @@ def _of_masked(
 ) -> Moments | Shifted | Known:
     """Run an operation on a tensor with a known part beside it, f(s + w).
 
-    Where w is a huge negative number, f(w): beside it s is lost. If that is a huge negative number again,
-    it stays beside the random part. What does not depend on s, as comparisons with such a number, is known.
+    Where w is a huge negative number, f(w): beside it s is lost, and nobody looks at s in blocks of nothing
+    else. If f(w) is a huge negative number again, it stays beside the random part. What does not depend on s,
+    as comparisons with such a number, is known.
     """
     at = next(k for k, x in enumerate(args) if isinstance(x, Shifted))
     x = args[at]
@@ -361,7 +364,8 @@ def _of_masked(
     if not told.isfinite().all():
         raise NoRule("a masked tensor, where its mask makes no finite number")
     seen = symbolic.pointwise(lambda w: torch.where(w <= MASKED, 0.0, w), x.shift)
-    made = on_nodes(func, [*args[:at], as_moments(shifted(x.random, seen)), *args[at + 1 :]], kwargs)
+    shown = _without_hidden(x)
+    made = on_nodes(func, [*args[:at], as_moments(shifted(shown, seen)), *args[at + 1 :]], kwargs)
     alike = not made.variance.any() and float(np.ptp(made.mean)) == 0.0
     beside = torch.tensor(float(made.mean.flat[0]) if alike else 0.0).to(told.dtype)
     filled = symbolic.pointwise(lambda w: torch.where(w <= MASKED, run(w), beside), x.shift)
@@ -370,6 +374,16 @@ def _of_masked(
     if hidden.numel() and told.max() <= MASKED:
         return shifted(made, filled)
     return _choice(symbolic.pointwise(lambda w: w > MASKED, x.shift), made, filled)
+
+
+def _without_hidden(x: Shifted) -> Moments:
+    """Return the random part with zeros in blocks that the mask hides whole."""
+    seen = symbolic.pointwise(lambda w: (w > MASKED).double(), x.shift).beside(x.random.dims).mean > 0
+    if seen.all():
+        return x.random
+    return alg.scale(
+        x.random, seen.reshape((1,) * (len(x.random.axes) - seen.ndim) + seen.shape).astype(float)
+    )
 
 
 def _as_number(x: Any) -> Any:

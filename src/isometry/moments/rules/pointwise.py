@@ -378,12 +378,11 @@ def _of_masked(
 
 def _without_hidden(x: Shifted) -> Moments:
     """Return the random part with zeros in blocks that the mask hides whole."""
-    seen = symbolic.pointwise(lambda w: (w > MASKED).double(), x.shift).beside(x.random.dims).mean > 0
-    if seen.all():
+    seen = symbolic.pointwise(lambda w: (w > MASKED).double(), x.shift).beside(x.random.dims)
+    if (seen.mean > 0).all():
         return x.random
-    return alg.scale(
-        x.random, seen.reshape((1,) * (len(x.random.axes) - seen.ndim) + seen.shape).astype(float)
-    )
+    seen, random = reg.aligned(seen, x.random)
+    return alg.scale(random, (seen.mean > 0).astype(np.float64))
 
 
 def _as_number(x: Any) -> Any:

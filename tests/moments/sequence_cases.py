@@ -113,6 +113,12 @@ SCATTER = (
         for kind, own in (("amax", True), ("amin", False))
     ),
     Case(
+        "packed steps",
+        lambda x: nn.utils.rnn.pack_padded_sequence(x, torch.tensor([5, 3, 2]), batch_first=True).data[1:],
+        (Input((3, 5, 8), shared=0.4),),
+        draws=1000,
+    ),
+    Case(
         "masked_scatter",
         lambda x, y, m: x.masked_scatter(m.view(6, 1).expand(6, 40), y),
         (_X, Input((3, 40), mean=1.0)),

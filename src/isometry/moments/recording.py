@@ -35,7 +35,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from isometry.errors import ModelError
 from isometry.moments import algebra as alg
-from isometry.moments import latents, regrouping
+from isometry.moments import latents, regrouping, rotations
 from isometry.moments.aliasing import key_of
 from isometry.moments.axes import Array
 from isometry.moments.calls import Mode, mapped
@@ -309,7 +309,8 @@ def orthogonal(shape: tuple[int, ...], gain: float) -> Moments:
     E[w²] = gain²/max(rows, cols), and different entries are uncorrelated.
     """
     rows, cols = shape[0], math.prod(shape[1:])
-    return alg.normal(shape, 0.0, gain / math.sqrt(max(rows, cols)))
+    made = alg.normal(shape, 0.0, gain / math.sqrt(max(rows, cols)))
+    return rotations.orthogonal(made) if shape == (rows, rows) else made
 
 
 def sparse(shape: tuple[int, ...], sparsity: float, std: float) -> Moments:
@@ -373,7 +374,19 @@ def of_values(parameter: Tensor) -> Moments | Concrete:
         )
     if parameter.dim() > 1 and values.numel() <= LIMIT // 4 and _structured(values, mean, variance):
         return moments_of(values)
+    if _is_orthogonal(values):
+        return rotations.orthogonal(alg.normal(parameter.shape, 0.0, float(values.square().mean()) ** 0.5))
     return alg.normal(parameter.shape, mean, math.sqrt(variance))
+
+
+def _is_orthogonal(values: Tensor) -> bool:
+    """Tell whether a square matrix is a multiple of an orthogonal one; two rows tell of most that are not."""
+    if values.dim() != 2 or len(values) != values.shape[1] or len(values) < 2:
+        return False
+    if abs(float(values[0] @ values[1])) > 1e-4 * float(values[0].square().sum()):
+        return False
+    gram = values @ values.T / values[0].square().sum()
+    return bool((gram - torch.eye(len(values), dtype=values.dtype)).abs().max() < 1e-4)
 
 
 def _rows_of_zeros(values: Tensor) -> Tensor | None:

@@ -289,3 +289,15 @@ def gather(ctx: Context, m: Moments, dim: int, ids: Any, **_: Any) -> Moments:
     rest = [d for d in range(values.dim()) if d not in dims]
     order = [*dims, *rest]
     return reg.transposed(m, tuple(order.index(d) for d in range(len(order))))
+
+
+@rule("_pack_padded_sequence", accuracy="exact", raw=(1,))
+def pack_padded_sequence(
+    ctx: Context, m: Moments, lengths: Any, batch_first: bool
+) -> tuple[Moments, Concrete]:
+    """The steps of sequences of known, falling lengths one after another, and how many have each."""
+    known = positions(ctx, lengths)
+    there = torch.arange(int(known.max()))[:, None] < known[None]
+    step, sequence = there.nonzero(as_tuple=True)
+    ids = [sequence, step] if batch_first else [step, sequence]
+    return gathered(m, [0, 1], ids), Concrete(there.sum(1))

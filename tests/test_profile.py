@@ -35,6 +35,15 @@ def test_look_up_by_name_call_and_parameter(profile):
     assert profile["head.weight"].forward.rms == 0.1
 
 
+def test_a_side_of_a_row():
+    row = Signal(name="fc", forward=Stats(rms=2.0))
+    assert row.stats("forward") is row.forward
+    assert row.rms() == 2.0
+    assert row.stats("backward") is None
+    assert row.rms("backward") is None
+    assert Signal(name="fc", forward=Stats(mean=1.0)).rms() is None
+
+
 def test_an_unknown_name_comes_with_the_nearest(profile):
     with pytest.raises(
         NotFoundError, match=r"no module or parameter named 'body\.1'.*did you mean 'body\.0'"

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from isometry.errors import InvalidValueError, ModelError
 from isometry.measure import measure
 from isometry.plots import lines_by_depth
 from isometry.predict import predict
-from isometry.profile import Profile, Signal
+from isometry.profile import Profile, Side, Signal
 from isometry.rehearsal import REAL_LIMIT
 from isometry.restore import random_state
 from isometry.strictjson import dump, number_to_data
@@ -24,7 +24,6 @@ from isometry.tables import Column, Table, compact
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Side = Literal["forward", "backward"]
 ACCURACY = 0.02  # what the rules themselves may be off by, see docs/predict.md
 UNTOLD = 0.1  # relative deviation allowed where no scatter is predicted
 ZERO = 1e-6  # of the median RMS: below this a value is rounding noise
@@ -283,23 +282,15 @@ def _find(rows: tuple[Signal, ...], like: Signal) -> Signal | None:
 
 
 def _floor(profiles: list[Profile], side: Side) -> float:
-    sizes = sorted(
-        s for p in profiles for row in p if (s := _rms(row, side)) is not None and math.isfinite(s)
-    )
+    sizes = sorted(s for p in profiles for row in p if (s := row.rms(side)) is not None and math.isfinite(s))
     return ZERO * sizes[len(sizes) // 2] if sizes else 0.0
-
-
-def _rms(row: Signal | None, side: Side) -> float | None:
-    stats = None if row is None else row.forward if side == "forward" else row.backward
-    return None if stats is None else stats.rms
 
 
 def _compared(
     row: Signal, side: Side, found: list[Signal | None], sigmas: float, floor: float
 ) -> Compared | None:
-    stats = row.forward if side == "forward" else row.backward
-    sizes = [s for s in (_rms(one, side) for one in found) if s is not None]
-    told = None if stats is None else stats.rms
+    stats, told = row.stats(side), row.rms(side)
+    sizes = [s for one in found if one is not None and (s := one.rms(side)) is not None]
     if told is None and not sizes:
         return None
     real = math.sqrt(sum(s * s for s in sizes) / len(sizes)) if sizes else None

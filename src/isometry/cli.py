@@ -1,8 +1,7 @@
-"""The command line: parses, calls, prints.
+"""The command line: parses, calls, prints; nothing is computed here.
 
-`isometry gain | measure | compare | predict | audit | scaling | init | recipes`.
-Nothing is computed here. Every command prints for people and writes `--json` for programs; an
-`IsometryError` becomes one line and the exit code 2.
+Every command prints for people and writes `--json` for programs; an `IsometryError` becomes one line and the
+exit code 2.
 """
 
 import warnings

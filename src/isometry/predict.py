@@ -41,9 +41,8 @@ def predict(
     Args:
         model: The model, or a function without arguments that builds it.
         inputs: A tensor, a tuple, a dict, a loader (its first batch is used) or a spec such as `"32x1024"`;
-        see
-            `isometry.inputs.batches`. Integers and masks keep their values; the floats of a spec and of meta
-            tensors stand for N(0, 1).
+            see `isometry.inputs.batches`. Integers and masks keep their values; the floats of a spec and of
+            meta tensors stand for N(0, 1).
         loss: `loss(output)`, or `loss(output, target)` where a loader brings a target; returns one number.
         backward: Whether to run backward.
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Source = Literal["measured", "predicted", "watched"]
+Side = Literal["forward", "backward"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,8 +44,7 @@ class Stats:
         cosine: Mean cosine between the outputs of two different samples of a batch; None below two samples.
         nonfinite: Share of entries that are nan or infinite.
         scatter: Relative standard deviation of `rms` from one random draw of weights and inputs to the
-        next, as
-            predicted for this finite width; None where it is not predicted.
+            next, as predicted for this finite width; None where it is not predicted.
     """
 
     mean: float | None = None
@@ -79,6 +79,15 @@ class Signal:
     shape: tuple[int, ...] = ()
     forward: Stats | None = None
     backward: Stats | None = None
+
+    def stats(self, side: Side) -> Stats | None:
+        """Return what is known of one side: of the values ("forward") or of their gradient ("backward")."""
+        return self.forward if side == "forward" else self.backward
+
+    def rms(self, side: Side = "forward") -> float | None:
+        """Return the RMS of the values, or of their gradient; None where nobody knows it."""
+        stats = self.stats(side)
+        return None if stats is None else stats.rms
 
 
 @dataclass(frozen=True, repr=False)
@@ -267,7 +276,7 @@ class _Shown:
     """A column of the text table: which side of which row it reads, and how it writes a value."""
 
     heading: str
-    side: Literal["forward", "backward"]
+    side: Side
     field: str
     share: bool = False
     only_if_any: bool = False  # left out while every value is zero
@@ -291,7 +300,7 @@ _COLUMNS = (
 
 
 def _value(row: Signal, column: _Shown) -> float | None:
-    stats = row.forward if column.side == "forward" else row.backward
+    stats = row.stats(column.side)
     return None if stats is None else getattr(stats, column.field)
 
 

@@ -202,8 +202,7 @@ def scaling(
         over: One argument and its values, at least two: `{"hidden": (256, 512, 1024)}`.
         loss: As for `predict`; without one every output has an i.i.d. unit gradient.
         rate: Learning rate by parameter name, shape and size, so that a rule such as μP's can be checked;
-        None for
-            the same rate everywhere.
+            None for the same rate everywhere.
 
     Returns:
         The growth of every module call and parameter that exists at all sizes.
@@ -265,8 +264,8 @@ def _signal(rows: tuple[Signal, ...], sizes: tuple[int, ...]) -> Scaled:
         name=first.name,
         call=first.call,
         kind=first.kind,
-        size=fit(sizes, [_rms(row, "forward") for row in rows]),
-        gradient=fit(sizes, [_rms(row, "backward") for row in rows]),
+        size=fit(sizes, [row.rms("forward") for row in rows]),
+        gradient=fit(sizes, [row.rms("backward") for row in rows]),
     )
 
 
@@ -288,8 +287,8 @@ def _parameter(
         name=rows[0].name,
         call=0,
         kind=rows[0].kind,
-        size=fit(sizes, [_rms(row, "forward") for row in rows]),
-        gradient=fit(sizes, [_rms(row, "backward") for row in rows]),
+        size=fit(sizes, [row.rms("forward") for row in rows]),
+        gradient=fit(sizes, [row.rms("backward") for row in rows]),
         sgd=fit(sizes, sgd),
         adam=fit(sizes, adam),
     )
@@ -297,7 +296,7 @@ def _parameter(
 
 def _step(row: Signal, output: Signal, eta: float) -> tuple[float | None, float | None]:
     """Return the RMS of the change of the owner's output by the first SGD and Adam step; see the module."""
-    gradient, there = _rms(row, "backward"), _rms(output, "backward")
+    gradient, there = row.rms("backward"), output.rms("backward")
     if not gradient or not there:
         return None, None
     entries = math.prod(row.shape) / math.prod(output.shape)
@@ -326,11 +325,6 @@ def fit(sizes: Sequence[int], values: Sequence[float | None]) -> Growth:
     slope = sum((a - mx) * (b - my) for a, b in zip(x, y, strict=True)) / sum((a - mx) ** 2 for a in x)
     residual = max(abs(b - my - slope * (a - mx)) for a, b in zip(x, y, strict=True))
     return Growth(values=tuple(values), exponent=slope, residual=residual)
-
-
-def _rms(row: Signal, side: str) -> float | None:
-    stats = row.forward if side == "forward" else row.backward
-    return None if stats is None else stats.rms
 
 
 def _grows(p: float) -> str:

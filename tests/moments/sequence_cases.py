@@ -14,6 +14,7 @@ _ROWS = torch.tensor([4, 0, 4, 1, 5, 5, 5])
 _PLACES = torch.randint(0, 40, (6, 17), generator=torch.Generator().manual_seed(2))
 _EACH = torch.arange(6)
 _MASK = torch.rand(6, 40, generator=torch.Generator().manual_seed(3)) < 0.3
+_GROUPS = (torch.arange(40) // 10 - torch.arange(6)[:, None]) % 4 < 2  # each row is left two of four groups
 _COLUMNS = torch.tensor([3, 17, 30])
 
 INDEX = (
@@ -48,6 +49,13 @@ INDEX = (
         lambda x, y, i: torch.cat([x, 3 * y], 1)[:, i],
         (_X, Input((6, 10))),
         (torch.arange(35, 45),),
+    ),
+    Case(
+        "uneven products in another order",
+        lambda x, y, z, i: (torch.cat([5 * x, z], 1) * torch.cat([5 * y, z], 1))[:, i] * torch.cat([z, y], 1),
+        (Input((6, 4)), Input((6, 4)), Input((6, 36))),
+        (torch.randperm(40, generator=torch.Generator().manual_seed(1)),),
+        draws=2000,
     ),
 )
 
@@ -251,6 +259,33 @@ ORDER = (
         draws=1000,
         tolerance=0.04,
         unread=frozenset(["gradient 0 square", "gradient 0 pairs"]),
+    ),
+    Case(
+        "gates at the largest scores",
+        lambda x: torch.sigmoid(x).gather(1, x.topk(3, 1)[1]),
+        (_X,),
+        draws=2000,
+        tolerance=0.02,
+        unread=frozenset(["gradient 0 square", "gradient 0 pairs"]),  # sigmoid is flatter at large scores
+    ),
+    Case(
+        "falling gates at the largest scores",
+        lambda x: torch.exp(-x).gather(1, x.topk(3, 1)[1]),
+        (_X,),
+        draws=2000,
+        tolerance=0.03,
+        unread=frozenset(["gradient 0 square", "gradient 0 pairs"]),
+    ),
+    Case(
+        "largest that a mask leaves",
+        lambda x, m: x.masked_fill(m, -torch.inf).topk(3, 1)[0],
+        (Input((6, 40)),),
+        (_GROUPS,),
+        draws=2000,
+        tolerance=0.02,
+        unread=frozenset(
+            ["gradient 0 square", "gradient 0 pairs"]
+        ),  # never hidden, which the mask does not know
     ),
     Case("smallest", lambda x: x.topk(2, 1, largest=False)[0], (_X,), draws=2000, tolerance=0.02),
     Case("max over a dim", lambda x: x.max(1)[0], (_X,), draws=2000, tolerance=0.02),

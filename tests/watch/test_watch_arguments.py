@@ -23,6 +23,8 @@ def test_models_and_optimizers_are_checked():
         watch(model, optimizer=[])
     with pytest.raises(InvalidTypeError, match="scaler must be a loss scaler"):
         watch(model, scaler=65536)
+    with pytest.raises(InvalidTypeError, match="log must be a function"):
+        watch(model, log="run.json")
     stale = torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1)
     with pytest.raises(InvalidValueError, match="holds none of the model's parameters"):
         watch(model, optimizer=stale)

@@ -443,3 +443,37 @@ def test_history_plot_and_file(digits, tmp_path):
     figure = seen.plot(tmp_path / "history.png", side="backward")
     assert figure.axes[0].collections[0].get_array().shape == (5, 4)  # Flatten has no gradient
     assert (tmp_path / "history.png").stat().st_size > 0
+
+
+def test_a_logger_gets_the_numbers_of_observed_steps(digits):
+    x, y = digits
+    model = mlp(nn.ReLU, depth=2, width=16)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    logged = []
+    with watch(model, optimizer=optimizer, every=2, log=lambda *told: logged.append(told)) as watching:
+        for _ in range(3):
+            loss = F.cross_entropy(model(x[:32]), y[:32])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            watching.step(loss)
+    assert [step for _, step in logged] == [0, 2]
+    numbers, snapshot = logged[-1][0], watching.history.snapshots[-1]
+    assert numbers["loss"] == loss.item()
+    assert numbers["forward/1"] == snapshot.profile["1"].forward.rms
+    assert numbers["backward/1"] == snapshot.profile["1"].backward.rms
+    assert numbers["weight/1.weight"] == snapshot.profile["1.weight"].forward.rms
+    assert numbers["gradient/1.weight"] == snapshot.profile["1.weight"].backward.rms
+    assert numbers["update/1.weight"] == snapshot.updates["1.weight"]
+
+
+def test_a_logger_hears_of_every_call_and_not_of_what_is_unknown(digits):
+    x, _ = digits
+    model = nn.Sequential(nn.Flatten(), layer := nn.Linear(64, 64), layer)
+    logged = {}
+    with watch(model, every=1, log=lambda numbers, step: logged.update(numbers)) as watching:
+        model(x[:32]).square().mean().backward()
+        watching.step()
+    assert {"forward/1", "forward/1#1", "backward/1#1"} <= logged.keys()
+    assert "loss" not in logged
+    assert not any(name.startswith("update/") for name in logged)

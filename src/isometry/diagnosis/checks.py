@@ -9,9 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from itertools import pairwise
-from typing import Literal
 
-from isometry.profile import Profile, Signal
+from isometry.profile import Profile, Side, Signal
 from isometry.tables import compact, percent
 from isometry.watch import symptoms
 
@@ -48,8 +47,8 @@ def signal(profile: Profile) -> str | None:
     A branch that begins small, as with a last weight of zero, is not ill: behind its sum the signal is back.
     The last module is not judged: its scale is the targets'.
     """
-    rows = [row for row in symptoms.leaves(profile) if row.forward and row.forward.rms is not None][:-1]
-    sizes = [_rms(row) for row in rows]
+    rows = [row for row in symptoms.leaves(profile) if row.rms() is not None][:-1]
+    sizes = [_size(row) for row in rows]
     first = next((size for size in sizes if size > 0.0), 0.0)
     for place, (row, size) in enumerate(zip(rows, sizes, strict=True)):
         if not size <= LARGE * first:
@@ -66,16 +65,16 @@ def gradients(profile: Profile) -> str | None:
     A bias in front of a norm, or of a softmax's keys, has none by design. Nor has, for a few steps, what lies
     behind an opening; see `_opens`.
     """
-    known = [row for row in profile.parameters if row.backward is not None and row.backward.rms is not None]
-    broken = [row.name for row in known if not math.isfinite(_rms(row, "backward"))]
+    known = [row for row in profile.parameters if row.rms("backward") is not None]
+    broken = [row.name for row in known if not math.isfinite(_size(row, "backward"))]
     if broken:
         return f"{len(broken)} of {len(known)} gradients are nan or infinite, of {broken[0]!r} first"
-    most = max((_rms(row, "backward") for row in known), default=0.0)
+    most = max((_size(row, "backward") for row in known), default=0.0)
     if known and not most > 0.0:
         return f"no parameter of {len(known)} gets a gradient: all are zero"
     if _opens(profile):
         return None
-    weights = [_rms(row, "backward") for row in known if len(row.shape) > 1]
+    weights = [_size(row, "backward") for row in known if len(row.shape) > 1]
     dead = sum(size <= DEAD * most for size in weights)
     if dead > FEW * len(weights):
         return f"{dead} of {len(weights)} weights get no gradient: below {DEAD:g} of the largest, {most:.2g}"
@@ -117,7 +116,7 @@ def silent(profile: Profile) -> str | None:
     rows = []
     for before, row in pairwise(symptoms.leaves(profile)):
         scaled = row.name in owners or row.name.rpartition(".")[0] in owners
-        if row.forward and (row.forward.zeros or 0.0) > SILENT and _rms(before) > 0.0 and not scaled:
+        if row.forward and (row.forward.zeros or 0.0) > SILENT and _size(before) > 0.0 and not scaled:
             rows.append(row)
     return None if not rows else f"units are dead: {_shares(rows, 'zeros')} of what they give is zero"
 
@@ -140,15 +139,16 @@ def _owners(profile: Profile) -> set[str]:
 def _opens(profile: Profile) -> bool:
     """Whether a factor or weight near zero, which gets a gradient itself, is there to let a branch grow."""
     return any(
-        _rms(row) < OPENING and _rms(row, "backward") > 0.0
+        _size(row) < OPENING and _size(row, "backward") > 0.0
         for row in profile.parameters
         if not (len(row.shape) < 2 and "bias" in row.name.rpartition(".")[2])
     )
 
 
-def _rms(row: Signal, side: Literal["forward", "backward"] = "forward") -> float:
-    stats = getattr(row, side)
-    return math.nan if stats is None or stats.rms is None else float(stats.rms)
+def _size(row: Signal, side: Side = "forward") -> float:
+    """The RMS, or nan where nobody knows it: no bound is passed by that."""
+    rms = row.rms(side)
+    return math.nan if rms is None else rms
 
 
 def _place(row: Signal) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from itertools import pairwise, product
+from itertools import product
 from math import prod
 
 import numpy as np
@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from isometry.moments.axes import Array, Axis, AxisMap, Index, pair_counts, size
 
-RUNS = 8  # an output axis is cut where the input's block changes, if that gives no more blocks than this
-HISTOGRAM = 1 << 24  # entries of the largest histogram of blocks by group
+HISTOGRAM = 1 << 20  # largest number of indices times blocks; beyond it the blocks are averaged first
+DENSE = 1 << 20  # entries of the largest table of groups by kinds
 
 Ids = NDArray[np.int64]
 
@@ -28,18 +28,6 @@ Ids = NDArray[np.int64]
 def blocks_of(axis: Axis, ids: Ids) -> Index:
     """Return the block of an axis in which each index lies."""
     return np.searchsorted(np.cumsum(axis), ids, side="right").astype(np.intp)
-
-
-def runs(axis: Axis, ids: Ids) -> Axis:
-    """Return the output's axis for a one-dimensional index.
-
-    Cut where the input's block changes, if rarely.
-    """
-    edges = np.flatnonzero(np.diff(blocks_of(axis, ids))) + 1
-    if len(edges) == 0 or len(edges) >= RUNS:
-        return (len(ids),)
-    cuts = [0, *edges.tolist(), len(ids)]
-    return tuple(high - low for low, high in pairwise(cuts))
 
 
 def counts(taken: Sequence[Axis], given: Sequence[Axis], ids: Sequence[Ids]) -> tuple[Array, Array]:
@@ -60,18 +48,17 @@ def counts(taken: Sequence[Axis], given: Sequence[Axis], ids: Sequence[Ids]) -> 
     block = [blocks_of(a, c) for a, c in zip(axes, (*grid, *codes), strict=True)]
     shape = [len(a) for a in axes]
     kind = np.ravel_multi_index(block, shape) if axes else np.zeros(1, dtype=np.intp)
-    kinds = int(np.prod(shape))
-    found = np.zeros((*[2] * len(axes), kinds, kinds))
+    present, kind = np.unique(kind, return_inverse=True)
+    found = np.zeros((*[2] * len(axes), len(present), len(present)))
     for any_ in product((0, 1), repeat=len(axes)):
         keys = [k for k, free in zip((*grid, *codes), any_, strict=True) if not free]
-        group = _groups(keys, kind.size)
-        histogram = np.bincount(group * kinds + kind, minlength=(int(group.max()) + 1) * kinds)
-        found[any_] = _squared(histogram.reshape(-1, kinds).astype(np.float64))
+        found[any_] = _pairs(_groups(keys, kind.size), kind, len(present))
     for k in range(len(axes)):  # exactly those that differ: any less those that agree
         along = np.moveaxis(found, k, 0)
         along[1] -= along[0]
-    entries = np.bincount(kind, minlength=kinds).reshape(int(np.prod(shape[: len(given)])), -1)
-    return _by_class(found, axes, len(given)), entries.astype(np.float64)
+    entries = np.zeros(int(np.prod(shape)))
+    entries[present] = np.bincount(kind)
+    return _by_class(found, present, axes, len(given)), entries.reshape(int(np.prod(shape[: len(given)])), -1)
 
 
 def _groups(keys: Sequence[Ids], n: int) -> Ids:
@@ -81,15 +68,28 @@ def _groups(keys: Sequence[Ids], n: int) -> Ids:
     return group
 
 
-def _squared(histogram: Array) -> Array:
-    return histogram.T @ histogram
+def _pairs(group: Ids, kind: Ids, kinds: int) -> Array:
+    """Count the ordered pairs of entries of one group by their kinds."""
+    groups = int(group.max()) + 1
+    if groups * kinds <= DENSE:
+        histogram = np.bincount(group * kinds + kind, minlength=groups * kinds).reshape(groups, kinds)
+        return np.asarray(histogram.T.astype(np.float64) @ histogram)
+    keys, count = np.unique(group * kinds + kind, return_counts=True)
+    of = keys // kinds
+    start, members = (np.searchsorted(of, of, side=side) for side in ("left", "right"))
+    members -= start
+    one = np.repeat(np.arange(len(keys)), members)
+    other = np.arange(len(one)) - np.repeat(np.cumsum(members) - members - start, members)
+    place = (keys % kinds)[one] * kinds + (keys % kinds)[other]
+    weights = count[one] * count[other].astype(np.float64)
+    return np.asarray(np.bincount(place, weights, minlength=kinds**2).reshape(kinds, kinds), dtype=np.float64)
 
 
-def _by_class(found: Array, axes: Sequence[Axis], outputs: int) -> Array:
+def _by_class(found: Array, present: Index, axes: Sequence[Axis], outputs: int) -> Array:
     """Sort counts by (agreement on each axis, first block, second block) into pair classes."""
     shape = [len(a) for a in axes]
-    kinds = found.shape[-1]
-    first = np.array(np.unravel_index(np.arange(kinds), shape)).reshape(len(axes), kinds, 1)
+    kinds = len(present)
+    first = np.array(np.unravel_index(present, shape)).reshape(len(axes), kinds, 1)
     second = first.reshape(len(axes), 1, kinds)
     sizes = [b * (b + 1) for b in shape]
     result = np.zeros(int(np.prod(sizes)))
@@ -130,17 +130,6 @@ def _shares(found: Array) -> Array:
     total = found.sum(1, keepdims=True)
     everywhere = found.sum(0) / max(float(found.sum()), 1.0)
     return np.asarray(np.where(total > 0, found / np.maximum(total, 1.0), everywhere))
-
-
-def landing(n: int, ids: Ids) -> Axis:
-    """Return an axis of n entries cut where those that are hit begin and end, if they lie together."""
-    hit = np.zeros(n, dtype=np.int64)
-    hit[ids] = 1
-    edges = np.flatnonzero(np.diff(hit)) + 1
-    if len(edges) == 0 or len(edges) >= RUNS:
-        return (n,)
-    cuts = [0, *edges.tolist(), n]
-    return tuple(high - low for low, high in pairwise(cuts))
 
 
 def total(how: Array | Index, array: Array, old: Sequence[int], new: Sequence[int]) -> Array:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -67,7 +67,14 @@ def remap(
     def on_term(t: Term) -> Term:
         if averaging and any(n > 1 for n in t.coef.shape[position:stop]):
             t = _without_coef(t, axes)
-        return Term(how.on_blocks(t.coef, position), tuple(on_factor(f) for f in t.factors))
+        made = Term(how.on_blocks(t.coef, position), tuple(on_factor(f) for f in t.factors))
+        unlike = [f for f in t.factors if averaging and any(n > 1 for n in f.values.shape[position:stop])]
+        if len(unlike) < 2:
+            return made
+        wanted, got = how.on_blocks(t.square, position), made.square
+        shape = np.broadcast_shapes(wanted.shape, got.shape)
+        ratio = np.divide(wanted, got, out=np.ones(shape), where=got > 0)
+        return replace(made, coef=made.coef * np.sqrt(ratio))
 
     terms = tuple(on_term(t) for t in m.terms)
     dims = tuple((a,) for a in given)
@@ -137,12 +144,12 @@ def _moved(m: Moments, move: Move) -> Moments:
     if move.kind == "recut":
         return remap(m, p, ax.recut(axes[p], move.axis), lambda ls: ls)
     if move.kind == "split":
-        return remap(m, p, ax.split(axes[p], move.inner), lambda ls: _split_label(ls[0], move.inner))
+        return remap(m, p, ax.split(axes[p], move.inner), lambda ls: split_label(ls[0], move.inner))
     inner = ax.size(axes[p + 1])
     return remap(m, p, ax.fuse(axes[p], axes[p + 1]), lambda ls: (_fuse_labels(ls[0], ls[1], inner),))
 
 
-def _split_label(label: Label, inner: int) -> tuple[Label, Label]:
+def split_label(label: Label, inner: int) -> tuple[Label, Label]:
     """Splitting a run gives an outer part with a longer stride and leaves the inner part."""
     if label is None:
         return None, None
@@ -161,6 +168,14 @@ def _fuse_labels(high: Label, low: Label, inner: int) -> Label:
     if low.offset == 0 and high.stride == low.stride * inner:
         return Run(low.base, low.stride, high.offset)
     return Fused(high, low, inner)
+
+
+def fused_label(labels: Sequence[Label], axes: Sequence[Axis]) -> Label:
+    """Return the label of an axis that several were fused into."""
+    label = labels[0]
+    for low, axis in zip(labels[1:], axes[1:], strict=True):
+        label = _fuse_labels(label, low, ax.size(axis))
+    return label
 
 
 def recut_axis(m: Moments, position: int, axis: Axis) -> Moments:

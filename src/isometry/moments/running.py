@@ -200,8 +200,12 @@ def _on_values(func: Any, args: Any, kwargs: dict[str, Any], real: Real) -> Any:
 def on_cpu(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """Return func's outputs on known values.
 
-    Where the CPU has no kernel for integers, as of `histc`, which other devices have, in floats.
+    Where the CPU has no kernel for integers, as of `histc`, which other devices have, in floats. Equal
+    entries stay in their order when they are sorted, which torch leaves open: so rows sorted by expert lie
+    sample by sample.
     """
+    if func is torch.ops.aten.sort.default:
+        func, kwargs = torch.ops.aten.sort.stable, {"stable": True, **kwargs}
     try:
         return func(*args, **kwargs)
     except NotImplementedError:

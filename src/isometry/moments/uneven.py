@@ -28,8 +28,8 @@ def of_known(array: Array) -> Uneven | None:
     squares = (rows**2).sum(-1)
     if not squares.any():
         return None
-    features = rows.T @ rows
-    pairs = float((features**2).sum() - (squares**2).sum()) / (len(rows) * max(len(rows) - 1, 1))
+    products = rows @ rows.T if len(rows) < rows.shape[1] else rows.T @ rows  # of one square sum
+    pairs = float((products**2).sum() - (squares**2).sum()) / (len(rows) * max(len(rows) - 1, 1))
     return mark(pairs / float(squares.mean()) ** 2)
 
 

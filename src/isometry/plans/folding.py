@@ -13,7 +13,8 @@ from isometry.tables import compact
 T = TypeVar("T")
 
 _LONGEST_PERIOD = 8  # such as convolution, norm, activation, … in one nn.Sequential
-_NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e[+-]?\d+)?")
+# A number as it stands in a sentence, or an integer within a name: "0.5", but the 1 and the 0 of "c1.0.gain".
+_NUMBER = re.compile(r"(?<![\w.])\d+(?:\.\d+)?(?:e[+-]?\d+)?(?!\.?\w)|\d+")
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,8 @@ def spanning(texts: Sequence[str]) -> str:
     Example:
         >>> spanning(["ends branch 1 of 3", "ends branch 2 of 3", "ends branch 3 of 3"])
         'ends branch 1…3 of 3'
+        >>> spanning(["behind c1.0.gain, 0.25", "behind c1.1.gain, 0.5"])
+        'behind c1.0…1.gain, 0.25…0.5'
     """
     numbers = [_NUMBER.findall(text) for text in texts]
     spans = iter(

@@ -14,11 +14,10 @@ from isometry.diagnosis import Fault
 from isometry.errors import InvalidTypeError, described
 from isometry.plans import Plan
 from isometry.plans.difference import PlanDiff
-from isometry.profile import Profile
+from isometry.profile import Profile, Side
 from isometry.scaling import Scaling
 from isometry.tables import Table
 from isometry.watch import History, watch
-from isometry.watch.history import Side
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -133,7 +132,7 @@ def _(result: Scaling, heading: str | None = None) -> Section:
 @section.register
 def _(result: History, heading: str | None = None) -> Section:
     rows = [row for snapshot in result.snapshots for row in snapshot.profile.leaves()]
-    sides = [side for side in get_args(Side) if any(getattr(row, side) is not None for row in rows)]
+    sides = [side for side in get_args(Side) if any(row.stats(side) is not None for row in rows)]
     return Section(
         heading or "The first steps",
         sentences=[str(finding) for finding in result.findings] or ["Nothing was found."],

@@ -20,8 +20,7 @@ def fill_(tensor: Tensor, distribution: Distribution, *, generator: torch.Genera
 
     Args:
         tensor: Floating-point or complex tensor of any shape, strides, device and dtype, also a DTensor.
-        Values
-            are drawn in float32 and rounded (or widened) to its dtype. A meta tensor is left as it is.
+            Values are drawn in float32 and rounded (or widened) to its dtype. A meta tensor is left as it is.
         distribution: What to draw.
         generator: Source of the key; torch's global generator when None.
 

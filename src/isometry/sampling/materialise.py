@@ -44,12 +44,11 @@ def materialize_(
         model: A model with all or some tensors on the meta device. Others are written where they are.
         distributions: By canonical name, one for every parameter but those in `keep`.
         device: Where to allocate; "cpu" when None, and for a sharded parameter always its mesh's kind of
-        device.
+            device.
         seed: Any integer, as in `write_`.
         build: Builds the same model again, such as `lambda: Model(config)`. It is called once, on the CPU,
-        with
-            parameters left on the meta device, so that it costs the memory of the buffers; random numbers it
-            asks for depend on `seed`, and torch's random state is put back.
+            with parameters left on the meta device, so that it costs the memory of the buffers; random
+            numbers it asks for depend on `seed`, and torch's random state is put back.
         buffers: Values of buffers by canonical name.
         keep: Names of parameters, not on the meta device, to leave as they are.
         finish: As in `write_`.

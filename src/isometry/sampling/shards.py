@@ -25,7 +25,7 @@ def shard_of(tensor: Tensor) -> Shard:
 
     Args:
         tensor: A plain tensor or a DTensor of any mesh and placements (`Shard`, `_StridedShard`,
-        `Replicate`).
+            `Replicate`).
 
     Returns:
         The local tensor (detached, sharing memory), the logical shape and the index runs.

@@ -46,12 +46,11 @@ def write_(
 
     Args:
         model: Any module, also wrapped, sharded, or with tied parameters (written once, under their first
-        name).
+            name).
         distributions: By canonical name (`isometry.names.canonical_name`).
         seed: Any integer. torch's random state is neither read nor moved.
         keep: Names of the parameters to leave as they are, when all others must be named; "unnamed" leaves
-        all
-            that `distributions` does not name.
+            all that `distributions` does not name.
         finish: Called after the last write, before the model counts as written: for what goes with the
             weights, such as rows of padding.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast, get_args
 
 from isometry.errors import InvalidValueError
 from isometry.plots import heat_map
-from isometry.profile import Profile
+from isometry.profile import Profile, Side
 from isometry.strictjson import Record, expect, number_from_data, number_to_data, refuse_unknown
 from isometry.tables import Column, Table, compact
 
@@ -26,7 +26,6 @@ Symptom = Literal[
     "dead units",
     "saturated units",
 ]
-Side = Literal["forward", "backward"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,13 +59,37 @@ class Snapshot:
         loss: The loss, if the watch was told.
         profile: What was measured in it.
         updates: Name of a parameter → RMS of its update / RMS of its values before; empty without an
-        optimizer.
+            optimizer.
     """
 
     step: int
     loss: float | None = None
     profile: Profile
     updates: Mapping[str, float] = field(default_factory=dict)
+
+    def scalars(self) -> dict[str, float]:
+        """Return the numbers of this step by name, as loggers such as TensorBoard and wandb take them.
+
+        Returns:
+            `loss`; the RMS of what each call of a module without modules inside gave, `forward/NAME`, and of
+            the gradient there, `backward/NAME` (`NAME#1` for its second call); `weight/NAME`,
+            `gradient/NAME` and `update/NAME` for each parameter: RMS of its values, of its gradient, and
+            `updates`. What is unknown is left out; nan and infinities are not.
+
+        Example:
+            >>> from isometry.profile import Signal, Stats
+            >>> rows = (Signal(name="fc", forward=Stats(rms=1.0)),)
+            >>> Snapshot(step=0, loss=2.3, profile=Profile(rows)).scalars()
+            {'loss': 2.3, 'forward/fc': 1.0}
+        """
+        told: dict[str, float | None] = {"loss": self.loss}
+        for row in self.profile.leaves():
+            place = (row.name or "(model)") + (f"#{row.call}" if row.call else "")
+            told |= {f"forward/{place}": row.rms("forward"), f"backward/{place}": row.rms("backward")}
+        for row in self.profile.parameters:
+            told |= {f"weight/{row.name}": row.rms("forward"), f"gradient/{row.name}": row.rms("backward")}
+        told |= {f"update/{name}": ratio for name, ratio in self.updates.items()}
+        return {name: value for name, value in told.items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -153,7 +176,7 @@ class History(Record):
             )
         columns = []
         for snapshot in self.snapshots:
-            rows = {(row.name, row.call): getattr(row, side) for row in snapshot.profile.leaves()}
+            rows = {(row.name, row.call): row.stats(side) for row in snapshot.profile.leaves()}
             columns.append(
                 {key: getattr(stats, statistic) for key, stats in rows.items() if stats is not None}
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Protocol, Self
@@ -17,10 +17,10 @@ from torch.utils.hooks import RemovableHandle
 from isometry.errors import InvalidTypeError, InvalidValueError, IsometryWarning, ModelError
 from isometry.hooks import Key, Recorder, checked_model, fetch, has_values, is_compiled
 from isometry.names import canonical_name
-from isometry.profile import Profile, Signal
+from isometry.profile import Profile, Side, Signal
 from isometry.statistics import Pool, reduce_entries
 from isometry.watch import symptoms
-from isometry.watch.history import Finding, History, Side, Snapshot
+from isometry.watch.history import Finding, History, Snapshot
 from isometry.watch.units import Units, can_fall_silent
 
 if TYPE_CHECKING:
@@ -73,13 +73,16 @@ class watch:  # noqa: N801 - read as a verb: with isometry.watch(model) as watch
         patience: Observed steps in a row before a symptom counts.
         scaler: The loss scaler of mixed precision: gradients are divided by its scale, and steps that it
             skips are not judged.
+        log: Called with the numbers of each observed step (`Snapshot.scalars`) and the step, such as
+            `wandb.log`, `mlflow.log_metrics` or the `log_metrics` of a Lightning logger.
 
     Attributes:
         findings: What was found so far.
         history: Everything that was observed so far.
 
     Raises:
-        InvalidTypeError: `model` is no module, `optimizer` no optimizer, or `scaler` no scaler.
+        InvalidTypeError: `model` is no module, `optimizer` no optimizer, `scaler` no scaler, or `log` no
+            function.
         InvalidValueError: A number is out of range, or the optimizer holds none of the model's parameters.
         ModelError: The model is compiled, or has no parameters or no values.
 
@@ -110,6 +113,7 @@ class watch:  # noqa: N801 - read as a verb: with isometry.watch(model) as watch
         steps: int | None = None,
         patience: int = 2,
         scaler: Scaler | None = None,
+        log: Callable[[dict[str, float], int], object] | None = None,
     ) -> None:
         self._model = checked_model(model)
         if is_compiled(model):
@@ -125,7 +129,12 @@ class watch:  # noqa: N801 - read as a verb: with isometry.watch(model) as watch
             raise InvalidTypeError(
                 f"scaler must be a loss scaler such as torch.amp.GradScaler, got {type(scaler).__name__}"
             )
+        if log is not None and not callable(log):
+            raise InvalidTypeError(
+                f"log must be a function of (numbers by name, step), got {type(log).__name__}"
+            )
         self._check_optimizer(optimizer)
+        self._log = log
         self._optimizer = optimizer
         self._every, self._steps, self._patience, self._scaler = every, steps, patience, scaler
         self.findings: list[Finding] = []
@@ -286,6 +295,8 @@ class watch:  # noqa: N801 - read as a verb: with isometry.watch(model) as watch
         self._forget()
         if signals:
             self._snapshots.append(snapshot)
+            if self._log is not None:
+                self._log(snapshot.scalars(), self._step)
             self._judge(snapshot, judge_loss=not skipped)
 
     def _skipped(self, signals: tuple[Signal, ...]) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor
 from isometry.moments import algebra as alg
 from isometry.moments import axes as ax
 from isometry.moments import contract as con
-from isometry.moments import latents, lookup, uneven
+from isometry.moments import latents, lookup, sorted_rows, uneven
 from isometry.moments import record as rec
 from isometry.moments import regrouping as reg
 from isometry.moments.axes import Array, Axis
@@ -24,6 +24,7 @@ from isometry.moments.drawing import draw
 from isometry.moments.marks import marked
 from isometry.moments.record import Label, Moments, Run
 from isometry.moments.rules.base import Context, rule
+from isometry.moments.rules.order import Places, at_places
 from isometry.moments.rules.pointwise import as_moments, times
 from isometry.moments.rules.reduce import keep_dims
 from isometry.moments.running import masks_as_positions
@@ -149,38 +150,45 @@ def gathered(m: Moments, dims: Sequence[int], ids: Sequence[Tensor]) -> Moments:
         ids: For each of them its indices, all of one shape.
     """
     shape = tuple(ids[0].shape)
-    for d in dims:
-        m = reg.single_axis(m, d)
+    codes = [(i.reshape(-1).to(torch.int64) % m.shape[d]).numpy() for d, i in zip(dims, ids, strict=True)]
+    row = len(dims) == len(shape) == 1
+    stay = sorted_rows.in_place(codes, shape, [m.shape[d] for d in dims])
+    for k, d in enumerate(dims):
+        m = sorted_rows.by_sample(m, d) if row or k in stay else m
+        m = m if row else reg.single_axis(m, d)
     rest = [d for d in range(len(m.dims)) if d not in dims]
     m = reg.transposed(m, (*dims, *rest))
-    codes = [i.reshape(-1).to(torch.int64) % m.shape[k] for k, i in enumerate(ids)]
-    used = [c.numpy() for k, c in enumerate(codes) if m.dims[k]]
-    m = replace(m, dims=tuple(d for k, d in enumerate(m.dims) if d or k >= len(dims)))
-    given: list[Axis] = [(n,) for n in shape if n != 1]
-    taken = m.axes[: len(used)]
-    if len(given) == 1 and len(used) == 1:
-        given = [lookup.runs(taken[0], used[0])]
-    elif prod(len(a) for a in taken) * codes[0].numel() > lookup.HISTOGRAM >> 4:
+    used = [c for k, c in enumerate(codes) if m.dims[k]]
+    given: list[tuple[Axis, ...]] = [((n,),) if n != 1 else () for n in shape]
+    if row and used:
+        used = sorted_rows.places_of(m.dims[0], used[0])
+        given = [sorted_rows.picked(m.dims[0], used)]
+    elif prod(len(a) for d in m.dims[: len(dims)] for a in d) * len(codes[0]) > lookup.HISTOGRAM:
         for p in range(len(used)):
             m = reg.recut_axis(m, p, (ax.size(m.axes[p]),))
-        taken = m.axes[: len(used)]
-    tail = m.dims[len(used) :]
-    axes = iter(given)
-    dims_given = tuple((next(axes),) if n != 1 else () for n in shape)
+    for j, k in stay.items():
+        given[k] = m.dims[j] or given[k]
+    taken, axes = m.axes[: len(used)], [a for d in given for a in d]
+    m = replace(m, dims=tuple(d for k, d in enumerate(m.dims) if d or k >= len(dims)))
+    tail = m.dims[1 if row else len(used) :]
     if not used:
         lead = replace(m, dims=((),) * len(shape) + m.dims)
-        return reg.broadcast(lead, (*dims_given, *m.dims))
-    how = lookup.gathering(taken, given, used)
+        return reg.broadcast(lead, (*given, *m.dims))
+    how = lookup.gathering(taken, axes, used)
 
     def relabel(labels: tuple[Label, ...]) -> tuple[Label, ...]:
         if all(label is None for label in labels):
-            return (None,) * len(given)
-        if len(labels) == len(given) == 1:
-            return (_chosen(labels[0], used[0], ax.size(taken[0])),)
+            return (None,) * len(axes)
+        if row:
+            chosen = _chosen(reg.fused_label(labels, taken), codes[0], m.shape[0])
+            return (chosen,) if len(axes) == 1 else reg.split_label(chosen, ax.size(axes[1]))
         mark = tuple(c.tobytes() for c in used)
-        return tuple(Run(("index", mark, labels, k), 1, 0) for k in range(len(given)))
+        return tuple(Run(("index", mark, labels, k), 1, 0) for k in range(len(axes)))
 
-    return replace(reg.remap(m, 0, how, relabel), dims=(*dims_given, *tail))
+    made = replace(reg.remap(m, 0, how, relabel), dims=(*given, *tail))
+    for k in (0,) if row else stay.values():
+        made = sorted_rows.as_samples(made, k)
+    return made
 
 
 def _chosen(label: Label, ids: NDArray[np.int64], n: int) -> Label:
@@ -199,20 +207,29 @@ def added(m: Moments, count: int, sizes: Sequence[int], ids: Sequence[Tensor]) -
     Exact second moments; taken as normal, or as lognormal where all are of one sign. Entries that nothing is
     added to are blocks of their own where they lie together.
     """
+    shape = m.shape[:count]
+    codes = [(i.reshape(-1).to(torch.int64) % n).numpy() for i, n in zip(ids, sizes, strict=True)]
+    row = count == len(sizes) == 1
+    stay = sorted_rows.in_place(codes, shape, sizes)
     for d in range(count):
-        m = reg.single_axis(m, d)
-    taken = m.axes[: sum(1 for d in range(count) if m.dims[d])]
-    codes = [i.reshape(-1).to(torch.int64) % n for i, n in zip(ids, sizes, strict=True)]
-    used = [c.numpy() for c, n in zip(codes, sizes, strict=True) if n != 1]
-    given: list[Axis] = [(n,) for n in sizes if n != 1]
-    if len(given) == 1:
-        given = [lookup.landing(given[0][0], used[0])]
-    axes = iter(given)
-    dims = (*((next(axes),) if n != 1 else () for n in sizes), *m.dims[count:])
-    how = lookup.adding(taken, given, used)
-    old, new = ([len(a) for a in x] for x in (taken, given))
+        m = sorted_rows.by_sample(m, d) if row or d in stay.values() else m
+        m = m if row else reg.single_axis(m, d)
+    taken = m.axes[: sum(len(d) for d in m.dims[:count])]
+    used = [c for c, n in zip(codes, sizes, strict=True) if n != 1]
+    given: list[tuple[Axis, ...]] = [((n,),) if n != 1 else () for n in sizes]
+    if row and taken and used:
+        given = [(sorted_rows.landing(sizes[0], taken, used[0]),)]
+    for j, k in stay.items():
+        given[j] = m.dims[k] or given[j]
+    axes = [a for d in given for a in d]
+    how = lookup.adding(taken, axes, used)
+    old, new = ([len(a) for a in x] for x in (taken, axes))
     table = lookup.total(how.pairs, m.table, [b * (b + 1) for b in old], [b * (b + 1) for b in new])
-    return con.of_sum(m, dims, table, lookup.total(how.blocks, m.mean, old, new))
+    mean = lookup.total(how.blocks, m.mean, old, new)
+    made = con.of_sum(m, (*given, *m.dims[count:]), table, mean)
+    for k in (0,) if row else stay:
+        made = sorted_rows.as_samples(made, k)
+    return made
 
 
 def _indices(ctx: Context, indices: Any) -> tuple[list[int], list[Tensor]]:
@@ -279,9 +296,14 @@ def own_and_given(ids: Tensor, dim: int, dims: Sequence[int]) -> list[Tensor]:
 
 @rule("gather", accuracy="exact", raw=(2,))
 def gather(ctx: Context, m: Moments, dim: int, ids: Any, **_: Any) -> Moments:
-    """Entries along a dim by indices known for each place; see `gathered`."""
+    """Entries along a dim by indices known for each place; see `gathered`.
+
+    At the places of a variable's largest entries those of a function of it are its largest, too.
+    """
     if not m.dims:
         return m
+    if isinstance(ids, Places) and (chosen := at_places(m, dim % len(m.dims), ids)) is not None:
+        return chosen
     values = positions(ctx, ids)
     dim %= values.dim()
     dims = varying(values, dim, m.shape)

@@ -25,8 +25,8 @@ from isometry.moments.axes import Array, Axis
 from isometry.moments.concrete import Concrete
 from isometry.moments.drawing import draw
 from isometry.moments.mask_rows import doubling
-from isometry.moments.record import Moments
-from isometry.moments.rules.base import Context, Shifted, rule
+from isometry.moments.record import Factor, Moments
+from isometry.moments.rules.base import Context, NoRule, Shifted, rule
 from isometry.moments.rules.pointwise import as_moments, pointwise
 from isometry.moments.rules.reduce import keep_dims
 
@@ -155,13 +155,72 @@ def _places(ctx: Context, m: Moments | Shifted) -> torch.Tensor:
     return draw(as_moments(m), seed=1)
 
 
-@rule("topk", accuracy="asymptotic")
+@rule("topk", accuracy="asymptotic", raw=(0,))
 def topk(
-    ctx: Context, m: Moments, k: int, dim: int = -1, largest: bool = True, in_order: bool = True
+    ctx: Context, m: Any, k: int, dim: int = -1, largest: bool = True, in_order: bool = True
 ) -> tuple[Moments, Concrete]:
     """The k largest or smallest entries along a dim; see the module."""
-    dim %= len(m.dims)
-    return ranked(m, dim, k, largest=largest), Concrete(_places(ctx, m).topk(k, dim, largest)[1])
+    whole = m.random if isinstance(m, Shifted) else as_moments(m)
+    dim %= len(whole.dims)
+    entries = _left(ctx, m, dim) if isinstance(m, Shifted) else whole
+    found = _places(ctx, m if isinstance(m, Shifted) else whole).topk(k, dim, largest)[1]
+    return ranked(entries, dim, k, largest=largest), Places(
+        found, of=_variable(whole), dim=dim, left=entries.shape[dim] if entries.dims else 1, largest=largest
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Places(Concrete):
+    """Places of the largest or smallest entries of a variable along a dim, as one draw has them.
+
+    `left` entries were compared. Other functions of the variable have their extremes there, too.
+    """
+
+    of: Factor | None = None
+    dim: int = 0
+    left: int = 0
+    largest: bool = True
+
+
+def at_places(m: Moments, dim: int, places: Places) -> Moments | None:
+    """Return the entries of a function of the variable that the places are of; None where it is of another.
+
+    As gates that are looked up where a router's scores are largest. Both must rise or fall throughout.
+    """
+    ours, theirs = _variable(m), places.of
+    if ours is None or theirs is None or dim != places.dim:
+        return None
+    if (ours.latent, ours.labels) != (theirs.latent, theirs.labels):
+        return None
+    senses = {_sense(ours.values), _sense(theirs.values)}
+    if 0 in senses:
+        return None
+    largest = places.largest == (len(senses) == 1)
+    return ranked(reg.sliced(m, dim, 0, places.left, 1), dim, places.tensor.shape[dim], largest=largest)
+
+
+def _variable(m: Moments) -> Factor | None:
+    """Return a record's one factor, None where it has none or several."""
+    return m.terms[0].factors[0] if len(m.terms) == 1 and len(m.terms[0].factors) == 1 else None
+
+
+def _sense(values: Array) -> int:
+    """Return 1 where a function rises, −1 where it falls, 0 where it does both or neither."""
+    steps = np.diff(values)
+    return int((steps >= 0).all()) - int((steps <= 0).all())
+
+
+def _left(ctx: Context, m: Shifted, dim: int) -> Moments:
+    """Return as many entries along a dim as a mask leaves on average, as of groups of experts."""
+    shift = m.shift.tensor if isinstance(m.shift, Concrete) else torch.full((1,), torch.nan)
+    hidden = torch.isinf(shift)
+    if bool(shift[~hidden].any()):
+        raise NoRule("the largest of entries that something known is added to")
+    ctx.note("the largest of entries some of which a mask hides, as of so many in every row")
+    n = m.random.shape[dim]
+    return reg.sliced(
+        m.random, dim % len(m.random.dims), 0, max(1, round(n * (1.0 - float(hidden.double().mean())))), 1
+    )
 
 
 @rule("sort", accuracy="asymptotic")

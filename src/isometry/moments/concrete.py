@@ -85,7 +85,9 @@ class Concrete:
 def met_axes(shape: tuple[int, ...], dims: Dims) -> Dims:
     """Return the axes of a tensor that meets one with `dims` elementwise, aligned from the last dim on."""
     met = ((),) * (len(shape) - len(dims)) + dims[max(len(dims) - len(shape), 0) :]
-    return tuple(() if n == 1 else d or ((n,),) for n, d in zip(shape, met, strict=True))
+    fits = [math.prod(ax.size(axis) for axis in d) == n for n, d in zip(shape, met, strict=True)]
+    given = zip(shape, met, fits, strict=True)
+    return tuple(() if n == 1 else d if d and fit else ((n,),) for n, d, fit in given)
 
 
 def moments_of(tensor: Tensor, dims: Dims | None = None) -> Moments:

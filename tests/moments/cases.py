@@ -29,7 +29,16 @@ def _interleaved(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return made
 
 
+def _turned(x: torch.Tensor) -> torch.Tensor:
+    """The gradient of the logarithm of a rotation's determinant: its inverse, transposed."""
+    q = torch.linalg.qr(torch.randn(6, 6, device=x.device, dtype=x.dtype))[0].detach().requires_grad_()
+    with torch.enable_grad():
+        (g,) = torch.autograd.grad(torch.linalg.slogdet(q)[1], q)
+    return g.detach() * x
+
+
 LINEAR = (
+    Case("gradient of a determinant", _turned, (Input((6, 6)),), draws=1000),
     Case("mm", lambda x, w: x @ w, (_X, _MATRIX)),
     Case("addmm", lambda x, w, b: torch.addmm(b, x, w), (_X, _MATRIX, Input((64,)))),
     Case("bmm", lambda x, w: torch.bmm(x, w), (Input((3, 5, 40)), Input((3, 40, 8)))),

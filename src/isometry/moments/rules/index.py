@@ -303,14 +303,22 @@ def gather(ctx: Context, m: Moments, dim: int, ids: Any, **_: Any) -> Moments:
     if not m.dims:
         return m
     if isinstance(ids, Places) and (chosen := at_places(m, dim % len(m.dims), ids)) is not None:
-        return chosen
+        return _without_ones(chosen)
     values = positions(ctx, ids)
     dim %= values.dim()
     dims = varying(values, dim, m.shape)
     m = gathered(m, dims, own_and_given(values, dim, dims))
     rest = [d for d in range(values.dim()) if d not in dims]
     order = [*dims, *rest]
-    return reg.transposed(m, tuple(order.index(d) for d in range(len(order))))
+    return _without_ones(reg.transposed(m, tuple(order.index(d) for d in range(len(order)))))
+
+
+def _without_ones(m: Moments) -> Moments:
+    """Return a record whose dims of size 1 have no axes."""
+    for d, axes in enumerate(m.dims):
+        if axes and m.shape[d] == 1:
+            m = reg.selected(m, d, 0, keep=True)
+    return m
 
 
 @rule("_pack_padded_sequence", accuracy="exact", raw=(1,))

@@ -316,6 +316,14 @@ ORDER = (
         unread=frozenset(["output 0 square", "output 0 pairs"]),
     ),
     Case(
+        "logarithms of shares without one's own",
+        lambda x, m: F.log_softmax(x.masked_fill(m, -9e15), 1)[:, 1:] * ~m[:, 1:],
+        (Input((30, 30)),),
+        (torch.eye(30, dtype=torch.bool),),
+        draws=400,
+        tolerance=0.08,  # of what is hidden, as of the others
+    ),
+    Case(
         "running products",
         lambda x: torch.cumprod(torch.sigmoid(x + 3), 1),
         (Input((6, 40), shared=0.4),),

@@ -284,10 +284,11 @@ def totals(results: list[Result]) -> list[str]:
 
 
 def markdown(results: list[Result]) -> str:
-    """The table of the documentation."""
-    lines = ["| " + " | ".join(HEADINGS[:-1]) + " |", "|---|" + "---:|" * (len(HEADINGS) - 2)]
+    """The totals and the table of the documentation."""
+    lines = [*(f"- {line}" for line in totals(results)), ""]
+    lines += ["| " + " | ".join(HEADINGS[:-1]) + " |", "|---|" + "---:|" * (len(HEADINGS) - 2)]
     lines += ["| " + " | ".join(row_of(r)[:-1]) + " |" for r in results]
-    return "\n".join([*lines, "", *(f"- {line}" for line in totals(results))])
+    return "\n".join(lines)
 
 
 def write_page(results: list[Result]) -> None:

@@ -22,7 +22,23 @@ def _factors(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return turned, torch.linalg.qr(torch.randn(24, 40, device=x.device, dtype=x.dtype)).R.T
 
 
+def _interleaved(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    made = torch.empty(6, 40, dtype=x.dtype, device=x.device)
+    made[:, ::2] = x
+    made[:, 1::2] = y
+    return made
+
+
+def _turned(x: torch.Tensor) -> torch.Tensor:
+    """The gradient of the logarithm of a rotation's determinant: its inverse, transposed."""
+    q = torch.linalg.qr(torch.randn(6, 6, device=x.device, dtype=x.dtype))[0].detach().requires_grad_()
+    with torch.enable_grad():
+        (g,) = torch.autograd.grad(torch.linalg.slogdet(q)[1], q)
+    return g.detach() * x
+
+
 LINEAR = (
+    Case("gradient of a determinant", _turned, (Input((6, 6)),), draws=1000),
     Case("mm", lambda x, w: x @ w, (_X, _MATRIX)),
     Case("addmm", lambda x, w, b: torch.addmm(b, x, w), (_X, _MATRIX, Input((64,)))),
     Case("bmm", lambda x, w: torch.bmm(x, w), (Input((3, 5, 40)), Input((3, 40, 8)))),
@@ -30,6 +46,12 @@ LINEAR = (
         "baddbmm",
         lambda c, x, w: torch.baddbmm(c, x, w),
         (Input((3, 5, 8)), Input((3, 5, 40)), Input((3, 40, 8))),
+    ),
+    Case(
+        "bilinear",
+        lambda x, y, w: F.bilinear(x, y, w),
+        (Input((6, 20), shared=0.4), Input((6, 30), mean=0.5), Input((7, 20, 30))),
+        draws=1500,
     ),
     Case("mv", lambda x, w: torch.mv(x, w), (_X, Input((40,))), draws=2000),
     Case("dot", lambda x, w: torch.dot(x, w), (Input((50,)), Input((50,))), draws=4000),
@@ -54,7 +76,7 @@ POINTWISE = (
         lambda a, b: torch.minimum(a, b) * a,
         (_X, Input((6, 40))),
         draws=1000,
-        wrong="a function of two variables remembers its expectation given each, not both",
+        tolerance=0.02,
     ),
     Case(
         "atan2",
@@ -64,6 +86,29 @@ POINTWISE = (
         unread=frozenset(["gradient 0 square", "gradient 1 square"]),  # without a second moment at the origin
     ),
     Case("quotient", lambda a, b: -a / (2 + b.pow(2)), (_X, Input((6, 40))), draws=1000),
+    Case(
+        "rrelu",
+        lambda x: F.rrelu(x, training=True) + F.rrelu(2 * x) - torch.rrelu(x + 1, 0.0, 0.5, True),
+        (Input((6, 400), mean=0.1),),
+        draws=400,
+        tolerance=0.02,
+        unread=frozenset({"gradient 0 square"}),  # three slopes of one entry
+    ),
+    Case(
+        "hats between knots",
+        lambda x, k: F.relu(x[..., None] - k[:-2]) * (x[..., None] < k[1:-1]) + 0.5 * (x[..., None] > k[2:]),
+        (Input((6, 40), shared=0.4),),
+        (torch.tensor([-2.0, -1.0, -0.25, 0.5, 1.0, 3.0], dtype=torch.float64),),
+        draws=1000,
+    ),
+    Case("log of a sigmoid", F.logsigmoid, (_X,), draws=1000),
+    Case(
+        "function with a bounded domain",
+        lambda x: torch.acos(x) * (1.2 - x).sqrt(),
+        (Input((6, 40), std=0.18),),
+        draws=1000,
+        tolerance=0.01,
+    ),
     Case("hardswish", F.hardswish, (_X,), draws=1000),
     Case(
         "masked_fill",
@@ -117,6 +162,13 @@ SUMS = (  # what a sum or a mean remembers of its parts
 )
 
 REDUCE = (
+    Case(
+        "sum over what one factor lacks",
+        lambda x, y: (torch.acos(torch.tanh(x))[..., None] * y).sum(-1),
+        (Input((6, 40), mean=0.5, shared=0.4), Input((6, 40, 5))),
+        draws=2000,
+        tolerance=0.01,
+    ),
     Case("sum", lambda x: x.sum(1), (Input((6, 40), shared=0.4),), draws=2000),
     Case(
         "mean",
@@ -407,6 +459,31 @@ LOOKED_UP = (
         (_BAGS, torch.tensor([0, 4, 9, 15])),
     ),
     Case("distances", torch.cdist, (_ROWS, Input((3, 5, 40))), tolerance=0.06),  # 2/n, n features
+    Case(
+        "distances of many rows",
+        lambda x, y: torch.cdist(x, y),
+        (Input((30, 40), shared=0.3), Input((26, 40))),
+        tolerance=0.06,
+    ),
+    Case(
+        "middle of all",
+        lambda x: x / x.abs().median(),
+        (Input((6, 90)),),
+        draws=600,
+        tolerance=0.02,
+        unread=frozenset({"gradient 0 square", "gradient 0 pairs"}),
+    ),  # most of it falls on one entry
+    Case(
+        "between edges",
+        lambda x, y, e: x * (torch.bucketize(y, e) + torch.searchsorted(e, y + 0.5)).to(x.dtype),
+        (Input((60, 90)), Input((60, 90))),
+        (torch.tensor([-1.0, 0.0, 0.5], dtype=torch.float64),),
+        draws=100,
+        tolerance=0.03,  # places are one draw
+    ),
+    Case(
+        "some and all", lambda x: x * (x > -9).all() * (1 + (x > 0).any(1, keepdim=True).to(x.dtype)), (_X,)
+    ),
     Case("distances of rows", lambda x: torch.cdist(x, x), (_ROWS,), tolerance=0.06),
     Case("median", lambda x: x.median(1)[0], (_X,), draws=1000, tolerance=0.02),
     Case("third smallest", lambda x: x.kthvalue(3, 1)[0], (_X,), draws=1000, tolerance=0.02),
@@ -418,6 +495,21 @@ SCATTER = (
         "parts overwritten",
         lambda x, y, z: torch.slice_scatter(torch.select_scatter(x, z, 0, 2), y, 1, 5, 9),
         (_X, Input((6, 4), mean=1.0), Input((40,), std=2.0)),
+    ),
+    Case(
+        "every third overwritten",
+        lambda x, y: torch.slice_scatter(x, y, 1, 4, 38, 3),
+        (_X, Input((6, 12), std=2.0, shared=0.8)),
+    ),
+    Case(
+        "two interleaved",
+        lambda x, y: _interleaved(x, y) * 2,
+        (Input((6, 20), shared=0.4), Input((6, 20), std=2.0, shared=0.8)),
+    ),
+    Case(
+        "every other one read",
+        lambda x: torch.cat([x[:, 1::2], 3 * x[:, :39][:, ::2], x[:, 1:20:5]], 1),
+        (Input((6, 40), mean=0.5),),
     ),
 )
 

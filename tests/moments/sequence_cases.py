@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import torch
 from simulation import Case, Input
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 _X = Input((6, 40), mean=0.5, shared=0.4)
@@ -96,6 +96,35 @@ SCATTER = (
         lambda x, y, i: x.scatter_reduce(1, i, y, "sum"),
         (_X, Input((6, 17), shared=0.4)),
         (_PLACES,),
+    ),
+    Case(
+        "scattered mean without the base",
+        lambda x, y, i: x.scatter_reduce(1, i, y, "mean", include_self=False),
+        (_X, Input((6, 17), shared=0.4)),
+        (_PLACES,),
+        unread=frozenset({"gradient 0 square"}),  # counts and what is hit are taken as independent
+    ),
+    *(
+        Case(
+            f"scattered {kind}, base {own}",
+            lambda x, y, i, kind=kind, own=own: x.scatter_reduce(
+                0, i[:, None].expand(17, 40), y, kind, include_self=own
+            ),
+            (_X, Input((17, 40), std=0.7)),
+            (torch.arange(17) % 4,),
+            draws=600,
+            tolerance=0.03,
+            unread=frozenset(
+                {"gradient 1 pairs"} if own else {"gradient 0 square", "gradient 1 pairs"}
+            ),  # marks and masks are taken as independent
+        )
+        for kind, own in (("amax", True), ("amin", False))
+    ),
+    Case(
+        "packed steps",
+        lambda x: nn.utils.rnn.pack_padded_sequence(x, torch.tensor([5, 3, 2]), batch_first=True).data[1:],
+        (Input((3, 5, 8), shared=0.4),),
+        draws=1000,
     ),
     Case(
         "masked_scatter",
@@ -286,6 +315,47 @@ ORDER = (
         tolerance=0.02,
         unread=frozenset(["output 0 square", "output 0 pairs"]),
     ),
+    Case(
+        "logarithms of shares without one's own",
+        lambda x, m: F.log_softmax(x.masked_fill(m, -9e15), 1)[:, 1:] * ~m[:, 1:],
+        (Input((30, 30)),),
+        (torch.eye(30, dtype=torch.bool),),
+        draws=400,
+        tolerance=0.08,  # of what is hidden, as of the others
+    ),
+    Case(
+        "running products",
+        lambda x: torch.cumprod(torch.sigmoid(x + 3), 1),
+        (Input((6, 40), shared=0.4),),
+        draws=1000,
+        tolerance=0.04,
+        unread=frozenset({"gradient 0 square", "gradient 0 pairs"}),  # what it divides by is a factor
+    ),
+    Case("running maxima", lambda x: x.cummax(1)[0], (_X,), draws=1000, tolerance=0.05),
+    Case(
+        "running sums of exponentials",
+        lambda x: x.logcumsumexp(1).detach() * x,
+        (_X,),
+        draws=1000,
+        tolerance=0.06,
+        unread=frozenset({"output 0 pairs"}),  # sums forget what they are sums of
+    ),
+    Case(
+        "alignments",
+        lambda x, i: F.ctc_loss(x.log_softmax(2), i, [9, 8, 9], [3, 2, 3], reduction="none"),
+        (Input((9, 3, 7)),),
+        (torch.tensor([[1, 2, 2], [3, 4, 0], [5, 6, 1]]),),
+        draws=1500,
+        tolerance=0.03,
+    ),
+    Case(
+        "alignments of all",
+        lambda x, i, n, m: nn.CTCLoss(zero_infinity=True)(x.log_softmax(2), i, n, m),
+        (Input((9, 3, 7)),),
+        (torch.tensor([[1, 2, 2], [3, 4, 0], [5, 6, 1]]), torch.tensor([9, 8, 9]), torch.tensor([3, 2, 3])),
+        draws=1500,
+        tolerance=0.04,
+    ),
     Case("cumsum", lambda x: x.cumsum(1), (_X,), draws=2000),
     Case(
         "cumsum of blocks",
@@ -293,6 +363,45 @@ ORDER = (
         (_X, Input((6, 9), std=2.0)),
         draws=2000,
         tolerance=0.09,
+    ),
+    Case(
+        "running sum to the end",
+        lambda a: (lambda c: torch.exp(c[:, -1:] - c) + 0.1 * (c[:, -1:] - c))(-F.softplus(a).cumsum(1)),
+        (Input((6, 40), shared=0.2),),
+        draws=1000,
+        tolerance=0.05,
+        unread=frozenset({"gradient 0 square", "gradient 0 pairs"}),  # a sum forgets what it is a sum of
+    ),
+    *(
+        Case(
+            f"decays between places, {kind}",
+            decays,
+            (Input((6, 16), std=0.5),),
+            (torch.ones(16, 16, dtype=torch.bool).tril(),),
+            draws=1000,
+            tolerance=0.45,  # of a block, all places are one distribution
+            unread=frozenset({"gradient 0 square", "gradient 0 pairs"}),
+        )
+        for kind, decays in (
+            (
+                "masked before",
+                lambda a, m: (lambda c: (c[:, :, None] - c[:, None]).masked_fill(~m, float("-inf")).exp())(
+                    -F.softplus(a).cumsum(1)
+                ),
+            ),
+            (
+                "masked after",
+                lambda a, m: (lambda c: (c[:, None] - c[:, :, None]).exp() * m)(F.softplus(a).cumsum(1)),
+            ),
+        )
+    ),
+    Case(
+        "decay by a running sum",
+        lambda a: torch.exp(-0.1 * F.softplus(3 * a).cumsum(1)[:, 3:]),
+        (Input((6, 40)),),
+        draws=1000,
+        tolerance=0.03,
+        unread=frozenset({"gradient 0 square"}),  # a sum forgets what it is a sum of
     ),
     Case(
         "chosen by weight",

@@ -39,3 +39,29 @@ def test_a_branch_on_known_values_gets_its_true_answer():
     profile = predict(Asking(), {"ids": torch.tensor([[7, 1, 2], [3, 4, 5]])})
     assert not any("carrier" in note for note in profile.notes)
     assert profile[""].forward.rms > 0.5
+
+
+class Tabulated(nn.Module):
+    """Fills parameters and buffers from lists and slice by slice while it is built."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.empty(4))
+        with torch.no_grad():
+            self.scale.copy_(torch.tensor([1.0, 2.0, 3.0, 4.0], device=self.scale.device))
+        self.offset = nn.Buffer(torch.tensor([0.0, 1.0, 0.0, 1.0], device=self.scale.device))
+        table = torch.zeros(1 << 17, 4)  # large enough to be made on meta
+        table[:, 0::2] = torch.arange(1 << 17)[:, None] % 2
+        table[:, 1::2] = 3.0
+        self.table = nn.Buffer(table)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale + self.offset, self.table[: len(x)] * self.scale
+
+
+def test_what_a_builder_writes_is_known():
+    built = Tabulated()
+    profile = predict(Tabulated, "64x4", backward=False)
+    assert not profile.notes
+    assert profile[""].forward.rms == pytest.approx((7.5 + 0.5) ** 0.5, rel=1e-9)
+    assert predict(built, "64x4", backward=False)[""].forward.rms == pytest.approx(8**0.5, rel=1e-9)

@@ -39,7 +39,7 @@ from isometry.moments.record import (
     mirror,
     outer,
 )
-from isometry.moments.terms import changed, crossed, mean_of, merged, second_moments
+from isometry.moments.terms import at_least, changed, crossed, mean_of, merged, second_moments
 
 _COLLAPSED: WeakKeyDictionary[Moments, Moments] = WeakKeyDictionary()
 MAX_TERMS = 6  # a sum of more products becomes a function of one new latent
@@ -142,6 +142,8 @@ def assemble(dims: Dims, terms: tuple[Term, ...]) -> Moments:
             both = crossed(term, other, axes)
             if both is not None:
                 table = table + both + mirror(both, axes)
+    if len(terms) > 1 and float(diagonal(table, axes).min()) < 0:
+        table = at_least(table, mean**2, axes)
     return Moments(dims, terms, table, mean)
 
 
@@ -309,9 +311,8 @@ def collapse(m: Moments) -> Moments:
 
 def _collapsed(m: Moments) -> Moments:
     normal_ = all(len(t.factors) == 1 and latents.affine(t.factors[0].values) for t in m.terms)
-    made = (
-        gaussian(m.dims, m.table, m.mean) if normal_ else with_marginal(m.dims, m.table, m.mean, _sampled(m))
-    )
+    table, mean = m.table, m.mean
+    made = gaussian(m.dims, table, mean) if normal_ else with_marginal(m.dims, table, mean, _sampled(m))
     return descended(made, m.terms, normal_=normal_)
 
 

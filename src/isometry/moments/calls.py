@@ -30,7 +30,8 @@ def functional(func: Any) -> Any:
     packet = getattr(torch.ops.aten, func._schema.name.split("::")[1][:-1], None)
     if packet is None:
         return None
-    return getattr(packet, "int" if func._schema.name == "aten::transpose_" else func._overloadname, None)
+    overload = "int" if func._schema.name == "aten::transpose_" else func._overloadname
+    return getattr(packet, overload, getattr(packet, "default", None))
 
 
 Call = tuple[str, int]

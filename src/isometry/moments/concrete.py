@@ -25,9 +25,10 @@ from isometry.moments import axes as ax
 from isometry.moments import latents, uneven
 from isometry.moments.axes import Array, Axis, Index
 from isometry.moments.marks import marked
-from isometry.moments.record import Dims, Moments, Term, first, second
+from isometry.moments.record import Dims, Moments, Term, diagonal, first, second
 
 LIMIT = 1 << 22  # entries; larger tensors are described by moments alone
+KNOTS = 12  # known entries along an axis of their own that are told apart
 MASK = 1 << 16  # entries of a tensor with two values that is looked for among others
 
 
@@ -54,9 +55,25 @@ class Concrete:
         return self._on(alg.plain_dims(self.tensor.shape))
 
     def beside(self, dims: Dims) -> Moments:
-        """Return the exact moments on the axes and blocks that a tensor has which it meets elementwise."""
+        """Return the exact moments on the axes and blocks that a tensor has which it meets elementwise.
+
+        Of few entries along an axis that the other lacks, each is a block of its own: `x[:, None] - knots`
+        is then exact, and so is what is made of it with other knots.
+        """
         own = met_axes(tuple(self.tensor.shape), dims)
+        lacking = [d for d, axes in enumerate(own) if axes and self._lacks(dims, d)]
+        if len(lacking) == 1 and self.tensor.is_floating_point():
+            (d,) = lacking
+            own = (*own[:d], ((1,) * self.tensor.shape[d],), *own[d + 1 :])
         return self.moments if own == self.moments.dims else self._on(own)
+
+    def _lacks(self, dims: Dims, d: int) -> bool:
+        """Return whether a tensor with these dims has none, or one of size 1, where this has few entries."""
+        met = d - len(self.tensor.shape) + len(dims)
+        one = self.tensor.narrow(d, 0, 1)
+        return (
+            (met < 0 or not dims[met]) and self.tensor.shape[d] <= KNOTS and bool((self.tensor != one).any())
+        )
 
     def _on(self, own: Dims) -> Moments:
         if own not in self._cut:
@@ -68,7 +85,9 @@ class Concrete:
 def met_axes(shape: tuple[int, ...], dims: Dims) -> Dims:
     """Return the axes of a tensor that meets one with `dims` elementwise, aligned from the last dim on."""
     met = ((),) * (len(shape) - len(dims)) + dims[max(len(dims) - len(shape), 0) :]
-    return tuple(() if n == 1 else d or ((n,),) for n, d in zip(shape, met, strict=True))
+    fits = [math.prod(ax.size(axis) for axis in d) == n for n, d in zip(shape, met, strict=True)]
+    given = zip(shape, met, fits, strict=True)
+    return tuple(() if n == 1 else d if d and fit else ((n,),) for n, d, fit in given)
 
 
 def moments_of(tensor: Tensor, dims: Dims | None = None) -> Moments:
@@ -95,11 +114,11 @@ def moments_of(tensor: Tensor, dims: Dims | None = None) -> Moments:
         value = float(array.flat[0]) if array.size else 0.0
         return alg.assemble(dims, (Term(np.full([1] * len(kept), value)),))
     axes = tuple((1,) if constant else axis for axis, constant in kept)
-    table = pair_means(array, axes)
-    mean, form = array, _forms(array, axes)
-    for position, axis in enumerate(axes):
-        mean = np.add.reduceat(mean, _starts(axis), axis=position)
-    mean = mean / _block_counts(axes)
+    table, mean = pair_means(array, axes), means_of(array, axes)
+    square = diagonal(table, axes)
+    if float((square - mean**2).max()) <= 1e-12 * float(square.max()) and not any(c for _, c in kept):
+        return alg.assemble(dims, (Term(mean),))  # each block is one number
+    form = forms_of(array, axes)
     for position, (_, constant) in enumerate(kept):
         if constant:
             table = table.take([0], axis=position)
@@ -152,7 +171,15 @@ def _block_counts(axes: tuple[Axis, ...]) -> Array:
     return counts
 
 
-def _forms(array: Array, axes: tuple[Axis, ...]) -> Array:
+def means_of(array: Array, axes: tuple[Axis, ...]) -> Array:
+    """Return the entries' mean in each block."""
+    mean = array
+    for position, axis in enumerate(axes):
+        mean = np.add.reduceat(mean, _starts(axis), axis=position)
+    return np.asarray(mean / _block_counts(axes))
+
+
+def forms_of(array: Array, axes: tuple[Axis, ...]) -> Array:
     """Return the entries' quantile function in each block, whose mean is exactly theirs.
 
     So zeros, as a relu leaves, stay zeros when the function is stretched to the entries' moments.

@@ -115,13 +115,22 @@ def shares_latents(a: Moments, b: Moments) -> bool:
 def total(m: Moments, dims: tuple[int, ...]) -> Moments:
     """Return the sum over dims, which disappear.
 
-    Exact second moments; taken as normal, or as lognormal where all summands are positive (asymptotic).
+    Exact second moments; taken as normal, or as lognormal where all summands are positive or all negative
+    (asymptotic).
     """
     dims = tuple(d % len(m.dims) for d in dims) if m.dims else ()
     kept = tuple(m.dims[d] for d in range(len(m.dims)) if d not in dims)
     positions = sorted(p for d in dims for p in m.positions(d))
     if not positions:
         return replace(m, dims=kept)
+    if is_negative(m):
+        return alg.scale(total(alg.scale(m, -1.0), dims), -1.0)
+    apart = _constant_along(m, positions)
+    if apart is not None:
+        constant, varying = apart
+        for d in sorted(dims, reverse=True):
+            constant = reg.selected(constant, d, 0)
+        return alg.multiply(*reg.aligned(total(varying, dims), constant))
     table, mean = m.table, m.mean
     for p in reversed(positions):
         table = _sum_axis(table, p, ax.pair_counts(m.axes[p]))
@@ -135,6 +144,29 @@ def total(m: Moments, dims: tuple[int, ...]) -> Moments:
             made, m, None, ("total", tuple(positions), m.shape), lambda x, _: _summed(x, positions, m.axes)
         )
     return _with_parts(made, m, positions, normal=normal)
+
+
+def _constant_along(m: Moments, positions: list[int]) -> tuple[Moments, Moments] | None:
+    """Return a product's factors that are constant along some axes, and the others; None if there are none.
+
+    A sum over these axes leaves them as they are, functions of the variables that they are functions of.
+    """
+    if len(m.terms) != 1 or len(m.terms[0].factors) < 2:
+        return None
+    (term,) = m.terms
+
+    def alike(f: rec.Factor) -> bool:
+        return all(f.labels[p] is None and f.values.shape[p] == f.table.shape[p] == 1 for p in positions)
+
+    constant = tuple([f for f in term.factors if alike(f)])
+    if not constant or len(constant) == len(term.factors):
+        return None
+    varying = tuple([f for f in term.factors if not alike(f)])
+    one = np.ones([1] * len(m.axes))
+    return (
+        alg.assemble(m.dims, (rec.Term(one, constant),)),
+        alg.assemble(m.dims, (rec.Term(term.coef, varying),)),
+    )
 
 
 def _with_lengths(
@@ -188,13 +220,45 @@ def positive(dims: Dims, table: Array, mean: Array) -> Moments:
 
 def is_positive(m: Moments) -> bool:
     """Return whether every entry is surely positive, or one of whole blocks of zeros."""
-    return (
-        bool(m.mean.min() >= 0)
-        and bool(m.mean.max() > 0)
-        and all(
-            bool(t.coef.min() >= 0) and all(bool(f.values.min() >= 0) for f in t.factors) for t in m.terms
-        )
-    )
+    return bool(m.mean.min() >= 0) and _signs(m) == {1}
+
+
+def is_negative(m: Moments) -> bool:
+    """Return whether every entry is surely negative, or one of whole blocks of zeros."""
+    return bool(m.mean.max() <= 0) and _signs(m) == {-1}
+
+
+def _signs(m: Moments) -> set[int]:
+    """Return the signs that the terms have; 0 for one that is not always on one side, or is 0 everywhere."""
+    return {prod(_sign(x) for x in (t.coef, *(f.values for f in t.factors))) for t in m.terms}
+
+
+def _sign(values: Array) -> int:
+    """Return on which side of zero all values are, but for rounding; 0 where they are on both.
+
+    Of a mask's zeros and ones at the nodes, stretched to its exact moments block by block, the zeros are one
+    small number.
+    """
+    low, high = float(values.min()), float(values.max())
+    most = max(high, -low)
+    if low < -1e-6 * most and high > 1e-6 * most:
+        other = np.minimum(values if high == most else -values, 0.0).reshape(-1, values.shape[-1])
+        least = other.min(1)
+        plateau = np.where(other < 0, other, least[:, None]).max(1) - least
+        if float(-least.min()) > 0.02 * most or float(plateau.max()) > 1e-6 * most:
+            return 0
+        return 1 if high == most else -1
+    return int(high > 1e-6 * most) - int(low < -1e-6 * most)
+
+
+def of_sum(like: Moments, dims: Dims, table: Array, mean: Array) -> Moments:
+    """Return the record of sums of entries of `like` with these moments.
+
+    Normal; lognormal, or the negative of it, where all summands are on one side of zero.
+    """
+    if is_negative(like):
+        return alg.scale(positive(dims, table, -mean), -1.0)
+    return positive(dims, table, mean) if is_positive(like) else alg.gaussian(dims, table, mean)
 
 
 def _summed(table: Array, positions: list[int], axes: tuple[Axis, ...]) -> Array:

@@ -162,10 +162,20 @@ class Interpreter(Mode):  # type: ignore[no-untyped-call]
                 if isinstance(value, Unknown)
                 else Unknown(name, self.module, "a write to a part of an unknown tensor")
             )
+        if isinstance(value, Concrete) and isinstance(base, Concrete):
+            return self._known_with(view, base.tensor, value.tensor)
         if isinstance(value, Shifted) or isinstance(base, Shifted):
             made = self._into_random(view, part, *(masked.random_of(v) for v in (base, value)))
             return masked.with_mask_written(made, base, value, lambda t: view.func(t, *view.args[1:]))
         return self._into_random(view, part, base, value)
+
+    @staticmethod
+    def _known_with(view: StorageView, base: Tensor, part: Tensor) -> Concrete:
+        """Return a base of known values with other known values in place of a view of it."""
+        with _disable_current_modes():
+            made = base.clone(memory_format=torch.contiguous_format)
+            view.func(made, *view.args[1:]).copy_(part)
+        return Concrete(made)
 
     def _into_random(self, view: StorageView, part: Tensor, base: Value, value: Value) -> Value:
         name = name_of(view.func)
@@ -387,8 +397,8 @@ class Interpreter(Mode):  # type: ignore[no-untyped-call]
             if both is not None:
                 return [both]
             raw = found.raw if found else ()
-            masks = (Shifted,) if found is None else ()
-            ready = [self._argument(a, k in raw, masks) for k, a in enumerate(args)]
+            kept = (Shifted, Concrete, Lazy) if found is None else ()
+            ready = [self._argument(a, k in raw, kept) for k, a in enumerate(args)]
             named = {k: self._argument(v, False) for k, v in kwargs.items()}
             if found is None and (torch.Tag.pointwise in func.tags or name.rstrip("_") in UNTAGGED):
                 check_complex(name, tensors_in((args, kwargs)))

@@ -73,6 +73,25 @@ FEW_WEIGHTS: Array = (_COARSE.weight / _COARSE.weight.sum()).numpy()
 _FEW_POLYNOMIALS: Array = gaussian.hermite_basis(_COARSE.z, ORDER).numpy().T * FEW_WEIGHTS[:, None]
 
 
+RARE = 1e-3  # the weight of nodes at which a function may be undefined
+
+
+def defined(values: Array) -> Array:
+    """Return values at the nodes with those of the nearest node where there is no number.
+
+    As acos of a cosine, which the tails of a normal variable leave the domain of. Where such nodes weigh more
+    than `RARE` they stay as they are.
+    """
+    gone = np.isnan(values)
+    if not gone.any() or float(mean(gone.astype(np.float64)).max()) > RARE:
+        return values
+    rows = np.array(values.reshape(-1, values.shape[-1]))
+    places = np.arange(rows.shape[1])
+    for row, missing in zip(rows, gone.reshape(rows.shape), strict=True):
+        row[missing] = np.interp(places[missing], places[~missing], row[~missing])
+    return rows.reshape(values.shape)
+
+
 def mean(values: Array) -> Array:
     """Return E[f(z)] for values f(`NODES`) along the last axis."""
     return np.asarray(values.dot(WEIGHTS))

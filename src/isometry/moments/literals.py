@@ -5,6 +5,7 @@ Tensors on meta forget what they are made from, and cannot be written out: their
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from isometry.moments.calls import tensors_in
 from isometry.moments.concrete import Concrete
 from isometry.moments.interpreter import Interpreter
+from isometry.moments.rules.base import Value
 
 _MAKERS = (torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor)
 _INDEXING = (Tensor.__getitem__, Tensor.__setitem__)
@@ -28,9 +30,13 @@ class Literals(TorchFunctionMode):
     Where x is on meta: operations are dispatched to whoever keeps the values, these are not.
     """
 
-    def __init__(self, interpreter: Interpreter) -> None:
+    def __init__(
+        self, interpreter: Interpreter, record: Callable[[Tensor, Value], None] | None = None
+    ) -> None:
+        """Keep the values with the interpreter, by `record` where that is given."""
         super().__init__()
         self.interpreter = interpreter
+        self._assign = record or interpreter.assign
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -48,7 +54,7 @@ class Literals(TorchFunctionMode):
     def _record(self, out: Tensor, data: Any) -> None:
         if not tensors_in(data):
             with _disable_current_modes():
-                self.interpreter.assign(out, Concrete(torch.tensor(data, dtype=out.dtype)))
+                self._assign(out, Concrete(torch.tensor(data, dtype=out.dtype)))
 
     def _with_tensors(self, index: Any) -> Any:
         """Return an index with lists and arrays of numbers as tensors on the CPU, which keep their values."""

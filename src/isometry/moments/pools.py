@@ -37,7 +37,7 @@ def remember(made: Moments, factor: Factor | None) -> None:
 
 
 def slope_behind(g: Moments, factor: Factor | None) -> tuple[Array, Array] | None:
-    """Return the slope s of a gradient γ·s(y), and y, at the nodes of y in all blocks; None where it has none.
+    """Return the slope s of a gradient γ·s(y), and y, at the nodes of y in all blocks; else None.
 
     Args:
         g: The gradient at a pool's output.

@@ -35,12 +35,14 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from isometry.errors import ModelError
 from isometry.moments import algebra as alg
-from isometry.moments import latents
+from isometry.moments import latents, regrouping, rotations
 from isometry.moments.aliasing import key_of
 from isometry.moments.axes import Array
 from isometry.moments.calls import Mode, mapped
+from isometry.moments.concatenation import concatenate
 from isometry.moments.concrete import LIMIT, Concrete, moments_of, pair_means
 from isometry.moments.interpreter import Interpreter
+from isometry.moments.literals import Literals
 from isometry.moments.record import Moments
 from isometry.moments.rules.base import Unknown, Value
 from isometry.restore import random_state
@@ -48,6 +50,7 @@ from isometry.restore import random_state
 _EMPTY = frozenset(["empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided"])
 _FILLED = frozenset(["zeros", "ones", "full", "zeros_like", "ones_like", "full_like"])
 _DRAWN = frozenset(["rand", "randn", "rand_like", "randn_like", "normal"])
+RUNS = 5  # stretches of rows that a table is cut into by rows of zeros, at most
 SMALL = 1 << 18  # entries; filled tensors up to this size stay real
 
 
@@ -85,7 +88,7 @@ def recorded(build: Callable[[], nn.Module], interpreter: Interpreter) -> Record
     restore = random_state()
     mode = _OnMeta(interpreter)
     try:
-        with interpreter, mode, _Initialisers(interpreter, mode):
+        with interpreter, mode, Literals(interpreter, mode.made), _Initialisers(interpreter, mode):
             model = build()
     finally:
         restore()
@@ -238,6 +241,11 @@ class _OnMeta(Mode):  # type: ignore[no-untyped-call]
         self.written.add(tensor.untyped_storage()._cdata)
         self.interpreter.write(tensor, value)
 
+    def made(self, tensor: Tensor, value: Value) -> None:
+        """Take down a tensor on meta whose values are known."""
+        self.written.add(tensor.untyped_storage()._cdata)
+        self.interpreter.assign(tensor, value)
+
     def _twin(self, tensor: Tensor) -> Tensor:
         with _disable_current_modes():
             twin = torch.empty_like(tensor, device="meta").detach()
@@ -301,7 +309,8 @@ def orthogonal(shape: tuple[int, ...], gain: float) -> Moments:
     E[w²] = gain²/max(rows, cols), and different entries are uncorrelated.
     """
     rows, cols = shape[0], math.prod(shape[1:])
-    return alg.normal(shape, 0.0, gain / math.sqrt(max(rows, cols)))
+    made = alg.normal(shape, 0.0, gain / math.sqrt(max(rows, cols)))
+    return rotations.orthogonal(made) if shape == (rows, rows) else made
 
 
 def sparse(shape: tuple[int, ...], sparsity: float, std: float) -> Moments:
@@ -345,6 +354,7 @@ def of_values(parameter: Tensor) -> Moments | Concrete:
     Independent normal entries with the values' mean and standard deviation (constants where nothing varies).
     Where pairs of entries along an axis are correlated far beyond chance (frequencies, equal rows), the exact
     table of the values; where most entries of a matrix are the same (an identity), the values themselves.
+    Rows of zeros, as that of an embedding's padding, stay zeros.
     """
     if parameter.is_complex():
         return _of_complex_values(parameter.detach().to("cpu", torch.complex128))
@@ -355,9 +365,51 @@ def of_values(parameter: Tensor) -> Moments | Concrete:
         return alg.constant(parameter.shape, mean)
     if parameter.dim() > 1 and values.numel() <= LIMIT and (values == values.median()).double().mean() > 0.5:
         return Concrete(parameter.detach().cpu().clone())
+    if (zeros := _rows_of_zeros(values)) is not None:
+        rest = values[~zeros]
+        return (
+            _with_zeros(of_values(rest), zeros)
+            if len(rest) > 1
+            else Concrete(parameter.detach().cpu().clone())
+        )
     if parameter.dim() > 1 and values.numel() <= LIMIT // 4 and _structured(values, mean, variance):
         return moments_of(values)
+    if _is_orthogonal(values):
+        return rotations.orthogonal(alg.normal(parameter.shape, 0.0, float(values.square().mean()) ** 0.5))
     return alg.normal(parameter.shape, mean, math.sqrt(variance))
+
+
+def _is_orthogonal(values: Tensor) -> bool:
+    """Tell whether a square matrix is a multiple of an orthogonal one; two rows tell of most that are not."""
+    if values.dim() != 2 or len(values) != values.shape[1] or len(values) < 2:
+        return False
+    if abs(float(values[0] @ values[1])) > 1e-4 * float(values[0].square().sum()):
+        return False
+    gram = values @ values.T / values[0].square().sum()
+    return bool((gram - torch.eye(len(values), dtype=values.dtype)).abs().max() < 1e-4)
+
+
+def _rows_of_zeros(values: Tensor) -> Tensor | None:
+    """Return which rows hold nothing but zeros; None where no row does."""
+    if values.dim() < 2 or not (values[:, ..., 0] == 0).any():
+        return None
+    zeros = (values == 0).flatten(1).all(1)
+    runs = 1 + int((zeros[1:] != zeros[:-1]).sum())
+    return zeros if 1 < runs <= RUNS else None
+
+
+def _with_zeros(rest: Moments | Concrete, zeros: Tensor) -> Moments:
+    """Return the record of rows as `rest` has them, with rows of zeros between."""
+    rows = rest.moments if isinstance(rest, Concrete) else rest
+    parts, taken = [], 0
+    for kind, count in zip(*torch.unique_consecutive(zeros, return_counts=True), strict=True):
+        n = int(count)
+        if kind:
+            parts.append(alg.constant((n, *rows.shape[1:]), 0.0))
+        else:
+            parts.append(regrouping.sliced(rows, 0, taken, taken + n, 1))
+            taken += n
+    return concatenate(parts, 0)
 
 
 def _of_complex_values(values: Tensor) -> Moments:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._decomp import decomposition_table
 
 from isometry.moments.calls import mapped, name_of, tensors_in
 
@@ -115,6 +117,8 @@ def run(func: Any, args: Any, kwargs: dict[str, Any], real: Real) -> Any:
         _check_rows(args[0].shape[0], real(args[1]))
     if name == "_grouped_mm" and args[0].is_meta:
         return _grouped_mm(*args, **kwargs)
+    if name in ("_ctc_loss", "_ctc_loss_backward") and tensors_in(args)[0].is_meta:
+        return _ctc_loss(*args, real=real) if name == "_ctc_loss" else args[1].new_empty(args[1].shape)
     if name == "masked_select" and args[0].is_meta and (mask := real(args[1])) is not None:
         shape = args[0].shape if args[0].dim() >= mask.dim() else mask.shape
         return args[0].new_empty(int(mask.expand(shape).sum()))
@@ -156,6 +160,16 @@ def _grouped_mm(
     else:
         shape = (*(b.shape[:1] if a.dim() == b.dim() == 3 else ()), a.shape[-2], b.shape[-1])
     return a.new_empty(shape, dtype=out_dtype or a.dtype)
+
+
+def _ctc_loss(
+    scores: Tensor, targets: Tensor, lengths: Any, target_lengths: Any, *_: Any, real: Real
+) -> tuple[Tensor, Tensor]:
+    """Return empty losses, and an empty table of alignments, which have no meta kernel."""
+    known = real(target_lengths) if isinstance(target_lengths, Tensor) else target_lengths
+    longest = max((int(n) for n in known), default=0) if known is not None else targets.shape[-1]
+    steps, batch = scores.shape[:2]
+    return scores.new_empty(batch), scores.new_empty(batch, steps, 2 * longest + 1)
 
 
 def _on_values(func: Any, args: Any, kwargs: dict[str, Any], real: Real) -> Any:
@@ -205,6 +219,25 @@ def on_cpu(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 def decomposed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """Return a composite operation's result by its parts, or NotImplemented where it has none."""
     key = torch._C.DispatchKey.CompositeImplicitAutograd
-    if not torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), key):
-        return NotImplemented
-    return func.decompose(*args, **kwargs)
+    if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), key):
+        return func.decompose(*args, **kwargs)
+    parts = _parts(func)
+    return NotImplemented if parts is None else parts(*args, **kwargs)
+
+
+_OF_PARTS = frozenset(["addr", "block_diag", "count_nonzero", "linalg_cross", "rot90", "trace"])
+_WHOLE = frozenset(["floor_divide", "is_same_size", "isin", "lift", "resize_as", "uniform"])
+
+
+@lru_cache(maxsize=4096)
+def _parts(func: Any) -> Callable[..., Any] | None:
+    """Return torch's own code for a function of tensors in simpler ATen operations, None where it has none.
+
+    Those of its references that end in primitives of its compiler, which have no rules, are left out.
+    """
+    found: Callable[..., Any] | None = decomposition_table.get(func)
+    takes_tensors = any("Tensor" in str(a.type) for a in func._schema.arguments)
+    if found is None or not takes_tensors or name_of(func) in _WHOLE:
+        return None
+    simple = inspect.unwrap(found).__module__ == "torch._decomp.decompositions"
+    return found if simple or name_of(func).rstrip("_") in _OF_PARTS else None

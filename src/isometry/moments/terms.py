@@ -9,9 +9,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from isometry.moments import lineage, projection
+from isometry.moments import elsewhere, lineage, projection
 from isometry.moments.axes import Array, Axis
-from isometry.moments.record import Factor, Term, first, joint, mirror, outer, second
+from isometry.moments.record import Factor, Term, diagonal, first, joint, mirror, outer, second
 
 
 def second_moments(factors: tuple[Factor, ...], axes: tuple[Axis, ...]) -> Array:
@@ -50,7 +50,7 @@ def crossed(a: Term, b: Term, axes: tuple[Axis, ...]) -> Array | None:
             result = result * joint(factor, factor.values, partner.values, axes)
             continue
         related = next(
-            ((g, c) for g in keys.values() if (c := lineage.covariance(factor, g, axes)) is not None), None
+            ((g, c) for g in keys.values() if (c := _covariance(factor, g, axes)) is not None), None
         )
         if related is not None:
             keys.pop(related[0].key)
@@ -64,6 +64,20 @@ def crossed(a: Term, b: Term, axes: tuple[Axis, ...]) -> Array | None:
             return None
         result = result * second(factor.mean, axes)
     return result
+
+
+def at_least(table: Array, square: Array, axes: tuple[Axis, ...]) -> Array:
+    """Return a table where no entry's square is less than this: what cancels but for an approximation."""
+    shape = [max(n, len(a) * (len(a) + 1)) for n, a in zip(table.shape, axes, strict=True)]
+    table = np.array(np.broadcast_to(table, shape))
+    own = diagonal(table, axes)
+    own[...] = np.maximum(own, square)
+    return table
+
+
+def _covariance(f: Factor, g: Factor, axes: tuple[Axis, ...]) -> Array | None:
+    found = elsewhere.covariance(f, g, axes)
+    return lineage.covariance(f, g, axes) if found is None else found
 
 
 def merged(terms: tuple[Term, ...], axes: tuple[Axis, ...]) -> tuple[Term, ...]:

@@ -5,6 +5,7 @@ from isometry.moments.rules import average_pool as average_pool
 from isometry.moments.rules import bags as bags
 from isometry.moments.rules import batchnorm as batchnorm
 from isometry.moments.rules import conv as conv
+from isometry.moments.rules import drawn as drawn
 from isometry.moments.rules import factorisation as factorisation
 from isometry.moments.rules import grouped as grouped
 from isometry.moments.rules import index as index

@@ -15,6 +15,7 @@ from isometry.moments import regrouping as reg
 from isometry.moments.averages import one_block
 from isometry.moments.axes import Array
 from isometry.moments.concrete import Concrete
+from isometry.moments.latents import Latent
 from isometry.moments.record import Moments
 from isometry.moments.resampling import resampled, scattered
 from isometry.moments.rules.base import Context, NoRule, rule
@@ -102,15 +103,16 @@ def _distances(differences: Moments, p: float) -> Moments:
     return alg.apply(summed, lambda v: np.maximum(v, 0.0) ** (1.0 / p))
 
 
-@rule("_cdist_forward", accuracy="asymptotic")
-def cdist(ctx: Context, x: Moments, y: Moments, p: float, mode: int | None) -> Moments:
+@rule("_cdist_forward", "_euclidean_dist", accuracy="asymptotic")
+def cdist(ctx: Context, x: Moments, y: Moments, p: float = 2.0, mode: int | None = None) -> Moments:
     """Distances |x_i − y_j|_p of all pairs of rows, concentrated in the number of features.
 
     Among the distances of rows of one tensor the zeros count by their share.
     """
     if not 0.0 < p < np.inf:
         raise NoRule("distances by the largest difference, or by their number")
-    return alg.scale(_distances(_differences(x, y), p), _others(x, y))
+    zeros_count = all(isinstance(f.latent, Latent) for t in x.terms for f in t.factors)  # see `elsewhere`
+    return alg.scale(_distances(_differences(x, y), p), 1.0 if zeros_count else _others(x, y))
 
 
 def _others(x: Moments, y: Moments) -> float:

@@ -25,7 +25,7 @@ from isometry.moments.marks import marked
 from isometry.moments.record import Label, Moments, Run
 from isometry.moments.rules.base import Context, rule
 from isometry.moments.rules.order import Places, at_places
-from isometry.moments.rules.pointwise import as_moments
+from isometry.moments.rules.pointwise import as_moments, times
 from isometry.moments.rules.reduce import keep_dims
 from isometry.moments.running import masks_as_positions
 
@@ -41,11 +41,20 @@ def embedding(ctx: Context, w: Moments, ids: Any, *_: Any) -> Moments:
     """Rows of a table by ids.
 
     Two positions share a row where their ids are equal. Exact second moments for known ids; ids that chance
-    has a part in, as labels dropped at random, are one typical draw.
+    has a part in, as labels dropped at random, are one typical draw. Where the row is one of zeros, as that
+    of `padding_idx`, the position holds zeros.
     """
     w = reg.single_axis(w, 0)
     if not w.dims[0]:
         return gathered(w, [0], [positions(ctx, ids)])
+    blocks = _blocks_of_zeros(w)
+    if any(blocks) and not all(blocks):
+        known, axis = positions(ctx, ids), w.axes[0]
+        full = torch.repeat_interleave(torch.tensor(blocks), torch.tensor(axis)).logical_not_()[known]
+        most = max((k for k, zeros in enumerate(blocks) if not zeros), key=lambda k: axis[k])
+        rest = reg.sliced(w, 0, sum(axis[:most]), sum(axis[: most + 1]), 1)
+        made: Moments = embedding(ctx, rest, _within(known, full, rest.shape[0]))
+        return times(made, Concrete(full.double()[..., None]).beside(made.dims)) if not full.all() else made
     w = reg.recut_axis(w, 0, (ax.size(w.axes[0]),))
     share, dims = _equal(ctx, ids, w.shape[0])
     same, differ = w.table.take(0, axis=0), w.table.take(-1, axis=0)
@@ -62,12 +71,30 @@ def embedding(ctx: Context, w: Moments, ids: Any, *_: Any) -> Moments:
     return marked(made, uneven.of_sum(w.terms, w.axes))
 
 
+def _blocks_of_zeros(w: Moments) -> list[bool]:
+    """Return for each block of the first axis whether it holds nothing but zeros."""
+    count = len(w.axes[0])
+    table = np.broadcast_to(w.table, (max(count, w.table.shape[0]), *w.table.shape[1:]))
+    return [not table[k].any() for k in range(count)]
+
+
+def _within(ids: Tensor, full: Tensor, rows: int) -> Concrete:
+    """Return ids that are equal where these are, of a table of `rows` alike; those of zeros do not matter."""
+    _, made = torch.unique(ids, return_inverse=True)
+    return Concrete(torch.where(full, made % rows, 0))
+
+
 @rule("embedding_dense_backward", accuracy="exact", raw=(1,))
-def embedding_backward(ctx: Context, g: Moments, ids: Any, rows: int, *_: Any) -> Moments:
-    """Gradients summed into the rows they were looked up from.
+def embedding_backward(ctx: Context, g: Moments, ids: Any, rows: int, padding: int = -1, *_: Any) -> Moments:
+    """Gradients summed into the rows they were looked up from, but for that of `padding`.
 
     Assumes that the ids do not depend on the gradient.
     """
+    if padding >= 0:
+        known = positions(ctx, ids)
+        kept = known != padding
+        ids = Concrete(torch.where(kept, known, rows + torch.arange(known.numel()).reshape(known.shape)))
+        g = times(g, Concrete(kept.double()[..., None]).beside(g.dims)) if not kept.all() else g
     share, dims = _equal(ctx, ids, rows)
     count = sum(len(d) for d in dims)
     for k in range(len(dims)):
@@ -195,7 +222,7 @@ def _chosen(label: Label, ids: NDArray[np.int64], n: int) -> Label:
 def added(m: Moments, count: int, sizes: Sequence[int], ids: Sequence[Tensor]) -> Moments:
     """Return zeros with entries added at known indices: the first `count` dims of m become `sizes`.
 
-    Exact second moments; taken as normal, or as lognormal where all are positive. Entries that nothing is
+    Exact second moments; taken as normal, or as lognormal where all are of one sign. Entries that nothing is
     added to are blocks of their own where they lie together.
     """
     shape = m.shape[:count]
@@ -216,8 +243,8 @@ def added(m: Moments, count: int, sizes: Sequence[int], ids: Sequence[Tensor]) -
     how = lookup.adding(taken, axes, used)
     old, new = ([len(a) for a in x] for x in (taken, axes))
     table = lookup.total(how.pairs, m.table, [b * (b + 1) for b in old], [b * (b + 1) for b in new])
-    make = con.positive if con.is_positive(m) else alg.gaussian
-    made = make((*given, *m.dims[count:]), table, lookup.total(how.blocks, m.mean, old, new))
+    mean = lookup.total(how.blocks, m.mean, old, new)
+    made = con.of_sum(m, (*given, *m.dims[count:]), table, mean)
     for k in (0,) if row else stay:
         made = sorted_rows.as_samples(made, k)
     return made
@@ -294,11 +321,31 @@ def gather(ctx: Context, m: Moments, dim: int, ids: Any, **_: Any) -> Moments:
     if not m.dims:
         return m
     if isinstance(ids, Places) and (chosen := at_places(m, dim % len(m.dims), ids)) is not None:
-        return chosen
+        return _without_ones(chosen)
     values = positions(ctx, ids)
     dim %= values.dim()
     dims = varying(values, dim, m.shape)
     m = gathered(m, dims, own_and_given(values, dim, dims))
     rest = [d for d in range(values.dim()) if d not in dims]
     order = [*dims, *rest]
-    return reg.transposed(m, tuple(order.index(d) for d in range(len(order))))
+    return _without_ones(reg.transposed(m, tuple(order.index(d) for d in range(len(order)))))
+
+
+def _without_ones(m: Moments) -> Moments:
+    """Return a record whose dims of size 1 have no axes."""
+    for d, axes in enumerate(m.dims):
+        if axes and m.shape[d] == 1:
+            m = reg.selected(m, d, 0, keep=True)
+    return m
+
+
+@rule("_pack_padded_sequence", accuracy="exact", raw=(1,))
+def pack_padded_sequence(
+    ctx: Context, m: Moments, lengths: Any, batch_first: bool
+) -> tuple[Moments, Concrete]:
+    """The steps of sequences of known, falling lengths one after another, and how many have each."""
+    known = positions(ctx, lengths)
+    there = torch.arange(int(known.max()))[:, None] < known[None]
+    step, sequence = there.nonzero(as_tuple=True)
+    ids = [sequence, step] if batch_first else [step, sequence]
+    return gathered(m, [0, 1], ids), Concrete(there.sum(1))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from string import ascii_lowercase
 
 from isometry.moments import algebra as alg
 from isometry.moments import apart, fan, lengths, patches, repeats, slopes
@@ -10,7 +12,7 @@ from isometry.moments import regrouping as reg
 from isometry.moments.contract import contract, shares_latents
 from isometry.moments.marks import mark_of, marked
 from isometry.moments.record import Fan, Moments
-from isometry.moments.rules.base import Context, rule
+from isometry.moments.rules.base import Context, NoRule, rule
 
 
 def contracted(ctx: Context, spec: str, a: Moments, b: Moments) -> Moments:
@@ -87,3 +89,29 @@ def addmm(
     known = mark_of(made, Fan)
     made = plus(made, alg.scale(bias, beta))
     return marked(made, known) if len(bias.dims) == 1 and len(made.terms) == 1 else made
+
+
+@rule("_trilinear", accuracy="asymptotic")
+def trilinear(
+    ctx: Context,
+    a: Moments,
+    b: Moments,
+    c: Moments,
+    repeat_a: Sequence[int],
+    repeat_b: Sequence[int],
+    repeat_c: Sequence[int],
+    summed: Sequence[int],
+    unroll: int = 1,
+) -> Moments:
+    """Sum of a·b·c over some dims, each tensor repeated along dims that it lacks, as nn.Bilinear; as `mm`."""
+    letters = ascii_lowercase[: len(a.dims) + len(repeat_a)]
+    at_a, at_b, at_c = (
+        "".join(x for d, x in enumerate(letters) if d not in gone) for gone in (repeat_a, repeat_b, repeat_c)
+    )
+    gone = {letters[d] for d in summed}
+    if any(sum(x in at for at in (at_a, at_b, at_c)) < 2 for x in gone):
+        raise NoRule("a sum over a dim that one of three tensors has alone")
+    between = "".join(x for x in letters if x in at_a + at_b and not (x in gone and x not in at_c))
+    out = "".join(x for x in letters if x not in gone)
+    both = contracted(ctx, f"{at_a},{at_b}->{between}", a, b)
+    return contracted(ctx, f"{between},{at_c}->{out}", both, c)

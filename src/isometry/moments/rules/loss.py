@@ -6,31 +6,38 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from isometry.moments import algebra as alg
 from isometry.moments import axes as ax
 from isometry.moments import contract as con
 from isometry.moments import record as rec
 from isometry.moments import regrouping as reg
-from isometry.moments import repeats, saturation
+from isometry.moments import repeats, saturation, symbolic
 from isometry.moments.averages import mean_over, one_block
 from isometry.moments.axes import Array
 from isometry.moments.concrete import Concrete, equal_share
 from isometry.moments.marks import marked
 from isometry.moments.record import Moments, Tilted
 from isometry.moments.rules.attention import softmax
-from isometry.moments.rules.base import Context, rule
+from isometry.moments.rules.base import Context, Shifted, rule
 from isometry.moments.rules.linear import plus
-from isometry.moments.rules.pointwise import times
+from isometry.moments.rules.pointwise import MASKED, as_moments, shifted, times
 
 
-@rule("_log_softmax", accuracy="asymptotic")
-def log_softmax(ctx: Context, x: Moments, dim: int, half: bool) -> Moments:
+@rule("_log_softmax", accuracy="asymptotic", raw=(0,))
+def log_softmax(ctx: Context, given: Any, dim: int, half: bool) -> Moments:
     """X − log Σ e^x, for normal x of any variance v and any number n of classes.
 
     Mean and variance V of the sum's logarithm are exact for independent x (`saturation.log_sum`), and so is
-    its covariance v/n with x (Stein). Between rows of correlation r, V is taken as V·r.
+    its covariance v/n with x (Stein). Between rows of correlation r, V is taken as V·r. Entries that a mask
+    hides are told as the others: a loss does not ask for them.
     """
+    if isinstance(given, Shifted):
+        ctx.note("entries that a mask hides from a log-softmax are taken as the others")
+        seen = symbolic.pointwise(lambda w: torch.where(w <= MASKED, 0.0, w), given.shift)
+        given = shifted(given.random, seen)
+    x = as_moments(given)
     dim %= len(x.dims)
     m = one_block(reg.single_axis(x, dim), (dim,))
     if not m.dims[dim]:

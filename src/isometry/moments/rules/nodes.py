@@ -44,7 +44,7 @@ def on_nodes(
         shape = np.broadcast_shapes(*[tuple(nodes[k].shape) for k in at])
         nodes[0] = torch.ones(shape, dtype=torch.float64)
     nodes = [n.expand(_common(nodes, at)) if k in at else n for k, n in enumerate(nodes)]
-    result = func(*nodes, **kwargs).to(torch.float64).numpy()
+    result = latents.defined(func(*nodes, **kwargs).to(torch.float64).numpy())
     factor = next((alg.absorbed(m.terms[0], m.axes) for m in tensors if m.terms[0].factors), None)
     if factor is None:
         return alg.assemble(reference.dims, (Term(result[..., 0]),))

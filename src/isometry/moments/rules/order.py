@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,6 +32,7 @@ from isometry.moments.rules.reduce import keep_dims
 
 SAMPLES = 4096
 WHOLE = 64  # rows of so many entries are sampled whole where their mean matters
+MEDIAN = 1001  # of so many entries the middle one is looked for
 SINGLE = 8  # so many ranks get a block each
 
 
@@ -39,6 +41,19 @@ class Extreme(NamedTuple):
 
     latent: object
     n: int
+
+
+@dataclass(frozen=True, eq=False)
+class Known:
+    """The latent of extremes of which one draw tells the entries that equal them.
+
+    Among those of the variables `source` they are at `landed`, of others at `own`.
+    """
+
+    latent: object
+    source: frozenset[object]
+    landed: torch.Tensor
+    own: torch.Tensor
 
 
 def ranked(m: Moments, dim: int, k: int, *, largest: bool, ranks: Axis | None = None) -> Moments:
@@ -234,9 +249,14 @@ def kthvalue(ctx: Context, m: Moments, k: int, dim: int = -1, keepdim: bool = Fa
 
 @rule("median", "nanmedian", accuracy="asymptotic")
 def median(ctx: Context, m: Moments, dim: int | None = None, keepdim: bool = False) -> Any:
-    """The middle entry (the lower of two) over a dim with its place; see the module."""
+    """The middle entry (the lower of two) over a dim with its place; see the module.
+
+    Of all entries, that of `MEDIAN` of them, whose own place `eq` of its gradient asks for.
+    """
     if dim is None:
-        raise NoRule("a median of all entries, whose gradient looks for the entry")
+        flat = reg.regrouped(m, (prod(m.shape),))
+        some = reg.sliced(flat, 0, 0, min(flat.shape[0], MEDIAN), 1)
+        return one_of(_of_rank(some, 0, (some.shape[0] + 1) // 2, False), flat.shape[0])
     dim %= len(m.dims)
     place = _places(ctx, m).median(dim, keepdim)[1]
     return _of_rank(m, dim, (m.shape[dim] + 1) // 2, keepdim), Concrete(place)
@@ -257,6 +277,37 @@ def multinomial(ctx: Context, m: Moments, count: int, replacement: bool = False,
     return Concrete(torch.multinomial(weights, count, replacement, generator=generator))
 
 
+@rule("bucketize", accuracy="approximate", raw=(1,))
+def bucketize(ctx: Context, m: Moments, edges: Any, **named: Any) -> Concrete:
+    """Between which edges entries fall: one typical draw."""
+    drawn, known = _places(ctx, m), _ascending(ctx, edges)
+    return Concrete(torch.bucketize(drawn, known, right=named.get("right", False)))
+
+
+@rule("searchsorted", accuracy="approximate", raw=(0, 1))
+def searchsorted(
+    ctx: Context, edges: Any, m: Any, *, right: bool = False, side: str | None = None, **_: Any
+) -> Concrete:
+    """Between which edges entries fall: one typical draw of both."""
+    drawn = m.tensor.double() if isinstance(m, Concrete) else _places(ctx, as_moments(m))
+    return Concrete(torch.searchsorted(_ascending(ctx, edges), drawn, right=right or side == "right"))
+
+
+def _ascending(ctx: Context, edges: Any) -> torch.Tensor:
+    if isinstance(edges, Concrete):
+        return edges.tensor.double()
+    ctx.note("places that depend on data (routing, sorting) are one typical draw")
+    return draw(as_moments(edges), seed=2).sort(-1)[0]
+
+
+@rule("any", "all", accuracy="approximate")
+def any_(ctx: Context, m: Moments, dim: Any = None, keepdim: bool = False) -> Concrete:
+    """Whether some, or all, of random truths hold: one typical draw."""
+    drawn = _places(ctx, m) > 0.5
+    fn = getattr(torch, ctx.op)
+    return Concrete(fn(drawn) if dim is None else fn(drawn, dim, keepdim))
+
+
 @rule("histc", "bincount", accuracy="approximate")
 def histc(ctx: Context, m: Moments, *args: Any, **named: Any) -> Concrete:
     """How many entries fall where: one typical draw."""
@@ -274,11 +325,29 @@ def extreme(m: Moments, dims: tuple[int, ...], keepdim: bool, *, largest: bool) 
     n = int(np.prod([m.shape[d] for d in dims]))
     flat = reg.regrouped(reg.transposed(m, (*rest, *dims)), (*shape, n))
     made = reg.selected(ranked(flat, len(rest), 1, largest=largest), len(rest), 0)
-    if made.terms[0].factors:
-        (factor,) = made.terms[0].factors
-        own = replace(factor, latent=Extreme(factor.latent, n))
-        made = replace(made, terms=(replace(made.terms[0], factors=(own,)),))
-    return keep_dims(made, dims, keepdim)
+    return keep_dims(one_of(made, n), dims, keepdim)
+
+
+def one_of(m: Moments, n: int) -> Moments:
+    """Return a record whose latent tells that an entry of each n equals it."""
+    if not m.terms[0].factors:
+        return m
+    (factor,) = m.terms[0].factors
+    own = replace(factor, latent=Extreme(factor.latent, n))
+    return replace(m, terms=(replace(m.terms[0], factors=(own,)),))
+
+
+def one_of_known(m: Moments, source: Moments, landed: torch.Tensor, own: torch.Tensor) -> Moments:
+    """Return a record whose latent tells which entries equal it; see `Known`."""
+    if not m.terms[0].factors:
+        return m
+    (factor,) = m.terms[0].factors
+    latent = Known(factor.latent, _variables(source), landed, own)
+    return replace(m, terms=(replace(m.terms[0], factors=(replace(factor, latent=latent),)),))
+
+
+def _variables(m: Moments) -> frozenset[object]:
+    return frozenset(f.latent for t in m.terms for f in t.factors)
 
 
 @rule("amax", "amin", accuracy="asymptotic")
@@ -325,6 +394,11 @@ def eq(ctx: Context, a: Any, b: Any) -> Any:
         latent = (
             next((f.latent for t in x.terms for f in t.factors), None) if isinstance(x, Moments) else None
         )
+        if isinstance(latent, Known) and isinstance(y, Moments | Concrete):
+            known = isinstance(y, Moments) and not latent.source.isdisjoint(_variables(y))
+            marks = latent.landed if known else latent.own
+            if tuple(marks.shape) == ctx.shape:
+                return Concrete(marks)
         if isinstance(latent, Extreme) and isinstance(y, Moments):
             return _marked(*reg.aligned(x, one_block(y, tuple(range(len(y.dims))))), latent.n)
     func = torch.ops.aten.eq.Scalar if isinstance(b, int | float) else torch.ops.aten.eq.Tensor

@@ -1,4 +1,4 @@
-"""Operations with parameters of their own: prelu, weight normalisation, sampling on a grid."""
+"""Operations with parameters of their own: prelu, rrelu, weight normalisation, sampling on a grid."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from isometry.moments import algebra as alg
 from isometry.moments import axes as ax
 from isometry.moments import contract as con
+from isometry.moments import latents
 from isometry.moments import record as rec
 from isometry.moments import regrouping as reg
 from isometry.moments.averages import mean_over
@@ -42,6 +43,48 @@ def prelu_backward(ctx: Context, g: Moments, x: Moments, w: Moments) -> tuple[Mo
         times(alg.apply(x, lambda v: (v <= 0).astype(np.float64)), w),
     )
     return times(g, slope), times(g, alg.apply(x, lambda v: np.minimum(v, 0.0)))
+
+
+@rule("rrelu_with_noise", accuracy="exact")
+def rrelu(
+    ctx: Context,
+    x: Moments,
+    noise: Moments,
+    low: float = 0.125,
+    high: float = 1 / 3,
+    training: bool = False,
+    *_: Any,
+) -> Moments:
+    """max(x, 0) + u·min(x, 0) with u drawn evenly from [low, high] in training, else their mean."""
+    below = alg.apply(x, lambda v: np.minimum(v, 0.0))
+    return plus(alg.apply(x, lambda v: np.maximum(v, 0.0)), times(below, _slopes(x, low, high, training)))
+
+
+@rule("rrelu_with_noise_backward", accuracy="exact")
+def rrelu_backward(
+    ctx: Context,
+    g: Moments,
+    x: Moments,
+    noise: Moments,
+    low: float,
+    high: float,
+    training: bool = False,
+    *_: Any,
+) -> Moments:
+    """Gradient of `rrelu`: g·(1 where x > 0, u elsewhere). Exact for an independent gradient.
+
+    That u is the one which the output was made with is not kept.
+    """
+    below = alg.apply(x, lambda v: (v <= 0).astype(np.float64))
+    above = alg.apply(x, lambda v: (v > 0).astype(np.float64))
+    return times(g, plus(above, times(below, _slopes(x, low, high, training))))
+
+
+def _slopes(x: Moments, low: float, high: float, training: bool) -> Moments:
+    if not training:
+        return alg.constant((), 0.5 * (low + high))
+    ranks = torch.special.ndtr(torch.from_numpy(latents.NODES)).numpy()
+    return alg.independent(x.shape, low + (high - low) * ranks)
 
 
 # --- weight normalisation ---------------------------------------------------------------------------------

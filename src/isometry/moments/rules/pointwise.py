@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from isometry.moments import algebra as alg
+from isometry.moments import between, latents, symbolic
 from isometry.moments import regrouping as reg
-from isometry.moments import symbolic
 from isometry.moments.axes import Array
 from isometry.moments.concrete import Concrete, moments_of
 from isometry.moments.drawing import draw
@@ -67,6 +67,7 @@ UNTAGGED = frozenset(
     ]
 )
 _OF_SIZE = frozenset(["abs", "clone", "conj", "div", "mul", "neg", "sgn"])  # sizes of complex entries tell
+_TRUTHS = frozenset(["eq", "ne", "lt", "le", "gt", "ge", "isnan", "isinf", "isfinite"])
 GRID = 64  # entries per dim at which two masks are compared
 MASKED = -1e3  # added numbers from here down hide an entry: nothing random beside them counts
 
@@ -152,7 +153,9 @@ def sub(ctx: Context, a: Any, b: Any, *, alpha: float = 1) -> Moments | Shifted:
     """Difference. Exact; a known part beside the first is kept there."""
     if isinstance(a, Shifted) and not isinstance(b, Shifted) and not _is_known(b):
         return Shifted(plus(a.random, alg.scale(as_moments(b, a), -alpha)), a.shift)
-    return plus(as_moments(a, b), alg.scale(as_moments(b, a), -alpha))
+    a, b = as_moments(a, b), as_moments(b, a)
+    made = plus(a, alg.scale(b, -alpha))
+    return between.of_running_sums(made, *reg.aligned(a, b)) if alpha == 1 else made
 
 
 @rule("rsub", accuracy="exact")
@@ -221,7 +224,7 @@ def powered(m: Moments, exponent: float) -> Moments:
             return np.asarray(1.0 / power)
         if float(exponent).is_integer():
             return np.asarray(values ** int(exponent))
-        return np.asarray(values**exponent)
+        return latents.defined(np.asarray(values**exponent))
 
     if len(m.terms) == 1 and len(m.terms[0].factors) > 1 and float(exponent).is_integer():
         term = m.terms[0]
@@ -302,6 +305,12 @@ def zero_where(x: Moments, mask: Known) -> bool:
     return bool((gone | ~masked).all())
 
 
+@rule("log_sigmoid_forward", accuracy="exact")
+def log_sigmoid_forward(ctx: Context, x: Moments) -> tuple[Moments, Moments]:
+    """Logarithm of σ(x), and e^−|x| for its gradient."""
+    return alg.apply(x, lambda v: -np.logaddexp(0.0, -v)), alg.apply(x, lambda v: np.exp(-np.abs(v)))
+
+
 # --- every other pointwise operation ------------------------------------------------------------------------
 
 
@@ -311,13 +320,23 @@ def pointwise(
     """Run an operation tagged pointwise on node values. Exact for functions of one latent."""
     if ctx.op.startswith("bitwise_"):  # of random truths, which nodes hold as 0 and 1
         func = getattr(torch, ctx.op.replace("bitwise", "logical"), func)
+    guide = next((x for x in args if isinstance(x, Moments | Shifted)), None)
+    args = tuple(as_moments(x, guide) if isinstance(x, Concrete | Lazy) else x for x in args)
     if any(isinstance(x, Shifted) for x in args):
         return _of_masked(ctx, func, args, kwargs)
     if ctx.op.endswith("_backward"):
         rest = [1.0, *args[1:]]
         gradient = as_moments(args[0])
         return times(gradient, on_nodes(func, rest, kwargs, gradient_first=True))
-    return on_nodes(func, list(args), kwargs)
+    made = on_nodes(func, list(args), kwargs)
+    return _known_truth(made, ctx.shape) if ctx.op in _TRUTHS else made
+
+
+def _known_truth(m: Moments, shape: tuple[int, ...]) -> Moments | Concrete:
+    """Return a comparison that comes out alike everywhere as known, as `x == 0` of normal entries."""
+    if m.variance.any() or float(np.ptp(m.mean)) > 0.0:
+        return m
+    return Concrete(torch.tensor(bool(m.mean.flat[0])).expand(shape))
 
 
 def _of_masked(
@@ -325,8 +344,9 @@ def _of_masked(
 ) -> Moments | Shifted | Known:
     """Run an operation on a tensor with a known part beside it, f(s + w).
 
-    Where w is a huge negative number, f(w): beside it s is lost. If that is a huge negative number again,
-    it stays beside the random part. What does not depend on s, as comparisons with such a number, is known.
+    Where w is a huge negative number, f(w): beside it s is lost, and nobody looks at s in blocks of nothing
+    else. If f(w) is a huge negative number again, it stays beside the random part. What does not depend on s,
+    as comparisons with such a number, is known.
     """
     at = next(k for k, x in enumerate(args) if isinstance(x, Shifted))
     x = args[at]
@@ -344,7 +364,8 @@ def _of_masked(
     if not told.isfinite().all():
         raise NoRule("a masked tensor, where its mask makes no finite number")
     seen = symbolic.pointwise(lambda w: torch.where(w <= MASKED, 0.0, w), x.shift)
-    made = on_nodes(func, [*args[:at], as_moments(shifted(x.random, seen)), *args[at + 1 :]], kwargs)
+    shown = _without_hidden(x)
+    made = on_nodes(func, [*args[:at], as_moments(shifted(shown, seen)), *args[at + 1 :]], kwargs)
     alike = not made.variance.any() and float(np.ptp(made.mean)) == 0.0
     beside = torch.tensor(float(made.mean.flat[0]) if alike else 0.0).to(told.dtype)
     filled = symbolic.pointwise(lambda w: torch.where(w <= MASKED, run(w), beside), x.shift)
@@ -353,6 +374,15 @@ def _of_masked(
     if hidden.numel() and told.max() <= MASKED:
         return shifted(made, filled)
     return _choice(symbolic.pointwise(lambda w: w > MASKED, x.shift), made, filled)
+
+
+def _without_hidden(x: Shifted) -> Moments:
+    """Return the random part with zeros in blocks that the mask hides whole."""
+    seen = symbolic.pointwise(lambda w: (w > MASKED).double(), x.shift).beside(x.random.dims)
+    if (seen.mean > 0).all():
+        return x.random
+    seen, random = reg.aligned(seen, x.random)
+    return alg.scale(random, (seen.mean > 0).astype(np.float64))
 
 
 def _as_number(x: Any) -> Any:

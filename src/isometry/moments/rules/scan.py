@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from isometry.moments import algebra as alg
 from isometry.moments import axes as ax
+from isometry.moments import between, lookup
 from isometry.moments import contract as con
-from isometry.moments import lookup
+from isometry.moments import record as rec
 from isometry.moments import regrouping as reg
 from isometry.moments.axes import Array, Axis
 from isometry.moments.mask_rows import doubling
@@ -25,8 +25,8 @@ PICKS = 48  # places per block at which the running sum is looked at
 def cumsum(ctx: Context, m: Moments, dim: int, **_: Any) -> Moments:
     """Running sums along a dim, whose entries grow.
 
-    Blocks that double in size. Exact second moments, block by block; normal, or lognormal for positive
-    summands, in the wide limit.
+    Blocks that double in size. Exact second moments, block by block; normal, or lognormal for summands of
+    one sign, in the wide limit.
     """
     if not m.dims:
         return m
@@ -37,14 +37,16 @@ def cumsum(ctx: Context, m: Moments, dim: int, **_: Any) -> Moments:
     (p,) = m.positions(dim)
     axis = m.axes[p]
     given = doubling(ax.size(axis))
+    given = (*given[:-1], given[-1] - 1, 1) if given[-1] > 1 else given  # the last one is often asked for
     pairs, blocks = _maps(axis, given)
     table = np.moveaxis(m.table, p, 0)
     mean = np.moveaxis(m.mean, p, 0)
     table = lookup.total(pairs, table, [pairs.shape[1]], [pairs.shape[0]])
     mean = lookup.total(blocks, mean, [blocks.shape[1]], [blocks.shape[0]])
     dims = (*m.dims[:dim], (given,), *m.dims[dim + 1 :])
-    made = con.positive if con.is_positive(m) else alg.gaussian
-    return made(dims, np.moveaxis(table, 0, p), np.moveaxis(mean, 0, p))
+    made = con.of_sum(m, dims, np.moveaxis(table, 0, p), np.moveaxis(mean, 0, p))
+    one_sided = con.is_positive(m) or con.is_negative(m)
+    return between.remember(made, rec.average(m.mean, m.axes)) if one_sided else made
 
 
 @lru_cache(maxsize=64)

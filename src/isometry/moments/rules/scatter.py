@@ -16,8 +16,10 @@ from isometry.moments import regrouping as reg
 from isometry.moments.averages import one_block
 from isometry.moments.concatenation import concatenate
 from isometry.moments.concrete import Concrete, moments_of
+from isometry.moments.drawing import draw
 from isometry.moments.record import Moments, mirror, outer
 from isometry.moments.rules.base import Context, NoRule, Shifted, rule
+from isometry.moments.rules.drawn import sampled
 from isometry.moments.rules.index import (
     _indices,
     _place,
@@ -28,6 +30,7 @@ from isometry.moments.rules.index import (
     varying,
 )
 from isometry.moments.rules.linear import plus, with_shape
+from isometry.moments.rules.order import one_of_known
 from isometry.moments.rules.pointwise import MASKED, as_moments, shifted, times, zero_where
 
 
@@ -56,7 +59,11 @@ def put(base: Moments, source: Moments, dims: Sequence[int], ids: Sequence[Tenso
         made = _back(added(source, ids[0].dim(), sizes, ids), dims)
         return made if _zero(base) else plus(base, made)
     if len(set(flat.tolist())) < flat.numel():
-        raise NoRule("places that are written twice")
+        if source.variance.any() or float(np.ptp(source.mean)) > 0.0:
+            raise NoRule("places that are written twice")
+        flat = torch.unique(flat)
+        ids = torch.unravel_index(flat, sizes)
+        source = alg.constant((flat.numel(), *rest), float(source.mean.flat[0]))
     if len(dims) == 1:
         source = reg.regrouped(source, (flat.numel(), *rest))
         return _back(_replaced(_front(base, dims), source, flat), dims)
@@ -198,22 +205,45 @@ def scatter_add(ctx: Context, m: Moments, dim: int, ids: Any, source: Moments) -
 def scatter_reduce(
     ctx: Context, m: Moments, dim: int, ids: Any, source: Moments, reduce: str, *, include_self: bool = True
 ) -> Moments:
-    """Sum or mean of what lands on each place; the mean's count is known."""
-    if reduce not in ("sum", "mean"):
-        raise NoRule(f"a scatter that reduces by {reduce}")
-    where = positions(ctx, ids)
+    """Sum, mean or extreme of what lands on each place; the mean's count is known, extremes are sampled."""
+    where = positions(ctx, ids).long()
     if ctx.op == "index_reduce":
         shape = [1] * len(m.dims)
         shape[dim] = -1
         where = where.reshape(shape).expand(source.shape)
     dim %= max(where.dim(), 1)
-    hits = torch.zeros(m.shape).scatter_add_(dim, where.long(), torch.ones(where.shape))
-    base = m if include_self else times(m, Concrete((hits == 0).double()).moments)
-    made = _scattered(ctx, base, dim, Concrete(where), source, add=True)
-    if reduce == "sum":
-        return made
-    share = 1.0 / (hits + (1.0 if include_self else 0.0)).clamp_(min=1.0)
-    return times(made, Concrete(share.double()).moments)
+    for d, n in enumerate(where.shape):
+        if source.shape[d] > n:
+            source = reg.sliced(source, d, 0, n, 1)
+    if reduce == "prod":
+        raise NoRule("a product, whose gradient divides by its factors")
+    if reduce not in ("sum", "mean"):
+        return _extremes(ctx, m, dim, where, source, reduce, own=include_self)
+    ones = torch.ones(where.shape, dtype=torch.float64)
+    hits = torch.zeros(m.shape, dtype=torch.float64).scatter_add_(dim, where, ones)
+    base = m if include_self else times(m, Concrete((hits == 0).double()).beside(m.dims))
+    if reduce == "mean":
+        share = 1.0 / (hits + (1.0 if include_self else 0.0)).clamp_(min=1.0)
+        base = times(base, Concrete(share).beside(base.dims)) if include_self else base
+        source = times(source, Concrete(share.gather(dim, where)).beside(source.dims))
+    return _scattered(ctx, base, dim, Concrete(where), source, add=True)
+
+
+def _extremes(
+    ctx: Context, m: Moments, dim: int, where: Tensor, source: Moments, reduce: str, *, own: bool
+) -> Moments:
+    """Return the extreme of what lands on each place.
+
+    Its latent tells which entries are the extremes, in one typical draw, as `eq` of its gradient asks.
+    """
+
+    def reduced(base: Tensor, landing: Tensor) -> Tensor:
+        return base.scatter_reduce(dim, where, landing, reduce, include_self=own)
+
+    made = sampled(ctx, reduced, [m, source], alg.plain_dims(m.shape))
+    base, landing = draw(m, seed=1), draw(source, seed=2)
+    found = reduced(base, landing)
+    return one_of_known(made, source, landing == found.gather(dim, where), base == found)
 
 
 @rule("masked_scatter", accuracy="exact", raw=(1,))

@@ -181,23 +181,35 @@ def slice_backward(
     """The gradient in its place, zeros around it."""
     dim %= len(sizes)
     begin, stop, step = slice(start, end, step).indices(sizes[dim])
-    if step != 1:
-        return (
-            alg.scale(alg.normal(sizes), 0.0)
-            if not len(range(begin, stop, step))
-            else _interleaved(g, sizes, dim, step)
-        )
-    return placed(g, tuple(sizes), dim, begin)
+    if step == 1:
+        return placed(g, tuple(sizes), dim, begin)
+    if not len(range(begin, stop, step)):
+        return alg.constant(sizes, 0.0)
+    return _interleaved(alg.constant(sizes, 0.0), g, dim, begin, step)
 
 
-def _interleaved(g: Moments, sizes: Sequence[int], dim: int, step: int) -> Moments:
-    """Put a gradient on every step-th entry: zeros along a new inner axis, where the entry is the first.
+def _interleaved(m: Moments, source: Moments, dim: int, begin: int, step: int) -> Moments:
+    """Replace every step-th entry from `begin` on: one entry of an inner axis of size `step`.
 
-    The order of entries is not kept.
+    Where such axes leave a rest of the dim, it is a part of its own.
     """
-    shape = (*sizes[:dim], sizes[dim] // step, step, *sizes[dim + 1 :])
-    inner = unsqueeze(Context("unsqueeze", (shape,)), g, dim + 1)
-    return reg.regrouped(placed(inner, shape, dim + 1, 0), tuple(sizes))
+    ctx, n, count = Context("", ()), m.shape[dim], source.shape[dim]
+    start, offset = divmod(begin, step)
+    whole = n // step
+    if n % step:
+        head, tail = reg.sliced(m, dim, 0, whole * step, 1), reg.sliced(m, dim, whole * step, n, 1)
+        if start + count > whole:
+            last = reg.sliced(source, dim, count - 1, count, 1)
+            tail = slice_scatter(ctx, tail, last, dim, offset, offset + 1)
+            source = reg.sliced(source, dim, 0, count - 1, 1) if count > 1 else source
+            head = head if count == 1 else _interleaved(head, source, dim, begin, step)
+        else:
+            head = _interleaved(head, source, dim, begin, step)
+        return concatenate([head, tail], dim)
+    before, after = m.shape[:dim], m.shape[dim + 1 :]
+    inner = reg.regrouped(m, (*before, whole, step, *after))
+    own = slice_scatter(ctx, select(ctx, inner, dim + 1, offset), source, dim, start, start + count)
+    return reg.regrouped(select_scatter(ctx, inner, own, dim + 1, offset), m.shape)
 
 
 @rule("select_backward", accuracy="exact")
@@ -221,11 +233,13 @@ def slice_scatter(
     dim %= len(m.dims)
     n = m.shape[dim]
     begin, stop, step = slice(start, end, step).indices(n)
-    if step != 1:
-        raise NoRule("a strided slice is overwritten")
     if stop <= begin:
         return m
-    parts = [with_shape(source, (*m.shape[:dim], stop - begin, *m.shape[dim + 1 :]))]
+    count = len(range(begin, stop, step))
+    source = with_shape(source, (*m.shape[:dim], count, *m.shape[dim + 1 :]))
+    if step != 1:
+        return _interleaved(m, source, dim, begin, step)
+    parts = [source]
     if begin:
         parts.insert(0, reg.sliced(m, dim, 0, begin, 1))
     if stop < n:

@@ -5,9 +5,8 @@
     python benchmarks/prediction_cost.py --plan     # the plan of recipe "auto" for the full size
 
 Every row is measured in a process of its own, from constructor to printed profile, forward and backward,
-beside the bare forward and backward of the same model on meta tensors. Times are of the
-processor, on one thread (and of the clock), peak memory is that of the process.
-Needs transformers.
+beside the bare forward and backward of the same model on meta tensors. Times are of the processor, on one
+thread (and of the clock), peak memory is that of the process. Needs transformers.
 """
 
 from __future__ import annotations

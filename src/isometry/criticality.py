@@ -59,11 +59,10 @@ class CriticalPoint:
 def fixed_point(activation: ActivationLike, *, weight_std: float, bias_std: float = 0.0) -> FixedPoint:
     """Where a deep network takes lengths and correlations, and how fast.
 
-    q* is the fixed point of the length map that is reached from q = 1: 1 itself where it is fixed (relu
-    at σ_w = √2, any activation at its forward gain), else the nearest crossing upwards when the map grows
-    there, downwards when it shrinks. c* is 1 when χ₁ ≤ 1; otherwise the one fixed point of the
-    correlation map in [0, 1), which exists and is stable because the map is convex there.
-    ξ = −1/ln|slope| for each map.
+    q* is the fixed point of the length map that is reached from q = 1: 1 itself where it is fixed (relu at
+    σ_w = √2, any activation at its forward gain), else the nearest crossing upwards when the map grows there,
+    downwards when it shrinks. c* is 1 when χ₁ ≤ 1; otherwise the one fixed point of the correlation map in
+    [0, 1), which exists and is stable because the map is convex there. ξ = −1/ln|slope| for each map.
 
     Args:
         activation: As in `moments`; neither random nor with jumps.

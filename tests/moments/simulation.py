@@ -1,13 +1,10 @@
 """One way to test every rule: run a function on real draws, and on moments, and compare second moments.
 
 A `Case` is a function of tensors (and of parameters, which are tensors too) with the distributions of its
-inputs. It is run on `draws`
-real draws, forward and backward with an i.i.d. unit gradient at each output, and once under the interpreter
-on meta tensors. Compared
-are E[x²] of every output and of every input's gradient, and E[x·x′] for two samples (dim 0). A figure may be
-off by
-`SIGMAS` standard errors of the simulated mean plus the case's own `tolerance`, which names how asymptotic its
-rules are.
+inputs. It is run on `draws` real draws, forward and backward with an i.i.d. unit gradient at each output, and
+once under the interpreter on meta tensors. Compared are E[x²] of every output and of every input's gradient,
+and E[x·x′] for two samples (dim 0). A figure may be off by `SIGMAS` standard errors of the simulated mean
+plus the case's own `tolerance`, which names how asymptotic its rules are.
 """
 
 from __future__ import annotations

@@ -1,12 +1,9 @@
 """Axes cut into blocks, the pair classes they give, and the maps that regrouping them needs.
 
 An *axis* is a tuple of block sizes: `(197,)` is an axis of 197 alike entries, `(1, 196)` a class token and
-196
-patches. Entries of one block are exchangeable. Two entries of an axis with B blocks are in one of B + B²
-*pair
-classes*: `same` entry, of block b (class b), or two `differ`ent entries, the first of block b and the second
-of
-block c (class B + B·b + c). One block gives the two classes "same" and "differ".
+196 patches. Entries of one block are exchangeable. Two entries of an axis with B blocks are in one of B + B²
+*pair classes*: `same` entry, of block b (class b), or two `differ`ent entries, the first of block b and the
+second of block c (class B + B·b + c). One block gives the two classes "same" and "differ".
 
 Two kinds of NumPy array are indexed by axes, one array dimension per axis, in the order of the axes:
 
@@ -16,8 +13,8 @@ Two kinds of NumPy array are indexed by axes, one array dimension per axis, in t
 Along any axis either may have length 1, which means "the same for every class or block": a broadcast axis.
 
 A regrouping of axes (`split`, `fuse`, `recut`, `take`, `pick`) is a pair of linear maps, one for each kind of
-array.
-A tensor dim is a tuple of axes in row-major order, so that `view` and `permute` only regroup and reorder.
+array. A tensor dim is a tuple of axes in row-major order, so that `view` and `permute` only regroup and
+reorder.
 """
 
 from __future__ import annotations
@@ -125,8 +122,7 @@ class AxisMap:
     """How the arrays along `taken` neighbouring axes become arrays along the axes `given`.
 
     `pairs` and `blocks` are index arrays (a gather) or matrices (averages, rows sum to 1) over the classes
-    and blocks of
-    the taken axes, flattened in row-major order.
+    and blocks of the taken axes, flattened in row-major order.
     """
 
     taken: tuple[Axis, ...]
@@ -317,9 +313,8 @@ def regroup(axes: tuple[Axis, ...], target: tuple[int, ...]) -> tuple[Moves, tup
     """Return the moves that make axes fit the sizes `target`, and the axes that each target entry then has.
 
     The product of the sizes is the same. Axes finer than a target are kept as they are, so that no
-    information is
-    lost; axes that straddle targets and do not divide are fused first, which averages over the pairs that
-    differ.
+    information is lost; axes that straddle targets and do not divide are fused first, which averages over the
+    pairs that differ.
     """
     sizes = [size(axis) for axis in axes]
     moves: list[Move] = []

@@ -1,10 +1,8 @@
 """Real values that ride along: integers, masks, positions, rotary tables, small buffers.
 
 A `Concrete` holds the true values of a tensor on the CPU. Operations whose inputs are all concrete are run on
-them, so that
-data-dependent Python gets true answers. Where a concrete tensor meets a random one, its exact table of second
-moments is
-taken over its entries.
+them, so that data-dependent Python gets true answers. Where a concrete tensor meets a random one, its exact
+table of second moments is taken over its entries.
 """
 
 from __future__ import annotations
@@ -197,8 +195,7 @@ def pair_means(array: Array, axes: tuple[Axis, ...] | None = None) -> Array:
     """Return the mean of x·x′ over the entry pairs of every pair class.
 
     The sums are taken over pairs that agree on some axes and are free on the others; the pairs that differ on
-    an axis are
-    the free ones less those that agree.
+    an axis are the free ones less those that agree.
 
     Args:
         array: The entries, one array dimension per axis.

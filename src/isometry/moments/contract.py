@@ -5,10 +5,9 @@ For y = Σ_k a·b with a and b independent,
     E[y y′] = Σ_s m(s) · E[a a′](s) · E[b b′](s)
 
 where s runs over the pair classes of the contracted axes and m(s) counts the ordered pairs in s. A random
-weight matrix is zero
-but at the all-same class, so that everything about fans follows from this sum. A sum or mean over axes is a
-contraction
-with ones. Exact for the moments; that y is normal is asymptotic in the number of summands.
+weight matrix is zero but at the all-same class, so that everything about fans follows from this sum. A sum or
+mean over axes is a contraction with ones. Exact for the moments; that y is normal is asymptotic in the number
+of summands.
 """
 
 from __future__ import annotations

@@ -23,8 +23,8 @@ the shares s_i of the variance Σ s_i²/d_i adds.
 
 Nor are the sums normal, for given weights. Their excess kurtosis is that of x times Σw⁴/(Σw²)², 3/(K + 2) on
 average, and where |x|² varies from entry to entry, by a relative variance τ ("tail") that all channels share,
-3τ. In turn the squares of K features of kurtosis κ + 3 vary by (κ + 2)/K.
-A function of a sum hands on τ by its elasticity squared, which is 1 for relu.
+3τ. In turn the squares of K features of kurtosis κ + 3 vary by (κ + 2)/K. A function of a sum hands on τ by
+its elasticity squared, which is 1 for relu.
 """
 
 from __future__ import annotations

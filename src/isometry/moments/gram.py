@@ -4,10 +4,8 @@ For y = x·W with W of independent entries, E[y_k y_k′ | x] is proportional to
 table; its fluctuation, of relative variance 1/d_eff = Σ_s m(s) C(s)²/(Σ x²)² with C the covariance of x's
 features, does not. It matters where two images of one x are contracted over k: there the T² pairs k ≠ k′ each
 add 1/d_eff, so that E[dq²] in attention grows by 1 + T/d_eff. Asymptotic in the width of x; the inner
-products
-are taken as those of normal rows, what
-neighbouring rows have in common (a softmax does not see it) is left out, and only pairs that agree on all
-other axes get the addition.
+products are taken as those of normal rows, what neighbouring rows have in common (a softmax does not see it)
+is left out, and only pairs that agree on all other axes get the addition.
 """
 
 from __future__ import annotations

@@ -34,8 +34,17 @@ from isometry.moments.calls import (
 )
 from isometry.moments.concrete import LIMIT, Concrete
 from isometry.moments.record import Moments
-from isometry.moments.rules.base import RULES, Context, NoRule, Rule, Shifted, Unknown, Value, check_numbers
-from isometry.moments.rules.pointwise import UNTAGGED, as_moments, check_complex, pointwise
+from isometry.moments.rules.base import (
+    Context,
+    NoRule,
+    Rule,
+    Shifted,
+    Unknown,
+    Value,
+    check_numbers,
+    rule_of,
+)
+from isometry.moments.rules.pointwise import as_moments, check_complex, is_pointwise, pointwise
 from isometry.moments.rules.views import of_numbers
 from isometry.moments.spread import Spread
 from isometry.moments.storages import Storage, StorageView
@@ -56,7 +65,7 @@ class Interpreter(Mode):  # type: ignore[no-untyped-call]
 
     Attributes:
         unknown: How often each (operation, module, reason) had no rule; what merely depends on them is not
-        counted.
+            counted.
         notes: How often each approximation was used.
         module: Path of the module now running, for messages; set it from module hooks.
         count: Operations seen.
@@ -163,25 +172,17 @@ class Interpreter(Mode):  # type: ignore[no-untyped-call]
                 else Unknown(name, self.module, "a write to a part of an unknown tensor")
             )
         if isinstance(value, Concrete) and isinstance(base, Concrete):
-            return self._known_with(view, base.tensor, value.tensor)
+            return Concrete(view.written(base.tensor, value.tensor))
         if isinstance(value, Shifted) or isinstance(base, Shifted):
             made = self._into_random(view, part, *(masked.random_of(v) for v in (base, value)))
             return masked.with_mask_written(made, base, value, lambda t: view.func(t, *view.args[1:]))
         return self._into_random(view, part, base, value)
 
-    @staticmethod
-    def _known_with(view: StorageView, base: Tensor, part: Tensor) -> Concrete:
-        """Return a base of known values with other known values in place of a view of it."""
-        with _disable_current_modes():
-            made = base.clone(memory_format=torch.contiguous_format)
-            view.func(made, *view.args[1:]).copy_(part)
-        return Concrete(made)
-
     def _into_random(self, view: StorageView, part: Tensor, base: Value, value: Value) -> Value:
         name = name_of(view.func)
         if name in reg.UNVIEWED and part.numel() == view.base.numel():
             return reg.unviewed(name, view.args, as_moments(value), tuple(view.base.shape))
-        maker = RULES.get(f"{name}_scatter")
+        maker = rule_of(f"{name}_scatter")
         if maker is None:
             return self._no_rule(f"{name} (written in place)", "a write through this kind of view")
         context = Context(f"{name}_scatter", (tuple(view.base.shape),))
@@ -203,7 +204,7 @@ class Interpreter(Mode):  # type: ignore[no-untyped-call]
             return func(*args, **kwargs)  # its first argument now has the second's storage, and its record
         if name in _RESHAPING:
             return self._reshape(func, args, kwargs)
-        if name not in RULES and torch.Tag.pointwise not in func.tags:
+        if rule_of(name) is None and not is_pointwise(func, name):
             with self:
                 out = running.decomposed(func, args, kwargs)
             if out is not NotImplemented:
@@ -388,7 +389,7 @@ class Interpreter(Mode):  # type: ignore[no-untyped-call]
     def _by_rule(
         self, func: Any, name: str, args: Any, kwargs: dict[str, Any], outputs: list[Tensor]
     ) -> list[Value | None]:
-        found = RULES.get(name) or (RULES.get(name[:-1]) if name.endswith("_") else None)
+        found = rule_of(name)
         context = Context(
             name if found is None or name in found.ops else name[:-1], tuple(tuple(t.shape) for t in outputs)
         )
@@ -400,7 +401,7 @@ class Interpreter(Mode):  # type: ignore[no-untyped-call]
             kept = (Shifted, Concrete, Lazy) if found is None else ()
             ready = [self._argument(a, k in raw, kept) for k, a in enumerate(args)]
             named = {k: self._argument(v, False) for k, v in kwargs.items()}
-            if found is None and (torch.Tag.pointwise in func.tags or name.rstrip("_") in UNTAGGED):
+            if found is None and is_pointwise(func, name):
                 check_complex(name, tensors_in((args, kwargs)))
                 if name.endswith("_"):
                     context.op = name[:-1]

@@ -1,18 +1,14 @@
 """Functions of one standard normal variable, held as their values at fixed quadrature nodes.
 
 A *latent* is a field of jointly Gaussian variables z ~ N(0, 1), correlated by pair class. A tensor that is a
-pointwise
-function f of a latent is held by f's values at `NODES`, so that any pointwise operation is executed on those
-values and
-needs no table. Expectations are sums with `WEIGHTS`: composite Gauss–Legendre panels over ±8 with edges on
-multiples of 1/4,
-on which kinks at 0, ±1, ±3 fall (a global Gauss–Hermite rule converges too slowly at kinks).
+pointwise function f of a latent is held by f's values at `NODES`, so that any pointwise operation is executed
+on those values and needs no table. Expectations are sums with `WEIGHTS`: composite Gauss–Legendre panels over
+±8 with edges on multiples of 1/4, on which kinks at 0, ±1, ±3 fall (a global Gauss–Hermite rule converges too
+slowly at kinks).
 
 The joint moment of two such functions follows from their Hermite coefficients (Mehler): with f = Σ a_k h_k, g
-= Σ b_k h_k in
-orthonormal polynomials, E[f(z) g(z′)] = Σ_k a_k b_k ρ^k. Exact up to the truncation at `ORDER`, whose rest is
-carried as a
-term ρ^ORDER, so that ρ = 1 gives E[f g] itself.
+= Σ b_k h_k in orthonormal polynomials, E[f(z) g(z′)] = Σ_k a_k b_k ρ^k. Exact up to the truncation at
+`ORDER`, whose rest is carried as a term ρ^ORDER, so that ρ = 1 gives E[f g] itself.
 
 Reference: Daniely, Frostig, Singer 2016 (dual activations).
 """

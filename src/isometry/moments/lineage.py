@@ -9,9 +9,8 @@ taken as normal and independent of z. So a function f of the latent has the cond
 
 and the joint moments with any function of z follow as those of two functions of one variable. Exact for f
 linear in the form (so `x − x.mean()` and `(a + b) − a` come out right) and where the rest is normal; else
-asymptotic in the number of parts.
-Where z was summed over axes (`gone`), the covariance is summed over the pairs along them. Two latents with a
-common ancestor are related through the strongest one alone.
+asymptotic in the number of parts. Where z was summed over axes (`gone`), the covariance is summed over the
+pairs along them. Two latents with a common ancestor are related through the strongest one alone.
 """
 
 from __future__ import annotations

@@ -11,10 +11,10 @@ from isometry.moments.axes import Array
 class Gram(NamedTuple):
     """The inner products x_k·x_k′ of one tensor's rows.
 
-    They lie off their mean by a variance `fluctuation` (a share of |x|⁴). Rows that are
-    images of x under different random matrices share these inner products. `origin` is the latent of x,
-    `features` label the axes summed over. A `Part` with a Gram in the place of a latent tells how large the
-    image is, E[y²]^½ by block, in `values[..., 0]`.
+    They lie off their mean by a variance `fluctuation` (a share of |x|⁴). Rows that are images of x under
+    different random matrices share these inner products. `origin` is the latent of x, `features` label the
+    axes summed over. A `Part` with a Gram in the place of a latent tells how large the image is, E[y²]^½ by
+    block, in `values[..., 0]`.
     """
 
     origin: object

@@ -25,7 +25,7 @@ class Rows:
 
     Attributes:
         first: Share of u in each key block for the pair's first row, shape (query classes, samples, key
-        blocks).
+            blocks).
         second: Likewise for its second row.
         overlap: Σ_k u_k u′_k over each key block, same shape.
         weights: What each sample counts, shape (query classes, samples).

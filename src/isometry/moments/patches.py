@@ -55,7 +55,7 @@ def fan_of(x: Moments, w: Moments, windows: Sequence[Window]) -> Fan | None:
     weights, groups, kurtosis = x.shape[2] / alike, x.shape[1], fan.kurtosis(w)
     handed = fan.of_sum(x.terms)  # the window's mean of it
     own = _less_shared(table, x)
-    scatter = _weighted(own**2, pairs) / total**2 + (alike / handed.shared if handed else 0.0)
+    scatter = _weighted((own / total) ** 2, pairs) + (alike / handed.shared if handed else 0.0)
     scatter += 0.5 * fan.scatter_of_power(x, prod(w.terms / w.kernel for w in windows)) / x.shape[2]
     tails = [((fan.kurtosis(x) + 2.0) / (weights * groups), 1.0)]
     tails += [(handed.tail * fan.lasting(windows, handed.reach), handed.reach)] if handed else []

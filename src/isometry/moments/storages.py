@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from isometry.moments.aliasing import Key
 from isometry.moments.rules.base import Value
@@ -19,6 +20,13 @@ class StorageView:
     base: Tensor
     func: Any
     args: tuple[Any, ...]
+
+    def written(self, base: Tensor, part: Tensor) -> Tensor:
+        """Return known values of the base with other known values in place of the view."""
+        with _disable_current_modes():
+            made = base.clone(memory_format=torch.contiguous_format)
+            self.func(made, *self.args[1:]).copy_(part)
+        return made
 
 
 @dataclass

@@ -100,9 +100,7 @@ RULES: dict[str, Rule] = {}
 def rule(
     *ops: str, accuracy: Accuracy, raw: tuple[int, ...] = ()
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register a function as the rule of the named operations (ATen overload packets.
-
-    In-place twins included).
+    """Register a function as the rule of the named operations (overload packets), and of in-place twins.
 
     Args:
         *ops: Names as in `torch.ops.aten`, without the overload; other namespaces as "namespace::name".
@@ -125,6 +123,11 @@ def rule(
         return fn
 
     return register
+
+
+def rule_of(name: str) -> Rule | None:
+    """Return the rule of an operation, that of its twin for one in place; None where it has none."""
+    return RULES.get(name) or (RULES.get(name[:-1]) if name.endswith("_") else None)
 
 
 def check_numbers(result: Any) -> None:

@@ -66,6 +66,13 @@ UNTAGGED = frozenset(
         "logit_backward",
     ]
 )
+
+
+def is_pointwise(func: Any, name: str) -> bool:
+    """Return whether an operation acts entry by entry."""
+    return torch.Tag.pointwise in func.tags or name.rstrip("_") in UNTAGGED
+
+
 _OF_SIZE = frozenset(["abs", "clone", "conj", "div", "mul", "neg", "sgn"])  # sizes of complex entries tell
 _TRUTHS = frozenset(["eq", "ne", "lt", "le", "gt", "ge", "isnan", "isinf", "isfinite"])
 GRID = 64  # entries per dim at which two masks are compared

@@ -165,12 +165,10 @@ class Interpreter(Mode):  # type: ignore[no-untyped-call]
         """Return the base's record after its view was overwritten."""
         name = name_of(view.func)
         base = self.value(view.base)
-        if isinstance(value, Unknown) or base is None or isinstance(base, Unknown):
-            return (
-                value
-                if isinstance(value, Unknown)
-                else Unknown(name, self.module, "a write to a part of an unknown tensor")
-            )
+        if isinstance(value, Unknown):
+            return value
+        if base is None or isinstance(base, Unknown):
+            return Unknown(name, self.module, "a write to a part of an unknown tensor")
         if isinstance(value, Concrete) and isinstance(base, Concrete):
             return Concrete(view.written(base.tensor, value.tensor))
         if isinstance(value, Shifted) or isinstance(base, Shifted):

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from alike import Alike
 from torch import Tensor, nn
 
 import isometry
@@ -12,17 +13,6 @@ from isometry.moments import algebra as alg
 from isometry.moments import channels
 
 DRAWS = 400
-
-
-class Alike(nn.Module):
-    """Samples that have half of their variance in common."""
-
-    def __init__(self, share: float) -> None:
-        super().__init__()
-        self.share = share
-
-    def forward(self, own: Tensor, common: Tensor) -> Tensor:
-        return math.sqrt(1.0 - self.share) * own + math.sqrt(self.share) * common
 
 
 class Net(nn.Module):

@@ -5,22 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from alike import Alike
 from torch import Tensor, nn
 
 import isometry
 
 DRAWS = 300
-
-
-class Alike(nn.Module):
-    """Places of an image that have a share of their variance in common."""
-
-    def __init__(self, share: float) -> None:
-        super().__init__()
-        self.share = share
-
-    def forward(self, own: Tensor, common: Tensor) -> Tensor:
-        return math.sqrt(1.0 - self.share) * own + math.sqrt(self.share) * common
 
 
 class Net(nn.Module):

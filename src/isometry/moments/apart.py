@@ -21,7 +21,7 @@ from isometry.moments import latents, surfaces
 from isometry.moments import record as rec
 from isometry.moments.marks import mark_of, marked
 from isometry.moments.origins import Contraction
-from isometry.moments.record import Along, Apart, Factor, Moments, Term
+from isometry.moments.record import Along, Apart, Moments, Term
 
 _LEAST = 0.02  # a smaller share is forgotten
 
@@ -64,14 +64,14 @@ def through(made: Moments, g: Moments, w: Moments) -> Moments:
 
     For Σ g y = Σ (g Wᵀ) o.
     """
-    mark, weight = of_sum(g.terms), _only(w)
+    mark, weight = of_sum(g.terms), w.only
     if mark is None or weight is None or len(made.terms) != 1:
         return made
     for (latent, *_), share in ((key, s) for key, s in mark.shares if isinstance(key, tuple)):
         origin = getattr(latent, "origin", None)
         if not isinstance(origin, Contraction) or origin.b is None:
             continue
-        ours, theirs = _only(origin.a), _only(origin.b)
+        ours, theirs = origin.a.only, origin.b.only
         if ours is not None and theirs is not None and theirs.latent is weight.latent:
             return marked(made, Along(ours.latent, share, made.shape[-1]))
     return made
@@ -87,11 +87,11 @@ def of_products(made: Moments, g: Moments, v: Moments) -> Moments:
     is gone of the products of one row, for the share s that is lost. c is the covariance of two keys, and
     their variance where they are the same. What all keys of a row have in common, a softmax does not see.
     """
-    mark, values = mark_of(g, Along), _only(v)
+    mark, values = mark_of(g, Along), v.only
     origin = getattr(mark.latent, "origin", None) if mark is not None else None
     if mark is None or values is None or not isinstance(origin, Contraction) or origin.b is None:
         return made
-    theirs, keys = _only(origin.b), v.positions(2)
+    theirs, keys = origin.b.only, v.positions(2)
     if theirs is None or theirs.latent is not values.latent or len(keys) != 1 or not made.terms[0].factors:
         return made
     square = rec.average(v.square, v.axes)
@@ -112,7 +112,3 @@ def of_products(made: Moments, g: Moments, v: Moments) -> Moments:
     by = np.sqrt(made.variance / np.maximum(rec.diagonal(table, made.axes) - made.mean**2, 1e-300))
     parts = tuple(replace(p, values=p.values * by[..., None]) for p in factor.parts)
     return Moments(made.dims, (Term(term.coef, (replace(other, parts=parts),)),), table, made.mean)
-
-
-def _only(m: Moments) -> Factor | None:
-    return m.terms[0].factors[0] if len(m.terms) == 1 and len(m.terms[0].factors) == 1 else None

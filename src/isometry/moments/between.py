@@ -38,9 +38,9 @@ def of_running_sums(made: Moments, a: Moments, b: Moments) -> Moments:
         a: What is taken from.
         b: What is taken.
     """
-    if any(len(m.terms) != 1 or len(m.terms[0].factors) != 1 or m.terms[0].coef.size > 1 for m in (a, b)):
+    f, g = a.only, b.only
+    if f is None or g is None or a.terms[0].coef.size > 1 or b.terms[0].coef.size > 1:
         return made
-    ((f,), (g,)) = a.terms[0].factors, b.terms[0].factors
     coef = float(a.terms[0].coef.flat[0])
     if len(made.axes) != len(f.labels) or len(f.labels) != len(g.labels) or coef != b.terms[0].coef.flat[0]:
         return made

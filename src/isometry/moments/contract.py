@@ -77,11 +77,9 @@ def contract(spec: str, a: Moments, b: Moments) -> Moments:
     start, stop = len(pos_a[0]) + len(pos_a[1]), len(pos_a[0]) + len(pos_a[1]) + len(pos_b[1])
     own_a, own_b = range(len(pos_a[0]), start), range(start, stop)
     for rows, other, at, along in ((a, b, pos_a[2], own_b), (b, a, pos_b[2], own_a)):
-        if gram.is_white(other) or lineage.marks_of(
-            other.terms
-        ):  # two such matrices: rows are those of the first
+        if gram.is_white(other) or lineage.marks_of(other.terms):
             made = lengths.marked(made, lengths.of_rows(rows, at), along)
-            break
+            break  # of two such matrices, rows are those of the first
     return reg.transposed(made, tuple(order.index(x) for x in out))
 
 
@@ -172,9 +170,9 @@ def _with_lengths(
     table: Array, mean: Array, m: Moments, positions: list[int], axes: tuple[Axis, ...]
 ) -> Array:
     """Return a sum of squares' table with the variance of rows that no pair of their entries tells."""
-    if len(m.terms) != 1 or len(m.terms[0].factors) != 1:
+    if m.only is None:
         return table
-    excess = lengths.of_positive(m.terms[0].factors[0], positions)
+    excess = lengths.of_positive(m.only, positions)
     if excess == 0.0:
         return table
     square, variance = mean**2, rec.diagonal(table, axes) - mean**2

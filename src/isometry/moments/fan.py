@@ -123,7 +123,7 @@ def scatter_of_power(m: Moments, offset: float) -> float:
 
     which is 0 for f = z. That the sizes of entries vary by the `tail` τ is taken as z·√(1 ± √τ).
     """
-    factor = m.terms[0].factors[0] if len(m.terms) == 1 and len(m.terms[0].factors) == 1 else None
+    factor = m.only
     mark = mark_of(m, Fan)
     if factor is None or mark is None or not mark.normed:
         return 0.0
@@ -153,7 +153,7 @@ def _stretched(values: Array, z: Array, size: float) -> Array:
 
 def growth(m: Moments) -> float:
     """Return the derivative of a variance's logarithm by that of the square of its latent's scale."""
-    factor = m.terms[0].factors[0] if len(m.terms) == 1 and len(m.terms[0].factors) == 1 else None
+    factor = m.only
     if factor is None:
         return 1.0
     whole = float(np.mean(factor.square - factor.mean**2))
@@ -180,9 +180,9 @@ def kurtosis(m: Moments) -> float:
 
     Blocks that do not vary, as what pads a tensor, have none.
     """
-    if len(m.terms) != 1 or len(m.terms[0].factors) != 1:
+    factor = m.only
+    if factor is None:
         return 0.0
-    (factor,) = m.terms[0].factors
     squares = (factor.values - factor.mean[..., None]) ** 2
     square = latents.mean(squares)
     varies = square > 1e-24 * square.max()

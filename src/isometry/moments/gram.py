@@ -66,9 +66,9 @@ def _own(m: Moments, labels: Sequence[Label]) -> Array:
 
 def is_white(m: Moments) -> bool:
     """Return whether all entries are independent, as those of a random matrix."""
-    if len(m.terms) != 1 or len(m.terms[0].factors) != 1 or m.table.size < 2:
+    if m.only is None or m.table.size < 2:
         return False
-    off = m.terms[0].factors[0].rho.ravel()[1:]
+    off = m.only.rho.ravel()[1:]
     return not off.any() and all(len(a) == 1 for a in m.axes)
 
 

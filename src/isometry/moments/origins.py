@@ -231,9 +231,9 @@ def laid_beside(made: Factor, parts: Sequence[tuple[Axes, Factor | None]], posit
 
 def _single(m: Moments) -> tuple[View, tuple[Label, ...]] | None:
     """Return the variable that a record is a function of, where it is one."""
-    if len(m.terms) != 1 or len(m.terms[0].factors) != 1:
+    factor = m.only
+    if factor is None:
         return None
-    (factor,) = m.terms[0].factors
     view = view_of(factor.latent, factor.labels)
     return None if view is None else (view, factor.labels)
 

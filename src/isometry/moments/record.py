@@ -277,6 +277,12 @@ class Moments:
         start = sum(len(d) for d in self.dims[: dim % len(self.dims)])
         return range(start, start + len(self.dims[dim]))
 
+    @property
+    def only(self) -> Factor | None:
+        """The function that the record is but for its coefficient; None for sums, products and constants."""
+        terms = self.terms
+        return terms[0].factors[0] if len(terms) == 1 and len(terms[0].factors) == 1 else None
+
     @cached_property
     def square(self) -> Array:
         """E[x²] by block."""

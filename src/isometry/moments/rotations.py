@@ -19,9 +19,9 @@ def orthogonal(m: Moments) -> Moments:
 
 def is_orthogonal(m: Moments) -> bool:
     """Return whether a record is a multiple of one orthogonal matrix, or its transpose."""
-    if len(m.terms) != 1 or len(m.terms[0].factors) != 1 or m.terms[0].coef.size > 1:
+    factor = m.only
+    if factor is None or m.terms[0].coef.size > 1:
         return False
-    (factor,) = m.terms[0].factors
     marked = isinstance(factor.latent, Latent) and _MARK in factor.latent.known
     return (
         marked and affine(factor.values) and factor.centred and len(m.axes) == 2 and None not in factor.labels

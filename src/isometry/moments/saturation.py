@@ -30,16 +30,20 @@ LARGEST = 1e5  # variances beyond are taken as this one: rows see a single key
 ROOTS = (0.1, 0.3, 0.6, 1.0, 1.4, 1.8, 2.3, 2.8, 3.5, 4.2, 5.0, 6.0, 7.5, 9.0, 12.0, 16.0, 22.0)
 
 
+def _scores(variance: float) -> tuple[Array, Array, Array]:
+    """Return the nodes of a score s, their weights, and t·e^s by t (rows) and by node."""
+    root = variance**0.5
+    inner = np.abs(latents.NODES) < 7.0
+    s, weights = root * latents.NODES[inner], latents.WEIGHTS[inner] / latents.WEIGHTS[inner].sum()
+    reach = 7.0 * root + 4.0
+    log_t = np.arange(-reach - 16.0, reach, STEP)  # what counts lies about −log n
+    return s, weights, np.exp(np.minimum(log_t[:, None] + s, 50.0))  # beyond, e^−size has long been 0
+
+
 @lru_cache(maxsize=512)
 def _curves(variance: float) -> tuple[Array, Array]:
     """Return L and (M₂, M₃, M₄) on the grid of log t."""
-    root = variance**0.5
-    inner = np.abs(latents.NODES) < 7.0
-    reach = 7.0 * root + 4.0
-    log_t = np.arange(-reach - 16.0, reach, STEP)  # what counts lies about −log n
-    log_size = log_t[:, None] + root * latents.NODES[inner]
-    size = np.exp(np.minimum(log_size, 50.0))  # beyond, e^−size has long been 0
-    weights = latents.WEIGHTS[inner] / latents.WEIGHTS[inner].sum()
+    _, weights, size = _scores(variance)
     kept = np.exp(-size)
     square = size * size * kept
     return kept @ weights, np.stack(
@@ -89,12 +93,7 @@ def log_sum(variance: float, n: int) -> tuple[float, float]:
 @lru_cache(maxsize=256)
 def square_along(variance: float, n: int) -> float:
     """Return E[(Σ a s)²] of a softmax a of n independent normal scores s."""
-    root = variance**0.5
-    inner = np.abs(latents.NODES) < 7.0
-    s, weights = root * latents.NODES[inner], latents.WEIGHTS[inner] / latents.WEIGHTS[inner].sum()
-    reach = 7.0 * root + 4.0
-    log_t = np.arange(-reach - 16.0, reach, STEP)
-    size = np.exp(np.minimum(log_t[:, None] + s, 50.0))
+    s, weights, size = _scores(variance)
     kept = np.exp(-size)
     none, first, second = kept @ weights, (size * kept) @ (weights * s), (size**2 * kept) @ (weights * s * s)
     log_kept = np.log(np.maximum(none, 1e-300))
@@ -109,12 +108,7 @@ def leaning(variance: float, n: float) -> tuple[float, float]:
     E[(Σ s dS)²] = E[Σ a²(s − Σ a s)²] relatively to v·E[Σ dS²], from integrals as those of the module with
     s^j in their expectations; and the derivative of the logarithm of E[Σ dS²] by that of v.
     """
-    root = variance**0.5
-    inner = np.abs(latents.NODES) < 7.0
-    s, weights = root * latents.NODES[inner], latents.WEIGHTS[inner] / latents.WEIGHTS[inner].sum()
-    reach = 7.0 * root + 4.0
-    log_t = np.arange(-reach - 16.0, reach, STEP)
-    size = np.exp(np.minimum(log_t[:, None] + s, 50.0))
+    s, weights, size = _scores(variance)
     kept = np.exp(-size)
     log_kept = np.log(np.maximum(kept @ weights, 1e-300))
 

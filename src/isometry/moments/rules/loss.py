@@ -62,9 +62,9 @@ def _with_images(made: Moments, m: Moments, slope: Array) -> Moments:
         m: The other one, of the same axes.
         slope: By which the one follows the other.
     """
-    if len(m.terms) != 1 or len(m.terms[0].factors) != 1 or not made.terms[0].factors:
+    if m.only is None or not made.terms[0].factors:
         return made
-    images, (factor,) = m.terms[0].factors[0].images.values(), made.terms[0].factors
+    images, (factor,) = m.only.images.values(), made.terms[0].factors
     by = slope * np.sqrt(m.variance) / np.sqrt(np.maximum(made.variance, 1e-300))
     given = tuple(replace(p, values=np.minimum(by[..., None] * p.values, 1.0)) for p in images)
     return replace(

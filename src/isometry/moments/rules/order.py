@@ -165,7 +165,7 @@ def topk(
     entries = _left(ctx, m, dim) if isinstance(m, Shifted) else whole
     found = _places(ctx, m if isinstance(m, Shifted) else whole).topk(k, dim, largest)[1]
     return ranked(entries, dim, k, largest=largest), Places(
-        found, of=_variable(whole), dim=dim, left=entries.shape[dim] if entries.dims else 1, largest=largest
+        found, of=whole.only, dim=dim, left=entries.shape[dim] if entries.dims else 1, largest=largest
     )
 
 
@@ -187,7 +187,7 @@ def at_places(m: Moments, dim: int, places: Places) -> Moments | None:
 
     As gates that are looked up where a router's scores are largest. Both must rise or fall throughout.
     """
-    ours, theirs = _variable(m), places.of
+    ours, theirs = m.only, places.of
     if ours is None or theirs is None or dim != places.dim:
         return None
     if (ours.latent, ours.labels) != (theirs.latent, theirs.labels):
@@ -197,11 +197,6 @@ def at_places(m: Moments, dim: int, places: Places) -> Moments | None:
         return None
     largest = places.largest == (len(senses) == 1)
     return ranked(reg.sliced(m, dim, 0, places.left, 1), dim, places.tensor.shape[dim], largest=largest)
-
-
-def _variable(m: Moments) -> Factor | None:
-    """Return a record's one factor, None where it has none or several."""
-    return m.terms[0].factors[0] if len(m.terms) == 1 and len(m.terms[0].factors) == 1 else None
 
 
 def _sense(values: Array) -> int:
